@@ -1,0 +1,72 @@
+# `make` lists the targets. Everything is installed into .venv at the versions of constraints.txt.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Worker processes of the tests: one a core, four at most (each imports tensorflow and jax).
+PYTEST_WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist loadfile
+# Further arguments for pytest, such as ARGS='-k masking'.
+ARGS ?=
+# The interpreter that makes .venv; by default python3.11, else python3.
+PYTHON ?=
+
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow test-parity lint clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/.installed  ## Make .venv with plug-jax and its pinned dependencies
+
+demo: $(VENV)/.installed  ## Train a small PLUG on this machine and generate with it
+	$(BIN)/plug-jax demo
+
+test: $(VENV)/.installed  ## Run the tests, without the slow and the parity ones
+	$(PYTEST) -m 'not slow and not parity' $(ARGS)
+
+test-slow: $(VENV)/.installed  ## Run the slow tests
+	$(PYTEST) -m 'slow and not parity' $(ARGS)
+
+test-parity: $(VENV)/.installed-parity  ## Install PyTorch and run the tests that compare with it
+	$(PYTEST) -m parity $(ARGS)
+
+lint: $(VENV)/.installed  ## Check style, format and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy plug_jax tasks
+
+clean:  ## Remove .venv, caches and build files
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@set -e; \
+	python='$(PYTHON)'; \
+	if [ -z "$$python" ]; then \
+	  for python in python3.11 python3; do \
+	    "$$python" -c '' 2>/dev/null && break; \
+	  done; \
+	fi; \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "plug-jax needs Python 3.11 or newer; found: $$("$$python" --version 2>&1 | tail -n 1)." >&2; \
+	  echo "Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$$python has no venv module. Install it (Debian, Ubuntu: apt install python3-venv)." >&2; \
+	  exit 1; }; \
+	echo "Making $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "Installing the pinned dependencies into $(VENV) (3.4 GB on disk; takes minutes, once)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+# PyPI's torch brings CUDA. For a CPU build, let PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL lead to one.
+$(VENV)/.installed-parity: $(VENV)/.installed constraints-parity.txt
+	@echo "Installing PyTorch and transformers into $(VENV) for the parity tests"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -c constraints-parity.txt -e '.[demo,dev,parity]'
+	@touch $@

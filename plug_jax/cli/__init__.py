@@ -1,0 +1,1 @@
+"""The `plug-jax` command line: one module a command, dispatched by `main`."""

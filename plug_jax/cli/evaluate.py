@@ -1,0 +1,39 @@
+"""`plug-jax evaluate`: score a checkpoint on a split."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from plug_jax.cli import gin_config
+
+SUMMARY = "Score a checkpoint on a split of a task: every metric of its stage, as JSON."
+EXAMPLE = """example:
+  plug-jax evaluate --gin_file=runs/evaluate.gin --gin_file=mesh/cpu1.gin \\
+    --gin.CHECKPOINT="'run2'" --gin.TEST_FILES="'test.txt'" \\
+    --gin.MIXTURE_OR_TASK_NAME="@pretrain.palm_text()" \\
+    --gin.TASK_FEATURE_LENGTHS="{'encoder': 1024, 'decoder': 1024}"
+"""
+UNKNOWN_ARGUMENTS = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `plug-jax evaluate`."""
+    gin_config.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the metrics as one JSON object."""
+    print(json.dumps(evaluate(args.gin_file, gin_config.overrides(args.unknown)), indent=2))
+    return 0
+
+
+def evaluate(files: list[str], bindings: list[str]) -> dict[str, float]:
+    """Score as gin files and bindings say; returns the metrics by name."""
+    from plug_jax.cli.main import import_tensorflow
+
+    import_tensorflow()
+    from plug_jax.training import evaluate as evaluation
+
+    config = gin_config.configured(evaluation.EvaluateConfig, files=files, bindings=bindings)
+    return evaluation.evaluate_checkpoint(config)

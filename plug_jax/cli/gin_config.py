@@ -1,0 +1,132 @@
+"""gin for the commands: files and overrides in, a configured object out, errors that name names."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from plug_jax.errors import PlugError
+
+T = TypeVar("T")
+
+_OVERRIDE = "--gin."
+_DEFINED = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)
+_USED = re.compile(r"%([A-Z][A-Z0-9_]*)\b")
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """Add --gin_file (repeatable; later files override earlier ones)."""
+    parser.add_argument(
+        "--gin_file",
+        action="append",
+        required=default is None,
+        default=None if default is None else [default],
+        metavar="FILE",
+        help="a gin file, repeatable, later ones override; looked up in the current directory, "
+        "then among those that ship with plug-jax (runs/, models/, mesh/, demo/). --gin.NAME=VALUE "
+        "sets a macro (--gin.TRAIN_STEPS=100) or a parameter (--gin.step.StepConfig.micro_batches=2"
+        "); strings need quotes inside: \"'...'\"",
+    )
+
+
+def overrides(unknown: Iterable[str]) -> list[str]:
+    """`--gin.NAME=VALUE` arguments as gin bindings; anything else is an error that names it."""
+    bindings = []
+    for argument in unknown:
+        if not argument.startswith(_OVERRIDE) or "=" not in argument:
+            raise PlugError(f"unknown argument {argument!r}; gin overrides are --gin.NAME=VALUE")
+        name, value = argument.removeprefix(_OVERRIDE).split("=", 1)
+        bindings.append(f"{name} = {value}")
+    return bindings
+
+
+def configured(build: Callable[..., T], *, files: Sequence[str], bindings: Sequence[str]) -> T:
+    """Parse files and bindings, then call `build` (a class or function that they configure).
+
+    Raises:
+        PlugError: a file that is not found, a misspelt or missing macro, a binding of something
+            that does not exist, a value that the object itself refuses.
+    """
+    import gin
+
+    gin.clear_config()
+    for path in search_paths():
+        gin.add_config_file_search_path(str(path))
+    _check_macros(files, bindings)
+    try:
+        gin.parse_config_files_and_bindings(list(files), list(bindings))
+        return gin.get_configurable(build)()
+    except PlugError:
+        raise
+    except Exception as error:  # gin raises every kind, with the place in the file in its message
+        raise PlugError(_explain(error)) from error
+
+
+def operative_config() -> str:
+    """Every binding that was used, as a gin file; to be called after `configured`."""
+    import gin
+
+    return gin.operative_config_str()
+
+
+def search_paths() -> list[Path]:
+    """Where a relative gin file is looked up: the current directory, then our own files."""
+    gin_configs = importlib.import_module("gin_configs")
+    return [Path.cwd(), *(Path(directory) for directory in gin_configs.__path__)]
+
+
+def _check_macros(files: Sequence[str], bindings: Sequence[str]) -> None:
+    """Catch misspelt macros, which gin itself would take for new ones, and those never set."""
+    in_files, on_command_line = "\n".join(_read_all(files)), "\n".join(bindings)
+    used = set(_USED.findall(in_files + on_command_line))
+    defined = set(_DEFINED.findall(in_files))
+    for name in _DEFINED.findall(on_command_line):
+        if name not in used | defined:
+            raise PlugError(f"--gin.{name}: no gin file reads such a macro{_near(name, used)}")
+    for name in sorted(defined - used):
+        if _near(name, used, cutoff=0.8):
+            raise PlugError(f"macro {name} is set but nothing reads it{_near(name, used)}")
+    for name in sorted(used - defined - set(_DEFINED.findall(on_command_line))):
+        raise PlugError(
+            f"macro {name} is read but not set: pass --gin.{name}=... or a gin file that sets it"
+            + (" (from mesh/)" if name == "PARTITIONER" else "")
+            + (" (from models/)" if name in ("DECODER_LAYERS", "VOCAB_SIZE") else "")
+        )
+
+
+def _read_all(files: Sequence[str]) -> list[str]:
+    """The text of gin files and of what they include, without comments."""
+    texts, waiting, seen = [], list(files), set()
+    while waiting:
+        name = waiting.pop(0)
+        candidates = [Path(name)] if os.path.isabs(name) else [p / name for p in search_paths()]
+        path = next((p for p in candidates if p.is_file()), None)
+        if path is None:
+            known = [
+                str(p.relative_to(root)) for root in search_paths()[1:] for p in root.rglob("*.gin")
+            ]
+            raise PlugError(f"no gin file {name!r}{_near(name, known)}")
+        if path in seen:
+            continue
+        seen.add(path)
+        text = re.sub(r"^\s*#.*$|\s#[^'\"]*$", "", path.read_text(encoding="utf-8"), flags=re.M)
+        texts.append(text)
+        waiting += re.findall(r"^include\s+['\"](.+)['\"]", text, flags=re.M)
+    return texts
+
+
+def _near(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _explain(error: Exception) -> str:
+    """gin's message on one line or two, without its notes on how to debug gin."""
+    message = str(error).strip() or type(error).__name__
+    return "gin: " + " ".join(line.strip() for line in message.splitlines() if line.strip())

@@ -1,0 +1,136 @@
+"""The `plug-jax` command: finds the module of the command asked for, and runs it.
+
+Each command is a module with `SUMMARY`, `EXAMPLE`, `add_arguments(parser)` and `run(args)`; one
+that takes gin overrides sets `UNKNOWN_ARGUMENTS = True` and finds them in `args.unknown`. It
+imports jax and tensorflow inside `run`, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import plug_jax
+from plug_jax.errors import PlugError
+
+COMMANDS = {
+    "train": "plug_jax.cli.train",
+    "evaluate": "plug_jax.cli.evaluate",
+    "generate": "plug_jax.cli.generate",
+    "inspect": "plug_jax.cli.inspect",
+    "vocab": "plug_jax.cli.vocab",
+    "demo": "plug_jax.cli.demo",
+}
+
+_USER_ERROR = 2
+_INTERRUPTED = 130  # what a shell reports for SIGINT
+_STDERR = 2  # the file descriptor, which C++ writes to
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `plug-jax` with the given arguments (default: the command line's); return its status.
+
+    Status 0 when all went well, else what the command returns; 2 for a mistake of the user (an
+    unknown command, or a `PlugError`, whose message goes to standard error); 130 when interrupted.
+    `--help`, `--version` and argparse's errors end in `SystemExit`.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _quiet_tensorflow()
+    if not arguments:
+        _main_parser().print_help()
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name.startswith("-"):
+        parser = _main_parser()
+        parser.parse_args([name])
+        parser.error("the command comes first, then its options")
+    if name not in COMMANDS:
+        return _fail(_unknown_command(name))
+    try:
+        command = importlib.import_module(COMMANDS[name])
+        status: int = command.run(_parse(name, command, rest))
+    except PlugError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("plug-jax: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    return status
+
+
+def import_tensorflow() -> None:
+    """Import tensorflow with standard error shut; a command calls it before its heavy imports.
+
+    Its libraries print notes while they are loaded, before they read TF_CPP_MIN_LOG_LEVEL. Set that
+    to 0 to see them. An import that fails raises as usual.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+        importlib.import_module("tensorflow")
+        return
+    sys.stderr.flush()
+    saved = os.dup(_STDERR)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), _STDERR)
+        importlib.import_module("tensorflow")
+    finally:
+        os.dup2(saved, _STDERR)
+        os.close(saved)
+
+
+def _main_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    summaries = (
+        f"  {name:{width}}  {importlib.import_module(module).SUMMARY}"
+        for name, module in COMMANDS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="plug-jax",
+        usage="plug-jax [--help] [--version] <command> [<options>]",
+        description="Pre-train, fine-tune and run PLUG language models with JAX.",
+        epilog="\n".join(
+            ["commands:", *summaries, "", "`plug-jax <command> --help` says more about a command."]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"plug-jax {plug_jax.__version__}")
+    return parser
+
+
+def _parse(name: str, command: ModuleType, arguments: Sequence[str]) -> argparse.Namespace:
+    """The command's options; those it does not know are errors unless it takes gin overrides."""
+    # No abbreviations: `--gin` must not be taken for some option that starts with it.
+    parser = argparse.ArgumentParser(
+        prog=f"plug-jax {name}",
+        description=command.SUMMARY,
+        epilog=command.EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    if not getattr(command, "UNKNOWN_ARGUMENTS", False):
+        return parser.parse_args(arguments)
+    parsed, unknown = parser.parse_known_args(arguments)
+    parsed.unknown = unknown
+    return parsed
+
+
+def _unknown_command(name: str) -> str:
+    nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {', '.join(COMMANDS)}."
+    return f"no command '{name}'; {hint}"
+
+
+def _fail(message: str) -> int:
+    print(f"plug-jax: error: {message}", file=sys.stderr)
+    return _USER_ERROR
+
+
+def _quiet_tensorflow() -> None:
+    """Keep tensorflow's C++ log off the terminal; must come before it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

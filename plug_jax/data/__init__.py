@@ -1,0 +1,1 @@
+"""Host-side input pipeline: vocabularies, sources, objectives, packing and batches."""

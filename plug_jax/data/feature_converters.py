@@ -1,0 +1,141 @@
+"""seqio feature converters: from the examples of a task to rows that the model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import seqio
+import tensorflow as tf
+
+from plug_jax.data.features import DECODER, ENCODER, PALM_FEATURES, STRUCTBERT_FEATURES, side_of
+from plug_jax.data.packing import DEFAULT_WINDOW, pack_examples, pad_examples
+from plug_jax.errors import PlugError
+
+
+def _int32(names: Iterable[str]) -> dict[str, seqio.FeatureConverter.FeatureSpec]:
+    return {name: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=1) for name in names}
+
+
+class _RowFeatureConverter(seqio.FeatureConverter):
+    """Keeps the features of a task and adds segment ids and positions, packed or padded.
+
+    seqio's own length check is off: packing makes it, with a message that says what to do.
+    """
+
+    TASK_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {}
+    MODEL_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {}
+    PACKING_FEATURE_DTYPES: Mapping[str, tf.DType] = {}
+
+    def __init__(self, *, pack: bool = True, window: int = DEFAULT_WINDOW) -> None:
+        """`window` is how many examples are packed together; unused when `pack` is false."""
+        super().__init__(pack=pack, apply_length_check=False)
+        self._window = window
+
+    def _convert_features(
+        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+    ) -> tf.data.Dataset:
+        lengths = _row_lengths(task_feature_lengths)
+        ds = ds.map(
+            lambda example: {name: example[name] for name in self.TASK_FEATURES},
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        if self.pack:
+            return pack_examples(ds, lengths=lengths, window=self._window)
+        return pad_examples(ds, lengths=lengths)
+
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+        """The row length of every model feature: that of its side."""
+        lengths = _row_lengths(task_feature_lengths)
+        return {name: lengths[side_of(name)] for name in self.MODEL_FEATURES}
+
+
+class StructBertFeatureConverter(_RowFeatureConverter):
+    """Stage 1: examples of a StructBERT task to rows int32 [E] for the encoder.
+
+    With `pack=True` a row holds several whole examples, with `pack=False` one; both are padded with
+    0 and have `encoder_segment_ids` (0 at padding) and `encoder_positions`. A task feature that is
+    missing or of another type raises ValueError. An example longer than the row ends the iteration
+    with an InvalidArgumentError; seqio must not trim it before (`trim_output_features=False`).
+
+    Two examples ([CLS] = 2, [SEP] = 3, [MASK] = 4; label 1 at the first [CLS], 0 at the second):
+
+        encoder_input_tokens     [2, 4, 3, 8, 3]   [2, 9, 3]
+        encoder_original_tokens  [2, 7, 3, 8, 3]   [2, 9, 3]
+        encoder_loss_weights     [0, 1, 0, 0, 0]   [0, 0, 0]
+        encoder_shuffled         [0, 0, 0, 0, 0]   [0, 0, 0]
+        encoder_token_types      [0, 0, 0, 1, 1]   [0, 0, 0]
+        sentence_labels          [1, 0, 0, 0, 0]   [0, 0, 0]
+        sentence_weights         [1, 0, 0, 0, 0]   [1, 0, 0]
+
+    become this row with every length in `task_feature_lengths` 10:
+
+        encoder_input_tokens     [2, 4, 3, 8, 3, 2, 9, 3, 0, 0]
+        encoder_original_tokens  [2, 7, 3, 8, 3, 2, 9, 3, 0, 0]
+        encoder_loss_weights     [0, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+        encoder_shuffled         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        encoder_token_types      [0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
+        sentence_labels          [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        sentence_weights         [1, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+        encoder_segment_ids      [1, 1, 1, 1, 1, 2, 2, 2, 0, 0]
+        encoder_positions        [0, 1, 2, 3, 4, 0, 1, 2, 0, 0]
+    """
+
+    TASK_FEATURES = _int32(STRUCTBERT_FEATURES)
+    PACKING_FEATURE_DTYPES = {
+        "encoder_segment_ids": tf.int32,
+        "encoder_positions": tf.int32,
+    }
+    MODEL_FEATURES = _int32([*TASK_FEATURES, *PACKING_FEATURE_DTYPES])
+
+
+class PalmFeatureConverter(_RowFeatureConverter):
+    """Stage 2: examples of a PALM task to rows int32 [E] for the encoder and [D] for the decoder.
+
+    Like `StructBertFeatureConverter`. An example has to fit on both sides of its row, and has the
+    same segment id on both.
+
+    Two examples ([CLS] = 2, [SEP] = 3, [MASK] = 4):
+
+        encoder_input_tokens     [2, 4, 8, 3]   [2, 9, 3]
+        encoder_original_tokens  [2, 7, 8, 3]   [2, 9, 3]
+        encoder_loss_weights     [0, 1, 0, 0]   [0, 0, 0]
+        encoder_token_types      [0, 0, 0, 0]   [0, 0, 0]
+        decoder_input_tokens     [2, 6]         [2, 5, 5]
+        decoder_target_tokens    [6, 3]         [5, 5, 3]
+        decoder_loss_weights     [1, 1]         [1, 1, 1]
+
+    become this row with encoder lengths of 8 and decoder lengths of 6:
+
+        encoder_input_tokens     [2, 4, 8, 3, 2, 9, 3, 0]
+        encoder_original_tokens  [2, 7, 8, 3, 2, 9, 3, 0]
+        encoder_loss_weights     [0, 1, 0, 0, 0, 0, 0, 0]
+        encoder_token_types      [0, 0, 0, 0, 0, 0, 0, 0]
+        encoder_segment_ids      [1, 1, 1, 1, 2, 2, 2, 0]
+        encoder_positions        [0, 1, 2, 3, 0, 1, 2, 0]
+        decoder_input_tokens     [2, 6, 2, 5, 5, 0]
+        decoder_target_tokens    [6, 3, 5, 5, 3, 0]
+        decoder_loss_weights     [1, 1, 1, 1, 1, 0]
+        decoder_segment_ids      [1, 1, 2, 2, 2, 0]
+        decoder_positions        [0, 1, 0, 1, 2, 0]
+    """
+
+    TASK_FEATURES = _int32(PALM_FEATURES)
+    PACKING_FEATURE_DTYPES = {
+        "encoder_segment_ids": tf.int32,
+        "encoder_positions": tf.int32,
+        "decoder_segment_ids": tf.int32,
+        "decoder_positions": tf.int32,
+    }
+    MODEL_FEATURES = _int32([*TASK_FEATURES, *PACKING_FEATURE_DTYPES])
+
+
+def _row_lengths(task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+    """{"encoder": E, "decoder": D} from the lengths of the features, which must agree."""
+    lengths: dict[str, int] = {}
+    for name, length in task_feature_lengths.items():
+        if lengths.setdefault(side_of(name), length) != length:
+            raise PlugError(
+                f"All {side_of(name)} features share one row length, but task_feature_lengths is "
+                f"{length} for {name} and {lengths[side_of(name)]} for others."
+            )
+    return {side: lengths[side] for side in (ENCODER, DECODER) if side in lengths}

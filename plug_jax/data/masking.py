@@ -1,0 +1,79 @@
+"""Masked language modelling: which encoder tokens are hidden, and behind what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from plug_jax.errors import PlugError
+
+if TYPE_CHECKING:
+    from plug_jax.data.vocabularies import PlugVocabulary
+
+# Of the selected tokens, the share that becomes [MASK] and the share that becomes a random token;
+# the rest is left as it is.
+MASK_SHARE = 0.8
+RANDOM_SHARE = 0.1
+
+
+def masked_language_model(
+    dataset: tf.data.Dataset, *, vocabulary: PlugVocabulary, mask_rate: float = 0.15
+) -> tf.data.Dataset:
+    """Hides a share of the encoder's tokens for the model to predict.
+
+    Every token but the special ones is selected with probability `mask_rate`, each on its own. Of
+    the selected, 80% become [MASK], 10% a random regular token and 10% stay (BERT, section 3.1;
+    StructBERT and PLUG keep this rule, with no whole-word masking).
+
+    Reads `encoder_original_tokens` (int32 [n]); adds `encoder_input_tokens` (int32 [n], what the
+    model sees) and `encoder_loss_weights` (int32 [n], 1 at the selected tokens, 0 elsewhere). All
+    other features pass through. Seeded by `seqio.map_seed_manager`.
+
+    Example, with [CLS] = 2, [SEP] = 3, [MASK] = 4, regular ids 5 to 29, mask_rate = 0.5 and map
+    seed 21: of the three selected tokens, 11 is masked, 12 replaced and 13 kept.
+
+        encoder_original_tokens  [2, 11, 12, 13, 14, 15, 16, 3]
+        encoder_input_tokens     [2,  4, 22, 13, 14, 15, 16, 3]
+        encoder_loss_weights     [0,  1,  1,  1,  0,  0,  0, 0]
+
+    Raises:
+      PlugError: `mask_rate` is not within [0, 1].
+    """
+    if not 0 <= mask_rate <= 1:
+        raise PlugError(f"mask_rate is a probability in [0, 1], got {mask_rate}")
+
+    def mask(example: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        tokens, selected = mask_tokens(
+            example["encoder_original_tokens"], seed, vocabulary, rate=mask_rate
+        )
+        return {**example, "encoder_input_tokens": tokens, "encoder_loss_weights": selected}
+
+    return seqio.map_over_dataset(mask, num_seeds=1)(dataset)
+
+
+def mask_tokens(
+    tokens: tf.Tensor, seed: tf.Tensor, vocabulary: PlugVocabulary, *, rate: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Masks one sequence: int32 [n] and an int [2] seed to (corrupted int32 [n], selected [n]).
+
+    `selected` is int32, 1 where a token was selected, whatever became of it.
+    """
+    draws = tf.random.stateless_uniform([2, tf.size(tokens)], seed, dtype=tf.float64)
+    fate, choice = tf.unstack(draws)  # both in [0, 1)
+    fate = tf.where(is_special(tokens, vocabulary), tf.ones([], tf.float64), fate)
+    regular_ids = np.asarray(vocabulary.regular_ids, np.int32)
+    random_tokens = tf.gather(regular_ids, tf.cast(choice * len(regular_ids), tf.int32))
+    masked = fate < MASK_SHARE * rate
+    replaced = fate < (MASK_SHARE + RANDOM_SHARE) * rate
+    corrupted = tf.where(masked, vocabulary.mask_id, tf.where(replaced, random_tokens, tokens))
+    return corrupted, tf.cast(fate < rate, tf.int32)
+
+
+def is_special(tokens: tf.Tensor, vocabulary: PlugVocabulary) -> tf.Tensor:
+    """Tells the control tokens ([CLS], [SEP], [PAD] ...) from text: int [...] ids to bool [...]."""
+    special = np.zeros(vocabulary.vocab_size, bool)
+    special[list(vocabulary.special_ids)] = True
+    return tf.gather(special, tokens)

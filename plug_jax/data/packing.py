@@ -1,0 +1,229 @@
+"""Packing: several whole examples in each row, so that little of a batch is padding.
+
+seqio's own packing trims a feature by its count of non-zeros, which misaligns features that hold
+zeros (token types, weights, labels), and fills one row after the other, which leaves 17% to 37% of
+a row empty when lengths are drawn from [32, 512]. Here a window of examples is assigned to rows at
+once, and features are moved by their lengths alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from plug_jax.data.features import DECODER, ENCODER, feature_lengths, side_of
+from plug_jax.errors import PlugError
+
+# Examples packed together. Twice as many would fill 0.3% more, for twice the memory.
+DEFAULT_WINDOW = 1024
+# Examples padded together: only saves overhead.
+_PADDING_WINDOW = 64
+# Fillings that are tried for each row. 8 fill 0.3% less, 32 0.1% more.
+_TRIALS = 16
+
+
+def pack_examples(
+    dataset: tf.data.Dataset, *, lengths: Mapping[str, int], window: int = DEFAULT_WINDOW
+) -> tf.data.Dataset:
+    """Packs whole examples into rows of fixed length; each example goes into exactly one row.
+
+    Every `window` consecutive examples are packed on their own: there is no state beyond tf.data's,
+    and iterators can be checkpointed. Rows follow each other by their earliest example, examples in
+    a row by their order in the dataset, so neither is sorted by length.
+
+    Args:
+      dataset: unbatched examples of int32 [e] (encoder side) and int32 [d] (decoder side) features.
+      lengths: tokens a row, {"encoder": E} or {"encoder": E, "decoder": D}. An example has to fit
+        on both sides of its row.
+      window: how many examples are packed together.
+
+    Returns:
+      Rows int32 [E] and [D] of the same features, padded with 0, and for each side `*_segment_ids`
+      (1, 2, ... in a row, the same on both sides, 0 for padding) and `*_positions` (from 0 in each
+      example). An example that is empty, too long for a row, or whose features differ in length
+      ends the iteration with an InvalidArgumentError that holds the text of a PlugError.
+
+    With {"encoder": 6, "decoder": 4} the second of these examples can share a row with neither of
+    the others, because of the decoder side:
+
+        encoder_input_tokens   [7, 8, 9]   [5, 6]      [3, 4]
+        encoder_loss_weights   [0, 1, 0]   [0, 0]      [1, 0]
+        decoder_target_tokens  [1, 2]      [3, 4, 5]   [6, 7]
+
+    so they become two rows:
+
+        encoder_input_tokens   [7, 8, 9, 3, 4, 0]   [5, 6, 0, 0, 0, 0]
+        encoder_loss_weights   [0, 1, 0, 1, 0, 0]   [0, 0, 0, 0, 0, 0]
+        encoder_segment_ids    [1, 1, 1, 2, 2, 0]   [1, 1, 0, 0, 0, 0]
+        encoder_positions      [0, 1, 2, 0, 1, 0]   [0, 1, 0, 0, 0, 0]
+        decoder_target_tokens  [1, 2, 6, 7]         [3, 4, 5, 0]
+        decoder_segment_ids    [1, 1, 2, 2]         [1, 1, 1, 0]
+        decoder_positions      [0, 1, 0, 1]         [0, 1, 2, 0]
+    """
+    return _to_rows(dataset, lengths, window=window, assign=assign_rows)
+
+
+def pad_examples(dataset: tf.data.Dataset, *, lengths: Mapping[str, int]) -> tf.data.Dataset:
+    """Like `pack_examples`, but with one example a row (segment id 1), in the dataset's order."""
+    return _to_rows(dataset, lengths, window=_PADDING_WINDOW, assign=_one_example_a_row)
+
+
+def unpack_examples(batch: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The examples of a batch of rows [B, E] and [B, D], row by row: the inverse of packing.
+
+    Features have the lengths they had before packing; segment ids and positions are left out.
+    """
+    encoder_ids = batch["encoder_segment_ids"]
+    ids = {ENCODER: encoder_ids, DECODER: batch.get("decoder_segment_ids", encoder_ids)}
+    names = [name for name in batch if not name.endswith(("_segment_ids", "_positions"))]
+    return [
+        {name: batch[name][row][ids[side_of(name)][row] == segment] for name in names}
+        for row in range(len(encoder_ids))
+        for segment in range(1, encoder_ids[row].max() + 1)
+    ]
+
+
+def assign_rows(lengths: np.ndarray, capacities: np.ndarray) -> np.ndarray:
+    """The row of each example: int64 [n] from lengths int64 [n, sides], capacities int64 [sides].
+
+    Each row starts with the largest example left. From there several fillings are tried, each with
+    another second example, then greedily with the example whose lengths have the largest dot
+    product with the free space (Panigrahy et al. 2011, Heuristics for Vector Bin Packing). The
+    filling that leaves the least space is kept. Rows are numbered by their earliest example.
+    """
+    # Scaled so that all sides have one capacity. These are whole numbers, exact in float64: ties,
+    # and so the batches, come out the same on every machine.
+    capacity = np.prod(capacities)
+    sizes = (lengths * (capacity // capacities)).astype(np.float64)
+    left = np.argsort(-sizes.sum(axis=1), kind="stable")
+    rows = np.empty(len(lengths), dtype=np.int64)
+    count = 0
+    while len(left):
+        chosen = _fill_row(sizes[left], capacity)
+        rows[left[chosen]] = count
+        left = np.delete(left, chosen)
+        count += 1
+    # So far rows are sorted by their largest example.
+    _, earliest = np.unique(rows, return_index=True)
+    number = np.empty(count, dtype=np.int64)
+    number[np.argsort(earliest)] = np.arange(count)
+    return number[rows]
+
+
+def _fill_row(sizes: np.ndarray, capacity: np.integer) -> np.ndarray:
+    """Indices of the examples that make one good row, from sizes [n, sides], largest first."""
+    free = capacity - sizes[0]
+    fits = np.flatnonzero((sizes[1:] <= free).all(axis=1)) + 1
+    if not len(fits):
+        return np.zeros(1, dtype=np.int64)
+    sizes = sizes[fits]
+    # T trials over n examples: free [T, sides], taken and possible [T, n].
+    picked = np.argsort(-(sizes @ free), kind="stable")[:_TRIALS]
+    trials = np.arange(len(picked))
+    free = np.tile(free, (len(picked), 1))
+    taken = np.zeros((len(picked), len(sizes)), dtype=bool)
+    possible = ~taken
+    while len(trials):
+        taken[trials, picked] = True
+        free[trials] -= sizes[picked]
+        possible &= ~taken
+        for side, room in zip(sizes.T, free.T, strict=True):
+            possible &= side <= room[:, None]
+        trials = np.flatnonzero(possible.any(axis=1))
+        picked = np.where(possible, free @ sizes.T, -1).argmax(axis=1)[trials]
+    best = free.sum(axis=1).argmin()
+    return np.concatenate([[0], fits[taken[best]]])
+
+
+def _one_example_a_row(lengths: np.ndarray, capacities: np.ndarray) -> np.ndarray:
+    del capacities
+    return np.arange(len(lengths))
+
+
+def _to_rows(
+    dataset: tf.data.Dataset,
+    lengths: Mapping[str, int],
+    *,
+    window: int,
+    assign: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> tf.data.Dataset:
+    """Windows of examples (w of them) to rows (r of them) with `assign`; see `pack_examples`."""
+    names = sorted(dataset.element_spec)
+    length_of = feature_lengths(lengths, names)
+
+    def order_examples(example_lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths [features, w] to the examples sorted by row [w] and examples a row [r]."""
+        by_side = _lengths_by_side(dict(zip(names, example_lengths, strict=True)), lengths)
+        rows = assign(by_side, np.array(list(lengths.values())))
+        return np.argsort(rows, kind="stable"), np.bincount(rows)
+
+    def build(examples: dict[str, tf.Tensor | tf.RaggedTensor]) -> dict[str, tf.Tensor]:
+        # Features of a statically known length come as dense tensors.
+        ragged = {
+            name: values
+            if isinstance(values, tf.RaggedTensor)
+            else tf.RaggedTensor.from_tensor(values)
+            for name, values in examples.items()
+        }
+        order, examples_a_row = tf.numpy_function(
+            order_examples,
+            [tf.stack([ragged[name].row_lengths() for name in names])],
+            (tf.int64, tf.int64),
+            stateful=False,
+        )
+        order.set_shape([None])
+        examples_a_row.set_shape([None])
+
+        def join(values: tf.RaggedTensor, length: int) -> tf.Tensor:
+            """[w, None] in order of rows to [r, length]."""
+            rows = tf.RaggedTensor.from_row_lengths(values, examples_a_row, validate=False)
+            return rows.merge_dims(1, 2).to_tensor(shape=[None, length])
+
+        rows = {}
+        segment_ids = 1 + tf.ragged.range(tf.cast(examples_a_row, tf.int32)).values
+        for side, length in lengths.items():
+            of_side = [name for name in names if side_of(name) == side]
+            splits = ragged[of_side[0]].row_splits
+            starts, limits = tf.gather(splits[:-1], order), tf.gather(splits[1:], order)
+            # Where each value of a row comes from; 0 is a zero put before the values.
+            sources = join(tf.ragged.range(starts + 1, limits + 1), length)
+            for name in of_side:
+                rows[name] = tf.gather(tf.pad(ragged[name].values, [[1, 0]]), sources)
+            positions = tf.ragged.range(tf.cast(limits - starts, tf.int32))
+            segments = positions.with_values(tf.repeat(segment_ids, limits - starts))
+            rows[f"{side}_positions"] = join(positions, length)
+            rows[f"{side}_segment_ids"] = join(segments, length)
+        return rows
+
+    rows = dataset.ragged_batch(window).map(
+        build, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+    return rows.unbatch()
+
+
+def _lengths_by_side(
+    by_name: Mapping[str, np.ndarray], capacities: Mapping[str, int]
+) -> np.ndarray:
+    """Checks the lengths [w] of every feature; returns those of each side, [w, sides]."""
+    columns = []
+    for side, capacity in capacities.items():
+        first, *others = (name for name in by_name if side_of(name) == side)
+        column = by_name[first]
+        for name in others:
+            if (unequal := np.flatnonzero(by_name[name] != column)).size:
+                raise PlugError(
+                    f"An example has {column[unequal[0]]} values of {first} but "
+                    f"{by_name[name][unequal[0]]} of {name}; the task must give all {side} "
+                    "features of an example the same length."
+                )
+        if column.min() < 1:
+            raise PlugError(f"An example has no {side} tokens; the task must drop such examples.")
+        if column.max() > capacity:
+            raise PlugError(
+                f"An example has {column.max()} {side} tokens, but a row holds {capacity}: raise "
+                f"the {side} feature length, or have the task make shorter examples."
+            )
+        columns.append(column)
+    return np.stack(columns, axis=1)

@@ -1,0 +1,53 @@
+"""What a model must beat: predictors that look at no context."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+Batches = Iterable[Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """Scores on the same held-out positions that the model is scored on."""
+
+    unigram_perplexity: float  # of the decoder's targets
+    most_frequent_token_accuracy: float  # at the masked positions
+    sentence_chance: float
+
+
+def decoder_token_counts(batches: Batches, vocab_size: int) -> np.ndarray:
+    """How often each id is a decoder target: int64 [vocab_size], over rows of any batches."""
+    counts = np.zeros(vocab_size, np.int64)
+    for batch in batches:
+        targets = batch["decoder_target_tokens"][batch["decoder_loss_weights"] > 0]
+        counts += np.bincount(targets, minlength=vocab_size)
+    return counts
+
+
+def context_free_baselines(
+    train_counts: np.ndarray, held_out: Iterable[Mapping[str, np.ndarray]], *, classes: int = 3
+) -> Baselines:
+    """Baselines from training counts [V] on held-out stage-2 batches.
+
+    The unigram model gives id i the probability (count + 1) / (total + V); the most frequent token
+    is guessed at every masked position.
+
+    Example: counts [3, 1] give probabilities 4/6 and 2/6, so held-out targets [0, 1] have the
+    perplexity exp(-(ln 4/6 + ln 2/6) / 2) = 2.12; masked labels [0, 0, 1] are guessed with 2/3.
+    """
+    probabilities = (train_counts + 1) / (train_counts.sum() + len(train_counts))
+    guess = int(np.argmax(train_counts))
+    loss = targets = hits = masked = 0.0
+    for batch in held_out:
+        ids = batch["decoder_target_tokens"][batch["decoder_loss_weights"] > 0]
+        loss -= float(np.log(probabilities[ids]).sum())
+        targets += ids.size
+        labels = batch["encoder_original_tokens"][batch["encoder_loss_weights"] > 0]
+        hits += float((labels == guess).sum())
+        masked += labels.size
+    return Baselines(math.exp(loss / targets), hits / masked, 1 / classes)

@@ -1,0 +1,232 @@
+"""The pieces that encoder, decoder and heads share: projections, norms, attention, MLP, stacking.
+
+Axis letters: B batch, Q query length, S key length, M model, H heads, K head size, F feed-forward.
+Logical axis names of parameters: embed, mlp, heads, kv, vocab, position, layers (None: never
+sharded); of activations: activation_batch, activation_length, activation_embed, activation_heads,
+activation_mlp, activation_vocab. `plug_jax.partitioning` maps them to the mesh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from plug_jax.config import PlugConfig
+from plug_jax.ops import attention, kv_cache
+
+ACTIVATION_EMBED = ("activation_batch", "activation_length", "activation_embed")
+_ACTIVATION_HEADS = ("activation_batch", "activation_length", "activation_heads", None)
+_ACTIVATION_MLP = ("activation_batch", "activation_length", "activation_mlp")
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def _partitioned(init: Any, axes: tuple[str | None, ...]) -> Any:
+    # Without rules of its own, flax would constrain DenseGeneral's kernels while they are still
+    # flattened, by axes that they do not have yet; shardings come from the state's layout.
+    return nn.with_logical_partitioning(init, axes, rules=())
+
+
+def partitioned_normal(std: float, axes: tuple[str | None, ...]) -> Any:
+    """Normal initialiser whose parameter carries the logical `axes`."""
+    return _partitioned(nn.initializers.normal(std), axes)
+
+
+def partitioned_zeros(axes: tuple[str | None, ...]) -> Any:
+    """Zeros initialiser whose parameter carries the logical `axes`."""
+    return _partitioned(nn.initializers.zeros_init(), axes)
+
+
+def projection(
+    config: PlugConfig,
+    features: int | Sequence[int],
+    *,
+    axes: tuple[str | None, ...],
+    contract: int = 1,
+    std: float | None = None,
+) -> nn.DenseGeneral:
+    """A linear layer over the last `contract` axes, with bias; `axes` name its kernel's axes."""
+    return nn.DenseGeneral(
+        features,
+        axis=tuple(range(-contract, 0)),
+        dtype=jnp.dtype(config.dtype),
+        kernel_init=partitioned_normal(std or config.init_std, axes),
+        bias_init=partitioned_zeros(axes[contract:]),
+    )
+
+
+def layer_norm(config: PlugConfig) -> nn.LayerNorm:
+    """LayerNorm over M; float32 inside and out, whatever the compute dtype."""
+    return nn.LayerNorm(
+        epsilon=config.layer_norm_epsilon,
+        dtype=jnp.float32,
+        use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits that the parity tests see
+        scale_init=_partitioned(nn.initializers.ones_init(), ("embed",)),
+        bias_init=partitioned_zeros(("embed",)),
+    )
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection of queries, keys and values."""
+
+    config: PlugConfig
+    output_std: float | None = None
+
+    def setup(self) -> None:
+        """Declare the two projections."""
+        c = self.config
+        self.qkv = projection(c, (3, c.num_heads, c.head_dim), axes=("embed", None, "heads", "kv"))
+        self.out = projection(
+            c, c.hidden_size, axes=("heads", "kv", "embed"), contract=2, std=self.output_std
+        )
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array,
+        deterministic: bool,
+        cache: jax.Array | None = None,
+        cache_index: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Attend within x [B,Q,M], or append x to a layer's `cache` [2,B,S,H,K] and attend to that.
+
+        `mask` is bool, broadcastable to [B,H,Q,S]. Returns ([B,Q,M], the new cache or None).
+        """
+        query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # each [B,Q,H,K]
+        if cache is not None:
+            assert cache_index is not None
+            cache = kv_cache.append(cache, jnp.stack([key, value]), cache_index)
+            key, value = cache.astype(x.dtype)
+        output = _attend(self, query, key, value, mask=mask, deterministic=deterministic)
+        return self.out(output), cache
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from the decoder to the encoder's output."""
+
+    config: PlugConfig
+    output_std: float | None = None
+
+    def setup(self) -> None:
+        """Declare the three projections."""
+        c = self.config
+        self.query = projection(c, (c.num_heads, c.head_dim), axes=("embed", "heads", "kv"))
+        self.key_value = projection(
+            c, (2, c.num_heads, c.head_dim), axes=("embed", None, "heads", "kv")
+        )
+        self.out = projection(
+            c, c.hidden_size, axes=("heads", "kv", "embed"), contract=2, std=self.output_std
+        )
+
+    def project(self, encoded: jax.Array) -> jax.Array:
+        """Keys and values [2,B,E,H,K] of the encoder's output [B,E,M]."""
+        return jnp.moveaxis(self.key_value(encoded), -3, 0)
+
+    def __call__(
+        self, x: jax.Array, key_value: jax.Array, *, mask: jax.Array, deterministic: bool
+    ) -> jax.Array:
+        """Attend from x [B,Q,M] to `key_value` [2,B,E,H,K]; `mask` broadcasts to [B,H,Q,E]."""
+        key, value = key_value.astype(x.dtype)
+        output = _attend(self, self.query(x), key, value, mask=mask, deterministic=deterministic)
+        return self.out(output)
+
+
+def _attend(
+    module: SelfAttention | CrossAttention,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: jax.Array,
+    deterministic: bool,
+) -> jax.Array:
+    rate = module.config.attention_dropout_rate
+    use_dropout = rate > 0.0 and not deterministic
+    query, key, value = (
+        nn.with_logical_constraint(a, _ACTIVATION_HEADS) for a in (query, key, value)
+    )
+    return attention.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=mask,
+        dropout_rate=rate,
+        dropout_rng=module.make_rng("dropout") if use_dropout else None,
+    )
+
+
+class Mlp(nn.Module):
+    """W2 gelu(W1 x) with the exact (erf) GELU."""
+
+    config: PlugConfig
+    output_std: float | None = None
+
+    def setup(self) -> None:
+        """Declare the two projections."""
+        c = self.config
+        self.wi = projection(c, c.mlp_dim, axes=("embed", "mlp"))
+        self.wo = projection(c, c.hidden_size, axes=("mlp", "embed"), std=self.output_std)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B,Q,M] -> [B,Q,M]."""
+        hidden = nn.gelu(self.wi(x), approximate=False)
+        return self.wo(nn.with_logical_constraint(hidden, _ACTIVATION_MLP))
+
+
+def residual(
+    config: PlugConfig,
+    x: jax.Array,
+    branch: Any,
+    *,
+    norm: nn.LayerNorm,
+    dropout: nn.Dropout,
+    deterministic: bool,
+) -> jax.Array:
+    """x + branch(norm(x)) (pre-norm) or norm(x + branch(x)) (post-norm), constrained."""
+    inner = norm(x).astype(x.dtype) if config.norm_placement == "pre" else x
+    x = x + dropout(branch(inner), deterministic=deterministic)
+    if config.norm_placement == "post":
+        x = norm(x).astype(x.dtype)
+    return nn.with_logical_constraint(x, ACTIVATION_EMBED)
+
+
+def stack(
+    block: type[nn.Module],
+    config: PlugConfig,
+    *,
+    num_layers: int,
+    in_axes: tuple[Any, ...],
+    methods: Sequence[str] = ("__call__",),
+) -> Any:
+    """A constructor of `num_layers` blocks in a row whose parameters are stacked on axis 0.
+
+    `scan_layers` chooses between one compiled loop and unrolled code; the parameters are the same.
+    Every method of the block takes (carry, *args), `in_axes` saying how each argument is
+    scanned; the last argument is the static `deterministic`.
+    """
+    if config.remat_policy != "none":
+        block = nn.remat(
+            block,
+            policy=_REMAT_POLICIES[config.remat_policy],
+            prevent_cse=not config.scan_layers,
+            static_argnums=(len(in_axes) + 1,),  # counting self
+            methods=list(methods),
+        )
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=num_layers,
+        unroll=1 if config.scan_layers else num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+        methods=list(methods),
+    )

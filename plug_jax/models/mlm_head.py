@@ -1,0 +1,28 @@
+"""The masked-LM head, which the word structural objective shares."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from plug_jax.config import PlugConfig
+from plug_jax.models.embeddings import Embeddings
+from plug_jax.models.layers import layer_norm, partitioned_zeros, projection
+
+
+class MlmHead(nn.Module):
+    """LN(gelu(dense h)) . word_embeddings^T + bias, for masked and for shuffled tokens alike."""
+
+    config: PlugConfig
+
+    def setup(self) -> None:
+        """Declare the transform and the output bias."""
+        c = self.config
+        self.dense = projection(c, c.hidden_size, axes=("embed", "mlp"))
+        self.layer_norm = layer_norm(c)
+        self.bias = self.param("bias", partitioned_zeros(("vocab",)), (c.padded_vocab_size,))
+
+    def __call__(self, hidden: jax.Array, embeddings: Embeddings) -> jax.Array:
+        """[B,P,M] -> float32 logits [B,P,V] (V padded)."""
+        hidden = self.layer_norm(nn.gelu(self.dense(hidden), approximate=False))
+        return embeddings.attend(hidden) + self.bias

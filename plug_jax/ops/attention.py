@@ -1,0 +1,60 @@
+"""Attention on plain arrays: masks from segment ids, and dot-product attention.
+
+Axis letters: B batch, Q query length, S key length, H heads, K head size.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def segment_mask(query_segments: jax.Array, key_segments: jax.Array) -> jax.Array:
+    """bool [B, 1, Q, S]: True where a query may see a key, from int32 segment ids [B, Q], [B, S].
+
+    Example: queries [1, 1, 2, 0] over themselves see [[1,1,0,0], [1,1,0,0], [0,0,1,0], [0,0,0,0]]:
+    segment 0 is padding, which sees nothing and is seen by nothing.
+    """
+    same = query_segments[:, :, None] == key_segments[:, None, :]
+    return (same & (query_segments[:, :, None] > 0))[:, None]
+
+
+def causal_mask(length: int) -> jax.Array:
+    """bool [1, 1, length, length]: position q sees positions up to q."""
+    return jnp.tril(jnp.ones((length, length), bool))[None, None]
+
+
+def dot_product_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: jax.Array,
+    dropout_rate: float = 0.0,
+    dropout_rng: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(q.k / sqrt(K)) v with a float32 softmax.
+
+    Args:
+        query: [B, Q, H, K]; key, value: [B, S, H, K].
+        mask: bool, broadcastable to [B, H, Q, S].
+        dropout_rate: on the attention weights; applied when `dropout_rng` is given.
+
+    Returns:
+        [B, Q, H, K] in the query's dtype; zeros for a query that may see no key at all (padding),
+        where a softmax over equal scores would give the mean of the values.
+    """
+    output = nn.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=mask,
+        broadcast_dropout=False,
+        dropout_rng=dropout_rng,
+        dropout_rate=dropout_rate,
+        deterministic=dropout_rng is None,
+        force_fp32_for_softmax=True,
+    )
+    sees_any = jnp.any(mask, axis=-1)  # [B or 1, H or 1, Q]
+    return jnp.where(sees_any.swapaxes(-1, -2)[..., None], output, 0)

@@ -1,0 +1,218 @@
+"""What each stage is trained on: from a batch to weighted losses and metrics.
+
+The batch says what is predicted: `sentence_labels` brings the sentence structural objective
+(stage 1), `decoder_target_tokens` the continuation (stage 2); masked LM and the word structural
+objective share the predicted positions. B rows, E encoder length, P predictions a row, M model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from plug_jax import losses
+from plug_jax.models.plug import PlugModel
+from plug_jax.training.metrics import Mean
+
+Batch = Mapping[str, jax.Array]
+
+
+def select_predictions(batch: Batch, *, capacity: float) -> dict[str, jax.Array]:
+    """Gather each row's predicted positions, so that the MLM head sees P of them and not E.
+
+    P = ceil(capacity * E). Where a row predicts more than P positions, those beyond P are left
+    out and counted in `prediction_overflow` [B].
+
+    Example (P = 2): encoder_loss_weights [0,1,0,1] over originals [7,8,9,5] gives
+    prediction_positions [1,3], prediction_labels [8,5], prediction_weights [1,1]; unused slots
+    have weight 0.
+
+    Returns:
+        The batch with int32 prediction_{positions,labels,weights,shuffled} [B,P] in place of
+        encoder_loss_weights and encoder_shuffled.
+    """
+    batch = dict(batch)
+    weights = batch.pop("encoder_loss_weights")
+    shuffled = batch.pop("encoder_shuffled", jnp.zeros_like(weights))
+    num = min(weights.shape[1], int(-(-capacity * weights.shape[1] // 1)))
+    # top_k is stable: equal weights come in order of position.
+    slots, positions = lax.top_k(weights, num)
+
+    def take(x: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x, positions, axis=1)
+
+    batch["prediction_positions"] = positions
+    batch["prediction_weights"] = slots
+    batch["prediction_labels"] = take(batch["encoder_original_tokens"])
+    batch["prediction_shuffled"] = take(shuffled) * slots
+    batch["prediction_overflow"] = jnp.sum(weights, axis=1) - jnp.sum(slots, axis=1)
+    return batch
+
+
+def without_masked_lm(batch: Batch, active: jax.Array) -> dict[str, jax.Array]:
+    """Where `active` (bool scalar) is False: the encoder reads original text, nothing is masked.
+
+    PLUG drops masked LM for the last part of stage 2. The switch is data, not code, so the same
+    compiled step runs before and after it.
+    """
+    batch = dict(batch)
+    batch["encoder_input_tokens"] = jnp.where(
+        active, batch["encoder_input_tokens"], batch["encoder_original_tokens"]
+    )
+    for name in ("prediction_weights", "prediction_shuffled", "prediction_overflow"):
+        batch[name] = batch[name] * active
+    return batch
+
+
+def objective_weights(batch: Batch) -> dict[str, jax.Array]:
+    """How many predictions each objective makes in the whole batch: float32 scalars."""
+    names = {
+        "tokens": "prediction_weights",
+        "sentence": "sentence_weights",
+        "decoder": "decoder_loss_weights",
+    }
+    return {
+        objective: jnp.sum(batch[feature]).astype(jnp.float32)
+        for objective, feature in names.items()
+        if feature in batch
+    }
+
+
+def _apply(
+    model: PlugModel,
+    params: Any,
+    method: str,
+    *args: jax.Array,
+    rng: jax.Array | None = None,
+    **kwargs: Any,
+) -> jax.Array:
+    rngs = None if rng is None else {"dropout": rng}
+    output = model.apply({"params": params}, *args, rngs=rngs, method=method, **kwargs)
+    assert isinstance(output, jax.Array)
+    return output
+
+
+def encode(model: PlugModel, params: Any, batch: Batch, rng: jax.Array | None) -> jax.Array:
+    """Encoder states [B,E,M] of the batch; `rng` switches dropout on."""
+    return _apply(
+        model,
+        params,
+        "encode",
+        batch["encoder_input_tokens"],
+        rng=rng,
+        positions=batch["encoder_positions"],
+        token_types=batch["encoder_token_types"],
+        segment_ids=batch["encoder_segment_ids"],
+        deterministic=rng is None,
+    )
+
+
+def token_metrics(
+    model: PlugModel, params: Any, batch: Batch, encoded: jax.Array
+) -> dict[str, Mean]:
+    """Masked LM and word structural objective at the predicted positions.
+
+    `tokens_loss` is what is trained: both together, one head and one mean (StructBERT, section 2).
+    """
+    positions = batch["prediction_positions"]
+    hidden = jnp.take_along_axis(encoded, positions[..., None], axis=1)
+    logits = _apply(model, params, "mlm_logits", hidden)
+    labels, weights = batch["prediction_labels"], batch["prediction_weights"]
+    shuffled = batch["prediction_shuffled"]
+    overflow = jnp.sum(batch["prediction_overflow"]).astype(jnp.float32)
+    metrics = {
+        "tokens_loss": Mean(*losses.weighted_cross_entropy(logits, labels, weights)),
+        "mlm_loss": Mean(*losses.weighted_cross_entropy(logits, labels, weights - shuffled)),
+        "mlm_accuracy": Mean(*losses.weighted_accuracy(logits, labels, weights - shuffled)),
+        "prediction_overflow": Mean(overflow, overflow + jnp.sum(weights)),
+    }
+    if "sentence_labels" in batch:  # the word structural objective belongs to stage 1
+        metrics |= {
+            "word_order_loss": Mean(*losses.weighted_cross_entropy(logits, labels, shuffled)),
+            "word_order_accuracy": Mean(*losses.weighted_accuracy(logits, labels, shuffled)),
+        }
+    return metrics
+
+
+def sentence_metrics(
+    model: PlugModel, params: Any, batch: Batch, encoded: jax.Array
+) -> dict[str, Mean]:
+    """Sentence structural objective at each segment's [CLS]."""
+    logits = _apply(model, params, "sentence_logits", encoded)
+    labels, weights = batch["sentence_labels"], batch["sentence_weights"]
+    return {
+        "sentence_loss": Mean(*losses.weighted_cross_entropy(logits, labels, weights)),
+        "sentence_accuracy": Mean(*losses.weighted_accuracy(logits, labels, weights)),
+    }
+
+
+def decoder_metrics(
+    model: PlugModel, params: Any, batch: Batch, encoded: jax.Array, rng: jax.Array | None
+) -> dict[str, Mean]:
+    """PALM's objective: the decoder predicts the text that follows the encoder's."""
+    logits = _apply(
+        model,
+        params,
+        "decode",
+        batch["decoder_input_tokens"],
+        encoded,
+        rng=rng,
+        positions=batch["decoder_positions"],
+        segment_ids=batch["decoder_segment_ids"],
+        encoder_segment_ids=batch["encoder_segment_ids"],
+        deterministic=rng is None,
+    )
+    labels, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+    return {
+        "decoder_loss": Mean(*losses.weighted_cross_entropy(logits, labels, weights)),
+        "decoder_accuracy": Mean(*losses.weighted_accuracy(logits, labels, weights)),
+    }
+
+
+def batch_metrics(batch: Batch) -> dict[str, Mean]:
+    """`pad_fraction` over all rows of both sides, and `tokens`: the count of real tokens."""
+    segments = [batch[k] for k in ("encoder_segment_ids", "decoder_segment_ids") if k in batch]
+    size = float(sum(s.size for s in segments))
+    real = sum(jnp.sum(s > 0) for s in segments)
+    tokens = jnp.asarray(real, jnp.float32)
+    one = jnp.ones((), jnp.float32)
+    return {"pad_fraction": Mean(size - tokens, size * one), "tokens": Mean(tokens, one)}
+
+
+def training_metrics(
+    model: PlugModel, params: Any, batch: Batch, rng: jax.Array
+) -> dict[str, Mean]:
+    """All objectives of the batch with dropout; `TRAINED` names those whose sum is minimised."""
+    encoder_rng, decoder_rng = jax.random.split(rng)
+    encoded = encode(model, params, batch, encoder_rng)
+    metrics = token_metrics(model, params, batch, encoded)
+    if "sentence_labels" in batch:
+        metrics |= sentence_metrics(model, params, batch, encoded)
+    if "decoder_target_tokens" in batch:
+        metrics |= decoder_metrics(model, params, batch, encoded, decoder_rng)
+    return metrics
+
+
+def evaluation_metrics(model: PlugModel, params: Any, batch: Batch) -> dict[str, Mean]:
+    """All objectives without dropout.
+
+    The decoder is always scored on uncorrupted text, as it is used, and masked LM on corrupted
+    text: so the figures before and after the phase switch can be compared.
+    """
+    encoded = encode(model, params, batch, None)
+    metrics = token_metrics(model, params, batch, encoded) | batch_metrics(batch)
+    if "sentence_labels" in batch:
+        metrics |= sentence_metrics(model, params, batch, encoded)
+    if "decoder_target_tokens" in batch:
+        clean = dict(batch, encoder_input_tokens=batch["encoder_original_tokens"])
+        encoded = encode(model, params, clean, None)
+        metrics |= decoder_metrics(model, params, batch, encoded, None)
+    return metrics
+
+
+# Equal weights: the loss is the sum of these means. Each by the objective whose weight it has.
+TRAINED = {"tokens": "tokens_loss", "sentence": "sentence_loss", "decoder": "decoder_loss"}

@@ -1,0 +1,83 @@
+"""The training state and its sharded initialisation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from plug_jax.models.plug import PlugModel
+from plug_jax.partitioning import Partitioner
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes."""
+
+    step: Any  # int32 scalar: steps done
+    params: Any  # float32
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class StateLayout:
+    """Shapes and shardings of a TrainState, known before any array exists."""
+
+    abstract: Any  # a TrainState of ShapeDtypeStructs
+    shardings: Any  # a TrainState of NamedShardings
+
+    def with_shardings(self) -> TrainState:
+        """ShapeDtypeStructs that carry their sharding: what a checkpoint is restored into."""
+        return jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            self.abstract,
+            self.shardings,
+        )
+
+
+def state_layout(
+    model: PlugModel, optimizer: optax.GradientTransformation, partitioner: Partitioner
+) -> StateLayout:
+    """Shapes and shardings by abstract evaluation. PlugError when the mesh does not divide."""
+    boxed = abstract_params(model)
+    params = nn.unbox(boxed)
+    param_shardings = partitioner.param_shardings(boxed)
+    opt_state = jax.eval_shape(optimizer.init, params)
+    return StateLayout(
+        TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state),
+        TrainState(
+            partitioner.replicated,
+            param_shardings,
+            partitioner.optimizer_shardings(opt_state, params, param_shardings),
+        ),
+    )
+
+
+def init_state(
+    model: PlugModel,
+    optimizer: optax.GradientTransformation,
+    layout: StateLayout,
+    *,
+    seed: int,
+) -> TrainState:
+    """A fresh state, made in place on its devices: none ever holds the whole of it."""
+
+    def init() -> TrainState:
+        params = nn.unbox(_init_params(model, jax.random.key(seed)))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    return jax.jit(init, out_shardings=layout.shardings)()
+
+
+def abstract_params(model: PlugModel) -> Any:
+    """The parameter tree as ShapeDtypeStructs, still boxed with its logical axes."""
+    return jax.eval_shape(lambda: _init_params(model, jax.random.key(0)))
+
+
+def _init_params(model: PlugModel, rng: jax.Array) -> Any:
+    return model.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]

@@ -1,0 +1,1 @@
+"""seqio registrations: the tasks and mixtures that gin configs name."""

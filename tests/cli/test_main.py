@@ -1,0 +1,194 @@
+"""The dispatcher: help, errors, exit statuses, and what a command gets."""
+
+import importlib
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import plug_jax
+from plug_jax.cli import main as dispatcher
+from plug_jax.errors import PlugError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """The only command, `greet`; a test sets what its `run` does."""
+    module = types.ModuleType("greet_command")
+    module.SUMMARY = "Greet somebody."
+    module.EXAMPLE = "example:\n  plug-jax greet --name 小明 --discount 100%"
+    module.add_arguments = lambda parser: parser.add_argument("--name", default="world")
+    module.run = lambda args: 0
+    monkeypatch.setitem(sys.modules, "greet_command", module)
+    monkeypatch.setattr(dispatcher, "COMMANDS", {"greet": "greet_command"})
+    return module
+
+
+def raising(error):
+    def run(args):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_lists_commands_with_their_summaries(command, capsys, arguments):
+    if arguments:
+        with pytest.raises(SystemExit) as exit_info:
+            dispatcher.main(arguments)
+        assert exit_info.value.code == 0
+    else:
+        assert dispatcher.main(arguments) == 0
+    assert "  greet  Greet somebody.\n" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        dispatcher.main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"plug-jax {plug_jax.__version__}\n"
+
+
+def test_a_command_gets_its_options_and_its_status_is_returned(command):
+    seen = []
+    command.run = lambda args: seen.append(args) or 7
+    assert dispatcher.main(["greet", "--name", "小明"]) == 7
+    assert vars(seen[0]) == {"name": "小明"}
+
+
+def test_arguments_default_to_the_command_line(command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["plug-jax", "greet"])
+    seen = []
+    command.run = lambda args: seen.append(args.name) or 0
+    assert dispatcher.main() == 0
+    assert seen == ["world"]
+
+
+def test_command_help_ends_with_its_example(command, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        dispatcher.main(["greet", "--help"])
+    assert exit_info.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: plug-jax greet ")
+    assert "Greet somebody." in out
+    assert out.rstrip().endswith(command.EXAMPLE)
+
+
+def test_an_unknown_command_names_the_nearest(command, capsys):
+    assert dispatcher.main(["great"]) == 2
+    assert capsys.readouterr().err == "plug-jax: error: no command 'great'; did you mean 'greet'?\n"
+
+
+def test_an_unknown_command_unlike_any_lists_them(command, capsys):
+    assert dispatcher.main(["xyzzy"]) == 2
+    assert capsys.readouterr().err == "plug-jax: error: no command 'xyzzy'; there are: greet.\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--bogus", "greet"], ["greet", "--bogus"], ["greet", "--nam", "x"], ["--", "greet"]],
+)
+def test_an_unknown_option_is_an_error(command, capsys, arguments):
+    with pytest.raises(SystemExit) as exit_info:
+        dispatcher.main(arguments)
+    assert exit_info.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_gin_overrides_reach_a_command_that_takes_them(command):
+    command.UNKNOWN_ARGUMENTS = True
+    seen = []
+    command.run = lambda args: seen.append(args) or 0
+    overrides = ["--gin_file=runs/a.gin", "--gin.MODEL_DIR='/x y'"]
+    assert dispatcher.main(["greet", overrides[0], "--name=a", overrides[1]]) == 0
+    assert vars(seen[0]) == {"name": "a", "unknown": overrides}
+
+
+def test_a_user_error_is_one_line_and_status_2(command, capsys):
+    command.run = raising(PlugError("no checkpoint in /a; give a run's MODEL_DIR"))
+    assert dispatcher.main(["greet"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "plug-jax: error: no checkpoint in /a; give a run's MODEL_DIR\n"
+    assert captured.out == ""
+
+
+def test_a_bug_keeps_its_traceback(command):
+    command.run = raising(ValueError("a bug"))
+    with pytest.raises(ValueError, match="a bug"):
+        dispatcher.main(["greet"])
+
+
+def test_an_interrupt_is_status_130(command, capsys):
+    command.run = raising(KeyboardInterrupt())
+    assert dispatcher.main(["greet"]) == 130
+    assert capsys.readouterr().err == "plug-jax: interrupted\n"
+
+
+@pytest.mark.parametrize(("before", "during"), [(None, "3"), ("0", "0")])
+def test_tensorflow_is_quiet_unless_the_user_says_otherwise(command, monkeypatch, before, during):
+    if before is None:
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    else:
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", before)
+    seen = []
+    command.run = lambda args: seen.append(os.environ["TF_CPP_MIN_LOG_LEVEL"]) or 0
+    dispatcher.main(["greet"])
+    assert seen == [during]
+
+
+@pytest.mark.parametrize(("level", "heard"), [("3", []), ("0", ["a note from C++"])])
+def test_tensorflow_is_imported_without_its_notes(tmp_path, level, heard):
+    (tmp_path / "tensorflow.py").write_text("import os; os.write(2, b'a note from C++\\n')")
+    run = import_tensorflow_in_a_process(tmp_path, level)
+    assert run.stdout == "True\n"
+    assert run.stderr.splitlines() == [*heard, "after"]
+
+
+def test_a_tensorflow_that_cannot_be_imported_is_heard_of(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('no such processor')")
+    run = import_tensorflow_in_a_process(tmp_path, level="3")
+    assert run.returncode == 1
+    assert run.stderr.endswith("ImportError: no such processor\n")
+
+
+def import_tensorflow_in_a_process(directory, level):
+    program = """
+import sys
+from plug_jax.cli.main import import_tensorflow
+import_tensorflow()
+print("tensorflow" in sys.modules)
+print("after", file=sys.stderr)
+"""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(directory), "TF_CPP_MIN_LOG_LEVEL": level},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", dispatcher.COMMANDS)
+def test_each_command_keeps_to_the_interface(name, capsys):
+    module = importlib.import_module(dispatcher.COMMANDS[name])
+    summary = module.SUMMARY
+    assert summary.splitlines() == [summary.strip()]
+    assert f"plug-jax {name}" in module.EXAMPLE
+    with pytest.raises(SystemExit) as exit_info:
+        dispatcher.main([name, "--help"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out.rstrip().endswith(module.EXAMPLE.rstrip())
+    assert callable(module.run)
+
+
+def test_python_dash_m_is_the_same_command():
+    run = subprocess.run(
+        [sys.executable, "-m", "plug_jax", "generat"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert run.stderr == "plug-jax: error: no command 'generat'; did you mean 'generate'?\n"

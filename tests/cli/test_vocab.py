@@ -1,0 +1,211 @@
+import argparse
+import itertools
+import json
+
+import pytest
+
+from plug_jax.cli import main, vocab
+from plug_jax.data.vocabularies import SPECIAL_PIECES, load_vocabulary
+from plug_jax.data.vocabulary_training import train_sentencepiece, unknown_rate
+from plug_jax.errors import PlugError
+
+TEXT = ["今天天气很好，我们去公园。", "明天天气不好，我们在家！", "hello world，你好。", "春夏秋冬"]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(TEXT), encoding="utf-8")
+    return path
+
+
+def plug_jax_vocab(*arguments):
+    return main.main(["vocab", *map(str, arguments)])
+
+
+def train(texts, directory, **options):
+    return train_sentencepiece(texts, directory=directory, **options)
+
+
+# --- the training function
+
+
+def test_pieces_are_the_most_frequent_characters(tmp_path):
+    trained = train(["一一一一二二二三三四"], tmp_path, vocab_size=8)
+    pieces = [trained.id_to_piece(i) for i in range(trained.vocab_size)]
+    assert pieces == [*SPECIAL_PIECES, "一", "二", "三"]
+    assert load_vocabulary(tmp_path) == trained
+    lines = (tmp_path / "sentencepiece.vocab").read_text(encoding="utf-8").splitlines()
+    assert [line.split("\t")[0] for line in lines] == pieces
+
+
+def test_the_same_text_gives_the_same_model(tmp_path):
+    texts = ["".join(letters) for letters in itertools.permutations("天地玄黄宇宙", 4)]
+    for model_type, size in (("char", 10), ("bpe", 20), ("unigram", 20)):
+        for name in ("a", "b"):
+            train(texts, tmp_path / model_type / name, vocab_size=size, model_type=model_type)
+        models = [tmp_path / model_type / name / "sentencepiece.model" for name in ("a", "b")]
+        assert models[0].read_bytes() == models[1].read_bytes()
+        assert load_vocabulary(models[0]).vocab_size == size
+
+
+def test_words_are_learnt(tmp_path):
+    trained = train(
+        ["天气很好", "看天气", "天气预报"] * 20, tmp_path, vocab_size=16, model_type="bpe"
+    )
+    assert "天气" in [trained.id_to_piece(i) for i in trained.encode("坏天气")]
+
+
+def test_punctuation_keeps_its_width_and_the_rest_is_folded(tmp_path):
+    text = "，,！（１9）…“Ａ”Ａb：　é"
+    trained = train([text], tmp_path, vocab_size=20)
+    assert trained.decode(trained.encode("，！（１９）…")) == "，！（19）…"
+    assert trained.decode(trained.encode("“ＡＢ”")) == "“A[UNK]”"
+    assert trained.encode("b\u3000\t9\u200b\n1") == trained.encode("b 9 1")
+    assert trained.decode(trained.encode("e\u0301")) == "é"
+
+
+def test_long_documents_are_read_to_their_end(tmp_path):
+    texts = ["长" * 20_000 + "尾", "𠀀" * 5000 + "末", "▅有"]
+    trained = train(texts, tmp_path, vocab_size=10)
+    assert trained.unk_id not in trained.encode("长尾𠀀末有")
+
+
+def test_a_sample_is_drawn_from_the_whole_text(tmp_path):
+    rare = [chr(0x4E00 + i) for i in range(2000)]
+    trained = train(rare, tmp_path / "a", vocab_size=115, max_sentences=110)
+    drawn = [rare.index(trained.id_to_piece(i)) for i in trained.regular_ids]
+    assert min(drawn) < 500
+    assert max(drawn) > 1500
+    again = train(rare, tmp_path / "b", vocab_size=115, max_sentences=110)
+    assert again == trained
+
+
+def test_coverage_leaves_rare_characters_out(tmp_path):
+    texts = ["一" * 500 + "二" * 499 + "三"]
+    trained = train(texts, tmp_path / "a", vocab_size=7, character_coverage=0.999)
+    assert trained.decode(trained.encode("一三")) == "一[UNK]"
+    with pytest.raises(PlugError, match="at most 7 pieces"):
+        train(texts, tmp_path / "b", vocab_size=8, character_coverage=0.999)
+    assert train(texts, tmp_path / "c", vocab_size=8).encode("三") == [7]
+
+
+@pytest.mark.parametrize("model_type", ["char", "unigram", "bpe"])
+def test_too_large_a_vocabulary_says_how_large_it_can_be(tmp_path, model_type):
+    options = dict(model_type=model_type, character_coverage=1)
+    with pytest.raises(PlugError, match=rf"at most \d+ pieces of type {model_type}") as caught:
+        train(TEXT, tmp_path, vocab_size=5000, **options)
+    assert not (tmp_path / "sentencepiece.model").exists()
+    largest = int(str(caught.value).split("at most ")[1].split()[0])
+    assert train(TEXT, tmp_path, vocab_size=largest, **options).vocab_size == largest
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_too_small_a_vocabulary_says_how_large_it_must_be(tmp_path, model_type):
+    options = dict(model_type=model_type, character_coverage=1)
+    with pytest.raises(PlugError, match=r"it takes at least \d+") as caught:
+        train(TEXT, tmp_path, vocab_size=10, **options)
+    least = int(str(caught.value).split("at least ")[1].split(",")[0])
+    assert train(TEXT, tmp_path, vocab_size=least, **options).vocab_size == least
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(vocab_size=5), "no room beside the 5 special pieces"),
+        (dict(model_type="word"), "'word': use char, unigram or bpe"),
+        (dict(character_coverage=0.0), r"must be in \(0, 1\]"),
+        (dict(character_coverage=1.1), r"must be in \(0, 1\]"),
+        (dict(max_sentences=100), "ask for 101 or more"),
+    ],
+)
+def test_bad_options(tmp_path, options, message):
+    with pytest.raises(PlugError, match=message):
+        train(TEXT, tmp_path, **{"vocab_size": 20, **options})
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["  ", "\n\u3000"], ["▅"]])
+def test_no_text(tmp_path, texts):
+    with pytest.raises(PlugError, match="no text to train"):
+        train(texts, tmp_path, vocab_size=20)
+
+
+def test_errors_of_the_texts_come_through(tmp_path):
+    def texts():
+        yield "一"
+        raise PlugError("the second document")
+
+    with pytest.raises(PlugError, match="^the second document$"):
+        train(texts(), tmp_path, vocab_size=6)
+
+
+def test_a_model_is_overwritten_only_when_asked(tmp_path):
+    train(["一"], tmp_path, vocab_size=6)
+    with pytest.raises(PlugError, match=r"sentencepiece\.model exists"):
+        train(["二"], tmp_path, vocab_size=6)
+    assert load_vocabulary(tmp_path).id_to_piece(5) == "一"
+    assert train(["二"], tmp_path, vocab_size=6, overwrite=True).id_to_piece(5) == "二"
+
+
+def test_unknown_rate_counts_tokens(tmp_path):
+    trained = train(["一二"], tmp_path, vocab_size=7)
+    assert unknown_rate(trained, iter(["一三二", "", "三"] * 100)) == (200, 400)
+    assert unknown_rate(trained, []) == (0, 0)
+
+
+# --- the command
+
+
+def test_trains_on_files_and_reports(corpus, tmp_path, capfd):
+    output = tmp_path / "made" / "here"
+    assert plug_jax_vocab("--input", corpus, "--output", output, "--vocab_size", 20) == 0
+    trained = load_vocabulary(output)
+    assert trained.vocab_size == 20
+    unknown, total = unknown_rate(trained, TEXT)
+    assert 0 < unknown < total
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [
+        f"20 pieces in {output}/sentencepiece.model",
+        f"[UNK]: {unknown / total:.4%} of {total} tokens",
+    ]
+    assert "trainer_interface" not in err
+
+
+def test_reads_the_other_formats(tmp_path, capsys):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("\n".join(json.dumps({"content": text}) for text in TEXT) + "\n{}\n")
+    options = ["--format", "jsonl", "--text_key", "content", "--model_type", "bpe"]
+    options += ["--character_coverage", "1", "--max_sentences", "101", "--vocab_size", "45"]
+    assert plug_jax_vocab("--input", path, "--output", tmp_path, *options) == 0
+    assert load_vocabulary(tmp_path).vocab_size == 45
+    assert "left out: 1 (missing_text_key)\n" in capsys.readouterr().out
+
+
+def test_several_inputs_and_globs(tmp_path):
+    for name, text in (("a.txt", "一一一"), ("b.txt", "二二"), ("c.md", "三")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    inputs = [tmp_path / "*.txt", tmp_path / "c.md"]
+    assert plug_jax_vocab("--input", *inputs, "--output", tmp_path, "--vocab_size", 8) == 0
+    assert load_vocabulary(tmp_path).encode("一二三") == [5, 6, 7]
+
+
+def test_mistakes_end_with_status_2_and_one_line(corpus, tmp_path, capsys):
+    nowhere = tmp_path / "nowhere.txt"
+    assert plug_jax_vocab("--input", nowhere, "--output", tmp_path, "--vocab_size", 20) == 2
+    assert "nowhere.txt" in capsys.readouterr().err
+    assert plug_jax_vocab("--input", corpus, "--output", tmp_path, "--vocab_size", 9999) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert plug_jax_vocab("--input", corpus, "--output", tmp_path, "--vocab_size", 20) == 0
+    assert plug_jax_vocab("--input", corpus, "--output", tmp_path, "--vocab_size", 21) == 2
+    assert "exists" in capsys.readouterr().err
+    overwrite = ["--vocab_size", 21, "--overwrite"]
+    assert plug_jax_vocab("--input", corpus, "--output", tmp_path, *overwrite) == 0
+    assert load_vocabulary(tmp_path).vocab_size == 21
+
+
+def test_the_example_in_the_help_parses():
+    parser = argparse.ArgumentParser()
+    vocab.add_arguments(parser)
+    (line,) = [line for line in vocab.EXAMPLE.splitlines() if "plug-jax vocab" in line]
+    args = parser.parse_args(line.replace("'", "").split()[2:])
+    assert (args.output, args.vocab_size, args.model_type) == ("vocabulary", 8000, "char")

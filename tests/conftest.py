@@ -1,0 +1,38 @@
+"""Sets up a mesh of 8 CPU devices before jax is imported, and finds the golden data."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# All of this must be in the environment before jax or tensorflow is first imported.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["CUDA_VISIBLE_DEVICES"] = (
+    "-1"  # tensorflow takes a GPU's memory even if it computes nothing
+)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+_EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+if _EIGHT_DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT_DEVICES}".strip()
+# The workers and the subprocesses of a run share what they compile.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Outputs of the released PyTorch code: `$PLUG_JAX_GOLDEN`, else `../shared/golden`.
+
+    Skips the test where there is none, except where there should be: when the variable is set, and
+    under CI when `shared` exists.
+    """
+    shared = ROOT.parent / "shared"
+    named = os.environ.get("PLUG_JAX_GOLDEN")
+    directory = Path(named) if named else shared / "golden"
+    if directory.is_dir():
+        return directory
+    message = f"no golden data in {directory}; name its directory in PLUG_JAX_GOLDEN"
+    if named or (os.environ.get("CI") == "true" and shared.exists()):
+        pytest.fail(message)
+    pytest.skip(message)

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from plug_jax.data.drops import count_drops, reset_drop_counts
+from plug_jax.data.features import palm_features, structbert_features
+from plug_jax.data.packing import unpack_examples
+from plug_jax.data.pipeline import DatasetConfig, make_iterator, vocabulary_of
+from plug_jax.errors import PlugError
+
+VOCABULARY = seqio.PassThroughVocabulary(1000)
+
+
+@seqio.map_over_dataset(num_seeds=1)
+def to_features(line, seed, output_features):
+    """A line "id length" to an example whose tokens are the id and whose weights are random."""
+    numbers = tf.strings.to_number(tf.strings.split(line["text"]), tf.int32)
+    draws = tf.random.stateless_uniform([numbers[1]], seed, 0, 2, tf.int32)
+    return {
+        name: draws if name.endswith("weights") else tf.fill([numbers[1]], numbers[0])
+        for name in output_features
+    }
+
+
+def as_text(dataset):
+    return dataset.map(lambda text: {"text": text})
+
+
+def drop_all(dataset):
+    def drop(line):
+        return count_drops(tf.strings.length(line["text"]) < 0, reason="not_liked", amount=1)
+
+    return dataset.filter(drop)
+
+
+def lines_of(ids, longest=8):
+    """Lines "id length", with ids from 1."""
+    lengths = np.random.default_rng(0).integers(1, longest + 1, 1000)
+    return [f"{i} {lengths[i]}" for i in ids]
+
+
+@pytest.fixture
+def add_task(request):
+    """Registers a stage-1 task, or any other by its features, until the end of the test."""
+    names = itertools.count()
+
+    def add(
+        source, *, preprocessors=(as_text, to_features), features=structbert_features, **kwargs
+    ):
+        name = f"{request.node.name.split('[')[0]}_{next(names)}"
+        seqio.TaskRegistry.add(
+            name,
+            source=source,
+            preprocessors=list(preprocessors),
+            output_features=features(VOCABULARY),
+            **kwargs,
+        )
+        request.addfinalizer(lambda: seqio.TaskRegistry.remove(name))
+        return name
+
+    return add
+
+
+def function_source(lines, splits=("train",)):
+    def read(split, shuffle_files, seed=None):
+        del split
+        dataset = tf.data.Dataset.from_tensor_slices(lines)
+        return dataset.shuffle(len(lines), seed=seed) if shuffle_files else dataset
+
+    return seqio.FunctionDataSource(read, splits=splits)
+
+
+def file_source(directory, lines, files):
+    for file in range(files):
+        (directory / f"{file}.txt").write_text("\n".join(lines[file::files]) + "\n")
+    return seqio.TextLineDataSource({"train": str(directory / "*.txt")})
+
+
+def config_of(name, **changes):
+    config = DatasetConfig(
+        mixture_or_task_name=name,
+        feature_lengths={"encoder": 16},
+        split="train",
+        batch_size=4,
+        shuffle=False,
+        seed=3,
+        packing_window=8,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def ids_of(batch):
+    return [int(example["encoder_input_tokens"][0]) for example in unpack_examples(batch)]
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_one_epoch_gives_every_example_once_and_fills_up_with_empty_rows(add_task, pack):
+    name = add_task(function_source(lines_of(range(1, 51))))
+    batches = list(make_iterator(config_of(name, num_epochs=1, pack=pack)))
+    assert {rows.shape for batch in batches for rows in batch.values()} == {(4, 16)}
+    assert sorted(i for batch in batches for i in ids_of(batch)) == list(range(1, 51))
+    rows = np.concatenate([batch["encoder_segment_ids"] for batch in batches])
+    empty = ~rows.any(axis=1)
+    assert 0 < empty.sum() < 4 and not empty[: -empty.sum()].any()
+    assert rows.max() == 1 or pack
+
+
+def test_finite_processes_split_the_batches_of_one(add_task):
+    name = add_task(function_source(lines_of(range(1, 30))))
+    config = config_of(name, num_epochs=1, shuffle=True)
+    whole = list(make_iterator(config))
+    parts = [list(make_iterator(config, process_index=i, process_count=2)) for i in range(2)]
+    joined = [
+        {key: np.concatenate([first[key], second[key]]) for key in first}
+        for first, second in zip(*parts, strict=True)
+    ]
+    assert_same(whole, joined)
+
+
+def first_epoch(name, process, *, shuffle, examples):
+    """Ids and weights of as many examples as the process has."""
+    config = config_of(name, pack=False, shuffle=shuffle)
+    found = []
+    for batch in make_iterator(config, process_index=process, process_count=2):
+        found += unpack_examples(batch)
+        if len(found) >= examples:
+            return found[:examples]
+
+
+@pytest.mark.parametrize("files", [1, 4])
+def test_training_processes_share_files_or_examples(add_task, tmp_path, files):
+    lines = [f"{i} 8" for i in range(1, 41)]
+    name = add_task(file_source(tmp_path, lines, files))
+    parts = [first_epoch(name, process, shuffle=False, examples=20) for process in range(2)]
+    ids = [[int(example["encoder_input_tokens"][0]) for example in part] for part in parts]
+    assert sorted(ids[0] + ids[1]) == list(range(1, 41))
+    draws = [np.stack([example["encoder_loss_weights"] for example in part]) for part in parts]
+    # Processes that read their own files draw their own masks.
+    assert (draws[0] != draws[1]).any() == (files > 1)
+
+
+def test_training_processes_that_share_examples_shuffle_alike(add_task):
+    source = function_source([f"{i} 8" for i in range(1, 41)])
+    name = add_task(source, shuffle_buffer_size=1)  # Only the source shuffles.
+    parts = [first_epoch(name, process, shuffle=True, examples=20) for process in range(2)]
+    ids = [int(example["encoder_input_tokens"][0]) for part in parts for example in part]
+    assert sorted(ids) == list(range(1, 41))
+    assert ids[:20] != list(range(1, 41, 2))
+
+
+def test_epochs_draw_anew_and_seeds_repeat(add_task):
+    name = add_task(function_source([f"{i} 16" for i in range(1, 9)]))
+
+    def read(seed):
+        return list(itertools.islice(make_iterator(config_of(name, pack=False, seed=seed)), 4))
+
+    batches = read(seed=3)
+    first, second = (
+        {key: np.concatenate([batch[key] for batch in epoch]) for key in batches[0]}
+        for epoch in (batches[:2], batches[2:])
+    )
+    np.testing.assert_array_equal(first["encoder_input_tokens"], second["encoder_input_tokens"])
+    changed = first["encoder_loss_weights"] != second["encoder_loss_weights"]
+    assert changed.any(axis=1).all()
+    assert_same(batches, read(seed=3))
+    assert (read(seed=4)[0]["encoder_loss_weights"] != batches[0]["encoder_loss_weights"]).any()
+
+
+def test_restored_iterator_goes_on_exactly(add_task, tmp_path):
+    name = add_task(function_source(lines_of(range(1, 200))))
+    config = config_of(name, shuffle=True, packing_window=30)
+    processes = {"process_index": 1, "process_count": 2}
+    iterator = make_iterator(config, **processes)
+    list(itertools.islice(iterator, 7))
+    iterator.save(tmp_path / "data")
+    expected = list(itertools.islice(iterator, 60))
+    restored = make_iterator(config, **processes)
+    restored.restore(tmp_path / "data")
+    assert_same(list(itertools.islice(restored, 60)), expected)
+    assert (tmp_path / "data" / "process_00001-of-00002.index").exists()
+
+
+def test_restoring_at_the_end_of_an_epoch(add_task, tmp_path):
+    name = add_task(function_source(lines_of(range(1, 20))))
+    iterator = make_iterator(config_of(name, num_epochs=1))
+    assert list(iterator)
+    iterator.save(tmp_path)
+    restored = make_iterator(config_of(name, num_epochs=1))
+    restored.restore(tmp_path)
+    assert list(restored) == []
+
+
+def test_unusable_positions(add_task, tmp_path):
+    name = add_task(function_source(lines_of(range(1, 20))))
+    with pytest.raises(PlugError, match="process_00000-of-00001.index is missing"):
+        make_iterator(config_of(name)).restore(tmp_path / "nowhere")
+    iterator = make_iterator(config_of(name))
+    iterator.save(tmp_path)
+    with pytest.raises(PlugError, match="a run with 1 processes, but this one has 2"):
+        make_iterator(config_of(name), process_index=1, process_count=2).restore(tmp_path)
+    (data,) = tmp_path.glob("*.data-*")
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(PlugError, match="cannot be restored"):
+        iterator.restore(tmp_path)
+
+
+def test_palm_tasks_get_decoder_rows(add_task):
+    name = add_task(function_source(lines_of(range(1, 30))), features=palm_features)
+    config = config_of(name, feature_lengths={"encoder": 16, "decoder": 12}, num_epochs=1)
+    batches = list(make_iterator(config))
+    assert {batch["decoder_segment_ids"].shape for batch in batches} == {(4, 12)}
+    for example in (example for batch in batches for example in unpack_examples(batch)):
+        np.testing.assert_array_equal(
+            example["decoder_target_tokens"], example["encoder_input_tokens"]
+        )
+    assert sorted(i for batch in batches for i in ids_of(batch)) == list(range(1, 30))
+
+
+def test_finite_mixture_reads_each_task_to_its_end(add_task):
+    names = [
+        add_task(function_source(lines_of(range(1, 6)))),
+        add_task(function_source(lines_of(range(6, 40)))),
+    ]
+    seqio.MixtureRegistry.add("mixture_of_two", [(names[0], 1.0), (names[1], 1.0)])
+    try:
+        batches = list(make_iterator(config_of("mixture_of_two", num_epochs=1)))
+        assert sorted(i for batch in batches for i in ids_of(batch)) == list(range(1, 40))
+    finally:
+        seqio.MixtureRegistry.remove("mixture_of_two")
+
+
+@pytest.mark.parametrize("num_epochs", [None, 1])
+def test_task_that_drops_everything(add_task, num_epochs):
+    """Without end in training, as the repetition comes before the preprocessors that drop."""
+    reset_drop_counts()
+    source = function_source(lines_of(range(1, 12)))
+    name = add_task(source, preprocessors=(as_text, drop_all, to_features))
+    with pytest.raises(PlugError, match=f"{name}.*no example in split 'train'.*not_liked 11"):
+        next(make_iterator(config_of(name, num_epochs=num_epochs)))
+
+
+def test_process_without_examples(add_task):
+    reset_drop_counts()
+    name = add_task(function_source(lines_of([1])))
+    with pytest.raises(PlugError, match="for process 1 of 2.*its source is empty"):
+        next(make_iterator(config_of(name), process_index=1, process_count=2))
+
+
+def test_too_long_example(add_task):
+    name = add_task(function_source(["1 8", "2 17", "3 8"]))
+    message = "^An example has 17 encoder tokens, but a row holds 16: raise the encoder feature"
+    with pytest.raises(PlugError, match=message):
+        list(make_iterator(config_of(name, num_epochs=1)))
+
+
+def test_unknown_names(add_task):
+    name = add_task(function_source(lines_of(range(1, 3)), splits=("train", "validation")))
+    with pytest.raises(PlugError, match=f"Did you mean .*{name}"):
+        make_iterator(config_of(name + "x"))
+    with pytest.raises(PlugError, match="'test', only train, validation"):
+        make_iterator(config_of(name, split="test"))
+
+
+def test_features_that_fit_no_converter(add_task):
+    def without_types(vocabulary):
+        features = structbert_features(vocabulary)
+        del features["encoder_token_types"]
+        return features
+
+    name = add_task(function_source(["1 1"]), features=without_types)
+    with pytest.raises(PlugError, match=r"lacks the output features encoder_token_types"):
+        make_iterator(config_of(name))
+    name = add_task(function_source(["1 1"]))
+    with pytest.raises(PlugError, match="need lengths for encoder"):
+        make_iterator(config_of(name, feature_lengths={"encoder": 8, "decoder": 8}))
+
+
+def test_missing_cache(add_task):
+    source = function_source(["1 1"])
+    steps = (as_text, seqio.CacheDatasetPlaceholder(), to_features)
+    with pytest.raises(PlugError, match="not cached"):
+        make_iterator(config_of(add_task(source, preprocessors=steps), use_cached=True))
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 0}, {"num_epochs": 0}, {"packing_window": 0}])
+def test_numbers_below_one(changes):
+    with pytest.raises(PlugError, match=f"{next(iter(changes))}.* at least 1, not 0"):
+        config_of("any", **changes)
+
+
+def test_batch_size_must_divide_by_the_processes():
+    with pytest.raises(PlugError, match="4 rows cannot be split evenly over 3"):
+        make_iterator(config_of("any"), process_count=3)
+
+
+def test_vocabulary_of_a_task(add_task):
+    assert vocabulary_of(add_task(function_source(["1 1"]))) is VOCABULARY
+    with pytest.raises(PlugError, match="No task or mixture is called 'nothing'"):
+        vocabulary_of("nothing")

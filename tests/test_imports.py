@@ -1,0 +1,166 @@
+"""Imports point one way, and importing the command line is cheap."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What each part of plug_jax (and tasks) may import of the others. Every part may import `errors`.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "errors": set(),
+    "config": set(),
+    "losses": set(),
+    "partitioning": {"config"},
+    "ops": set(),
+    "models": {"config", "losses", "ops", "partitioning"},
+    "data": set(),
+    "training": {"config", "data", "losses", "models", "ops", "partitioning"},
+    "decoding": {"ops"},
+    "evaluation": {"config", "data", "decoding", "losses", "models", "ops", "partitioning"},
+    "convert": {"config", "models", "partitioning"},
+    "planning": {"config", "data", "losses", "models", "ops", "partitioning", "training"},
+    "cli": {
+        "__init__",
+        "config",
+        "convert",
+        "data",
+        "decoding",
+        "evaluation",
+        "losses",
+        "models",
+        "ops",
+        "partitioning",
+        "planning",
+        "training",
+    },
+    "tasks": {"data"},
+}
+
+
+def part_of(path: Path, root: Path) -> str:
+    """The part that a source file belongs to: `plug_jax/data/masking.py` -> `data`."""
+    relative = path.relative_to(root)
+    return "tasks" if relative.parts[0] == "tasks" else relative.with_suffix("").parts[1]
+
+
+def imported_modules(path: Path, root: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of each module or name imported anywhere in a file."""
+    package = path.relative_to(root).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            source = ".".join((*above, *filter(None, [node.module])))
+            for alias in node.names:
+                yield node.lineno, f"{source}.{alias.name}"
+
+
+def complaint(part: str, name: str) -> str | None:
+    """What is wrong with `part` importing `name`, if anything."""
+    head, _, rest = name.partition(".")
+    if head == "gin":
+        return None if part == "cli" else "gin is for cli/ alone"
+    if head == "tasks":
+        return None if part == "tasks" else "tasks are loaded by name"
+    if head == "gin_configs":
+        return None if part == "cli" else "gin files are for cli/ alone"
+    if head != "plug_jax":
+        return None
+    target = rest.partition(".")[0]
+    if target not in MAY_IMPORT:
+        target = "__init__"
+    if target in ("errors", part) or target in MAY_IMPORT[part]:
+        return None
+    return f"{part} may not import {target}"
+
+
+def violations(root: Path) -> list[str]:
+    found = []
+    for path in sorted([*(root / "plug_jax").rglob("*.py"), *(root / "tasks").rglob("*.py")]):
+        part = part_of(path, root)
+        where = path.relative_to(root).as_posix()
+        if part not in MAY_IMPORT:
+            found.append(f"{where}: '{part}' is not in MAY_IMPORT")
+            continue
+        for line, name in imported_modules(path, root):
+            if message := complaint(part, name):
+                found.append(f"{where}:{line}: imports {name}; {message}")
+    return found
+
+
+def test_imports_point_one_way():
+    assert violations(ROOT) == []
+
+
+def test_the_allowed_imports_have_no_cycle():
+    done: set[str] = set()
+    while ready := {part for part in MAY_IMPORT.keys() - done if MAY_IMPORT[part] <= done}:
+        done |= ready
+    assert done == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "expected"),
+    [
+        (
+            "plug_jax/ops/masks.py",
+            "from plug_jax.config import PlugConfig",
+            "ops may not import config",
+        ),
+        ("plug_jax/data/masking.py", "from plug_jax import models", "data may not import models"),
+        (
+            "plug_jax/data/masking.py",
+            "import plug_jax.training.loop",
+            "data may not import training",
+        ),
+        (
+            "plug_jax/decoding/beam.py",
+            "from ..models.plug import X",
+            "decoding may not import models",
+        ),
+        ("plug_jax/config.py", "from . import cli", "config may not import cli"),
+        (
+            "plug_jax/training/loop.py",
+            "def f():\n  from plug_jax.cli import main",
+            "may not import cli",
+        ),
+        ("plug_jax/training/loop.py", "import gin", "gin is for cli/ alone"),
+        ("plug_jax/training/loop.py", "from gin import configurable", "gin is for cli/ alone"),
+        ("plug_jax/cli/demo.py", "import tasks.demo", "tasks are loaded by name"),
+        ("tasks/pretrain.py", "import plug_jax.models.plug", "tasks may not import models"),
+        ("plug_jax/novel/thing.py", "", "'novel' is not in MAY_IMPORT"),
+        ("plug_jax/training/loop.py", "from plug_jax.data import pipeline", None),
+        ("plug_jax/training/loop.py", "from . import state", None),
+        ("plug_jax/cli/train.py", "import gin\nfrom plug_jax.training import loop", None),
+        ("plug_jax/ops/masks.py", "from plug_jax.errors import PlugError", None),
+        ("tasks/pretrain.py", "from plug_jax.data import masking\nimport ginger", None),
+    ],
+)
+def test_a_wrong_import_is_found(tmp_path, path, source, expected):
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text(source)
+    found = violations(tmp_path)
+    if expected is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert expected in found[0]
+
+
+def test_the_command_line_is_light_to_import():
+    heavy = {"jax", "flax", "tensorflow", "seqio", "numpy", "gin", "torch", "matplotlib"}
+    program = "import plug_jax.cli.main as main, sys; main.main([]); print(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert heavy & set(run.stdout.splitlines()[-1].split()) == set()

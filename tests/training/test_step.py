@@ -1,0 +1,242 @@
+"""One step: micro-batches, meshes, objectives and the phase switch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plug_jax.config import PlugConfig
+from plug_jax.errors import PlugError
+from plug_jax.models.plug import PlugModel
+from plug_jax.partitioning import Partitioner, put_batch
+from plug_jax.training import metrics as metrics_lib
+from plug_jax.training import objectives
+from plug_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from plug_jax.training.state import TrainState, init_state, state_layout
+from plug_jax.training.step import StepConfig, make_eval_step, make_train_step
+from tests import synthetic
+
+STAGE_1 = {"num_decoder_layers": 0}
+
+
+def run_steps(
+    config: PlugConfig,
+    batches: list[dict[str, np.ndarray]],
+    *,
+    partitioner: Partitioner | None = None,
+    step: StepConfig | None = None,
+    train_steps: int = 100,
+    optimizer_config: OptimizerConfig | None = None,
+) -> tuple[TrainState, list[dict[str, float]]]:
+    """Train on the batches in order; default: on one device, without a mesh to shard over."""
+    partitioner = partitioner or Partitioner(data=8)
+    model = PlugModel(config)
+    optimizer_config = optimizer_config or OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.0)
+    schedule = make_schedule(optimizer_config, train_steps)
+    optimizer = make_optimizer(optimizer_config, schedule)
+    train_step = make_train_step(
+        model, optimizer, schedule, step or StepConfig(), train_steps=train_steps, seed=3
+    )
+    with partitioner.context():
+        layout = state_layout(model, optimizer, partitioner)
+        state = init_state(model, optimizer, layout, seed=0)
+        jitted = jax.jit(
+            train_step,
+            in_shardings=(layout.shardings, partitioner.batch_sharding),
+            out_shardings=(layout.shardings, partitioner.replicated),
+        )
+        values = []
+        for one in batches:
+            state, metrics = jitted(state, put_batch(one, partitioner.batch_sharding))
+            values.append(metrics_lib.summarize(metrics_lib.add([metrics])))
+    return state, values
+
+
+def assert_close(a: TrainState, b: TrainState, atol: float) -> None:
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=0, atol=atol),
+        a.params,
+        b.params,
+    )
+
+
+@pytest.mark.parametrize("decoder", [None, 24], ids=["stage1", "stage2"])
+def test_mesh_equals_single_device(decoder: int | None) -> None:
+    """A 2x2x2 mesh gives the single device's parameters and metrics to 1e-5, dropout included."""
+    config = synthetic.tiny_config(
+        num_decoder_layers=2 if decoder else 0, dropout_rate=0.1, attention_dropout_rate=0.1
+    )
+    batches = [synthetic.batch(decoder=decoder, seed=s) for s in range(2)]
+    sgd_like = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.0, epsilon=1e-3)
+    sharded, sharded_values = run_steps(
+        config,
+        batches,
+        partitioner=Partitioner(data=2, fsdp=2, tensor=2),
+        optimizer_config=sgd_like,
+    )
+    single, single_values = single_device_steps(config, batches, sgd_like)
+    assert_close(sharded, single, 1e-5)
+    for a, b in zip(sharded_values, single_values, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            assert value == pytest.approx(b[name], abs=1e-5, rel=1e-5), name
+    kernel = sharded.params["encoder"]["layers"]["mlp"]["wi"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 8, 16)  # embed / fsdp, mlp / tensor
+
+
+def single_device_steps(
+    config: PlugConfig, batches: list[dict[str, np.ndarray]], optimizer_config: OptimizerConfig
+) -> tuple[TrainState, list[dict[str, float]]]:
+    """The plain functions on one device: no mesh, no shardings."""
+    model = PlugModel(config)
+    schedule = make_schedule(optimizer_config, 100)
+    optimizer = make_optimizer(optimizer_config, schedule)
+    params = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    step = jax.jit(
+        make_train_step(model, optimizer, schedule, StepConfig(), train_steps=100, seed=3)
+    )
+    values = []
+    for one in batches:
+        state, metrics = step(state, one)
+        values.append(metrics_lib.summarize(metrics_lib.add([metrics])))
+    return state, values
+
+
+@pytest.mark.parametrize("decoder", [None, 24], ids=["stage1", "stage2"])
+def test_micro_batches_give_the_same_update(decoder: int | None) -> None:
+    config = synthetic.tiny_config(num_decoder_layers=2 if decoder else 0)
+    batches = [synthetic.batch(rows=16, decoder=decoder)]
+    adam = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.0, epsilon=1e-3)
+    whole, whole_values = run_steps(config, batches, optimizer_config=adam)
+    split, split_values = run_steps(
+        config, batches, step=StepConfig(micro_batches=2), optimizer_config=adam
+    )
+    assert_close(whole, split, 1e-6)
+    assert whole_values[0] == pytest.approx(split_values[0], rel=1e-5, abs=1e-6)
+
+
+def test_switch_drops_masked_lm_exactly_at_its_step() -> None:
+    """At 90% of 10 steps: step 9 still has masked LM; step 10 reads original text and has none."""
+    config = synthetic.tiny_config()
+    batches = [synthetic.batch(decoder=24, seed=s) for s in range(10)]
+    _, values = run_steps(config, batches, step=StepConfig(mlm_fraction=0.9), train_steps=10)
+    assert ["mlm_loss" in v for v in values] == [True] * 9 + [False]
+    assert values[-1]["loss"] == pytest.approx(values[-1]["decoder_loss"], rel=1e-6)
+    assert values[0]["loss"] == pytest.approx(
+        values[0]["decoder_loss"] + values[0]["mlm_loss"], rel=1e-6
+    )
+
+
+def test_last_phase_encodes_the_original_text() -> None:
+    """After the switch the update does not depend on how the input was corrupted."""
+    config = synthetic.tiny_config()
+    one = synthetic.batch(decoder=24)
+    other = dict(one, encoder_input_tokens=np.full_like(one["encoder_input_tokens"], 7))
+    off = StepConfig(mlm_fraction=0.0)
+    assert_close(run_steps(config, [one], step=off)[0], run_steps(config, [other], step=off)[0], 0)
+    on = StepConfig(mlm_fraction=1.0)
+    with pytest.raises(AssertionError):
+        assert_close(
+            run_steps(config, [one], step=on)[0], run_steps(config, [other], step=on)[0], 0
+        )
+
+
+def test_overfits_one_batch_in_every_objective() -> None:
+    for stage in (STAGE_1, {}):
+        config = synthetic.tiny_config(**stage)
+        one = synthetic.batch(decoder=None if stage else 24)
+        _, values = run_steps(config, [one] * 150, train_steps=150)
+        last = values[-1]
+        names = ["mlm_accuracy"]
+        names += ["word_order_accuracy", "sentence_accuracy"] if stage else ["decoder_accuracy"]
+        for name in names:
+            assert last[name] > 0.9, (name, last)
+        assert last["loss"] < 0.3 * values[0]["loss"]
+
+
+def test_metrics_of_a_step_have_their_names() -> None:
+    common = {
+        "loss", "tokens_loss", "mlm_loss", "mlm_accuracy", "prediction_overflow",
+        "pad_fraction", "tokens", "grad_norm", "learning_rate",
+    }  # fmt: skip
+    _, (stage_1,) = run_steps(synthetic.tiny_config(**STAGE_1), [synthetic.batch()])
+    assert set(stage_1) == common | {
+        "word_order_loss", "word_order_accuracy", "sentence_loss", "sentence_accuracy",
+    }  # fmt: skip
+    one = synthetic.batch(decoder=24)
+    _, (stage_2,) = run_steps(synthetic.tiny_config(), [one])
+    assert set(stage_2) == common | {"decoder_loss", "decoder_accuracy", "decoder_perplexity"}
+    assert stage_2["decoder_perplexity"] == pytest.approx(np.exp(stage_2["decoder_loss"]))
+    real = (one["encoder_segment_ids"] > 0).sum() + (one["decoder_segment_ids"] > 0).sum()
+    assert stage_2["tokens"] == real
+    assert stage_2["pad_fraction"] == pytest.approx(1 - real / (8 * 48))
+
+
+def test_select_predictions_example() -> None:
+    """The docstring's example, and what is beyond the capacity is counted."""
+    batch = {
+        "encoder_loss_weights": jnp.array([[0, 1, 0, 1], [1, 1, 1, 0]]),
+        "encoder_shuffled": jnp.array([[0, 0, 0, 1], [0, 0, 0, 0]]),
+        "encoder_original_tokens": jnp.array([[7, 8, 9, 5], [1, 2, 3, 4]]),
+    }
+    out = objectives.select_predictions(batch, capacity=0.5)
+    assert out["prediction_positions"].tolist() == [[1, 3], [0, 1]]
+    assert out["prediction_labels"].tolist() == [[8, 5], [1, 2]]
+    assert out["prediction_weights"].tolist() == [[1, 1], [1, 1]]
+    assert out["prediction_shuffled"].tolist() == [[0, 1], [0, 0]]
+    assert out["prediction_overflow"].tolist() == [0, 1]
+
+
+def test_predicting_at_selected_positions_equals_predicting_everywhere() -> None:
+    """The gathered head gives the loss that the head over all positions gives."""
+    config = synthetic.tiny_config(**STAGE_1)
+    model = PlugModel(config)
+    one = {k: jnp.asarray(v) for k, v in synthetic.batch().items()}
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    metrics = make_eval_step(model, StepConfig(prediction_capacity=1.0))(params, one)
+    encoded = objectives.encode(model, params, one, None)
+    logits = model.apply({"params": params}, encoded, method="mlm_logits")
+    log_probs = jax.nn.log_softmax(logits)
+    picked = jnp.take_along_axis(log_probs, one["encoder_original_tokens"][..., None], -1)[..., 0]
+    expected = -jnp.sum(picked * one["encoder_loss_weights"]) / jnp.sum(one["encoder_loss_weights"])
+    assert float(metrics["tokens_loss"].value()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_adafactor_trains_and_is_sharded() -> None:
+    config = synthetic.tiny_config(
+        hidden_size=128, mlp_dim=128, num_encoder_layers=1, num_decoder_layers=1
+    )
+    adafactor = OptimizerConfig(name="adafactor", learning_rate=1e-2, warmup_fraction=0.0)
+    one = synthetic.batch(decoder=24)
+    state, values = run_steps(
+        config,
+        [one] * 3,
+        partitioner=Partitioner(data=2, fsdp=2, tensor=2),
+        optimizer_config=adafactor,
+    )
+    assert values[-1]["loss"] < values[0]["loss"]
+    slots = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+    }
+    name = next(n for n in slots if n.endswith("v_row/encoder/layers/mlp/wi/kernel"))
+    row = slots[name]
+    assert row.addressable_shards[0].data.size < row.size  # a factored slot is sharded too
+
+
+def test_a_batch_that_does_not_divide() -> None:
+    with pytest.raises(PlugError, match=r"BATCH_SIZE 12 .* multiple of 16"):
+        Partitioner(data=4, fsdp=2).check_batch(12, micro_batches=2)
+
+
+def test_step_config_says_what_is_wrong() -> None:
+    with pytest.raises(PlugError, match="mlm_fraction"):
+        StepConfig(mlm_fraction=1.5)
+    with pytest.raises(PlugError, match="micro_batches"):
+        dataclasses.replace(StepConfig(), micro_batches=0)

@@ -9,9 +9,10 @@ MIXTURE_OR_TASK_NAME; mixtures are seqio's own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import seqio
+import tensorflow as tf
 
 from plug_jax.data.features import palm_features, structbert_features
 from plug_jax.data.lengths import sample_lengths
@@ -20,6 +21,7 @@ from plug_jax.data.sentence_order import sentence_pairs
 from plug_jax.data.sources import FileFormat, TextSource
 from plug_jax.data.vocabularies import PlugVocabulary, load_vocabulary
 from plug_jax.data.word_order import shuffle_windows
+from plug_jax.errors import PlugError
 
 Paths = str | Sequence[str]
 
@@ -81,33 +83,44 @@ def add_palm(
 
 def structbert_text(
     *,
-    train_files: Paths,
+    train_files: Paths | None,
     validation_files: Paths | None,
-    vocabulary: str,
+    vocabulary: str | None,
     file_format: FileFormat = "lines",
     max_length: int = 512,
     name: str = "structbert_text",
 ) -> str:
     """Register a stage-1 task over text files and return its name; see `TextSource`."""
-    source = TextSource(train=train_files, validation=validation_files, file_format=file_format)
-    return add_structbert(name, source, load_vocabulary(vocabulary), max_length=max_length).name
+    source, pieces = _open(train_files, validation_files, vocabulary, file_format)
+    return add_structbert(name, source, pieces, max_length=max_length).name
 
 
 def palm_text(
     *,
-    train_files: Paths,
+    train_files: Paths | None,
     validation_files: Paths | None,
-    vocabulary: str,
+    vocabulary: str | None,
     file_format: FileFormat = "lines",
     min_length: int = 32,
     max_length: int = 512,
     name: str = "palm_text",
 ) -> str:
     """Register a stage-2 task over text files and return its name; see `TextSource`."""
-    source = TextSource(train=train_files, validation=validation_files, file_format=file_format)
-    return add_palm(
-        name, source, load_vocabulary(vocabulary), min_length=min_length, max_length=max_length
-    ).name
+    source, pieces = _open(train_files, validation_files, vocabulary, file_format)
+    return add_palm(name, source, pieces, min_length=min_length, max_length=max_length).name
+
+
+def _open(
+    train: Paths | None, validation: Paths | None, vocabulary: str | None, file_format: FileFormat
+) -> tuple[TextSource, PlugVocabulary]:
+    for macro, value in (("TRAIN_FILES", train), ("VOCABULARY", vocabulary)):
+        if value is None:
+            raise PlugError(
+                f"{macro} is not set: pass --gin.{macro}=..., or name a registered task in "
+                "MIXTURE_OR_TASK_NAME"
+            )
+    source = TextSource(train=train, validation=validation, file_format=file_format)
+    return source, load_vocabulary(vocabulary)
 
 
 def _add(
@@ -127,6 +140,6 @@ def _add(
     )
 
 
-def _keep_only(names: tuple[str, ...]) -> seqio.dataset_providers.MutableMapping:
+def _keep_only(names: tuple[str, ...]) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
     """Drop what the model does not read (such as the raw text)."""
     return seqio.map_over_dataset(lambda example: {name: example[name] for name in names})

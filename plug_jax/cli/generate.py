@@ -164,7 +164,7 @@ def _compiled_generator(
     from plug_jax.decoding.generate import Generated, generate
     from plug_jax.models.plug import PlugModel
 
-    model = PlugModel(config)
+    apply: Callable[..., Any] = PlugModel(config).apply
 
     @jax.jit
     def generator(
@@ -176,10 +176,8 @@ def _compiled_generator(
         forbidden: jax.Array,  # bool [V]
     ) -> Generated:
         variables = {"params": params}
-        encoded = model.apply(
-            variables, encoder_tokens, segment_ids=encoder_segment_ids, method="encode"
-        )
-        cache = model.apply(
+        encoded = apply(variables, encoder_tokens, segment_ids=encoder_segment_ids, method="encode")
+        cache = apply(
             variables,
             jnp.repeat(encoded, num_samples, axis=0),
             encoder_segment_ids=jnp.repeat(encoder_segment_ids, num_samples, axis=0),
@@ -190,7 +188,7 @@ def _compiled_generator(
         def tokens_to_logits(
             tokens: jax.Array, cache: DecoderCache
         ) -> tuple[jax.Array, DecoderCache]:
-            logits, cache = model.apply(variables, tokens[:, None], cache, method="decode_step")
+            logits, cache = apply(variables, tokens[:, None], cache, method="decode_step")
             return logits[:, 0], cache
 
         return generate(

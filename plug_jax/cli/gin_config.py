@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,16 @@ from plug_jax.errors import PlugError
 T = TypeVar("T")
 
 _OVERRIDE = "--gin."
-_DEFINED = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)
+_REQUIRED = "%gin.REQUIRED"
+_COMMENT = re.compile(r"^\s*#.*$|[ \t]#[^'\"\n]*$", re.MULTILINE)
+_INCLUDE = re.compile(r"^include\s+['\"](.+)['\"]", re.MULTILINE)
+# Macros that a kind of file sets, rather than the command line.
+_SET_BY = {
+    "PARTITIONER": "by a mesh/ file: --gin_file=mesh/cpu1.gin",
+    "VOCAB_SIZE": "by a models/ file: --gin_file=models/tiny.gin",
+    "DECODER_LAYERS": "by a models/ file: --gin_file=models/tiny.gin",
+}
+_DEFINED = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=\s*(.*)", re.MULTILINE)
 _USED = re.compile(r"%([A-Z][A-Z0-9_]*)\b")
 
 
@@ -59,13 +69,17 @@ def configured(build: Callable[..., T], *, files: Sequence[str], bindings: Seque
     for path in search_paths():
         gin.add_config_file_search_path(str(path))
     _check_macros(files, bindings)
+    # gin logs an error for each place where it looks for a file in vain before it finds it.
+    logging.disable(logging.ERROR)
     try:
         gin.parse_config_files_and_bindings(list(files), list(bindings))
         return gin.get_configurable(build)()
-    except PlugError:
-        raise
+    except PlugError as error:
+        raise PlugError(str(error).split("\n  In call to configurable")[0]) from error
     except Exception as error:  # gin raises every kind, with the place in the file in its message
         raise PlugError(_explain(error)) from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def operative_config() -> str:
@@ -83,42 +97,37 @@ def search_paths() -> list[Path]:
 
 def _check_macros(files: Sequence[str], bindings: Sequence[str]) -> None:
     """Catch misspelt macros, which gin itself would take for new ones, and those never set."""
-    in_files, on_command_line = "\n".join(_read_all(files)), "\n".join(bindings)
-    used = set(_USED.findall(in_files + on_command_line))
-    defined = set(_DEFINED.findall(in_files))
-    for name in _DEFINED.findall(on_command_line):
-        if name not in used | defined:
+    in_files = "\n".join(_expanded(name) for name in files)
+    on_command_line = "\n".join(bindings)
+    used = set(_USED.findall(f"{in_files}\n{on_command_line}"))
+    in_files_values = dict(_DEFINED.findall(in_files))
+    overridden = dict(_DEFINED.findall(on_command_line))
+    for name in overridden:
+        if name not in used | in_files_values.keys():
             raise PlugError(f"--gin.{name}: no gin file reads such a macro{_near(name, used)}")
-    for name in sorted(defined - used):
+    for name in sorted(in_files_values.keys() - used):
         if _near(name, used, cutoff=0.8):
             raise PlugError(f"macro {name} is set but nothing reads it{_near(name, used)}")
-    for name in sorted(used - defined - set(_DEFINED.findall(on_command_line))):
-        raise PlugError(
-            f"macro {name} is read but not set: pass --gin.{name}=... or a gin file that sets it"
-            + (" (from mesh/)" if name == "PARTITIONER" else "")
-            + (" (from models/)" if name in ("DECODER_LAYERS", "VOCAB_SIZE") else "")
-        )
+    values = in_files_values | overridden
+    missing = [n for n in sorted(used) if values.get(n, _REQUIRED).startswith(_REQUIRED)]
+    if missing:
+        hints = [
+            f"{name} ({_SET_BY[name]})" if name in _SET_BY else f"{name} (--gin.{name}=...)"
+            for name in missing
+        ]
+        raise PlugError(f"required, but not set: {', '.join(hints)}")
 
 
-def _read_all(files: Sequence[str]) -> list[str]:
-    """The text of gin files and of what they include, without comments."""
-    texts, waiting, seen = [], list(files), set()
-    while waiting:
-        name = waiting.pop(0)
-        candidates = [Path(name)] if os.path.isabs(name) else [p / name for p in search_paths()]
-        path = next((p for p in candidates if p.is_file()), None)
-        if path is None:
-            known = [
-                str(p.relative_to(root)) for root in search_paths()[1:] for p in root.rglob("*.gin")
-            ]
-            raise PlugError(f"no gin file {name!r}{_near(name, known)}")
-        if path in seen:
-            continue
-        seen.add(path)
-        text = re.sub(r"^\s*#.*$|\s#[^'\"]*$", "", path.read_text(encoding="utf-8"), flags=re.M)
-        texts.append(text)
-        waiting += re.findall(r"^include\s+['\"](.+)['\"]", text, flags=re.M)
-    return texts
+def _expanded(name: str) -> str:
+    """The text of a gin file with its includes in their places, without comments."""
+    candidates = [Path(name)] if os.path.isabs(name) else [p / name for p in search_paths()]
+    path = next((p for p in candidates if p.is_file()), None)
+    if path is None:
+        ours = search_paths()[-1]
+        known = [str(p.relative_to(ours)) for p in ours.rglob("*.gin")]
+        raise PlugError(f"no gin file {name!r}{_near(name, known)}")
+    text = _COMMENT.sub("", path.read_text(encoding="utf-8"))
+    return _INCLUDE.sub(lambda match: _expanded(match[1]), text)
 
 
 def _near(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
     import seqio
-    import tensorflow as tf
+    from rich.console import Console
+
+    from plug_jax.data.vocabularies import PlugVocabulary
 
 SUMMARY = "Show decoded examples of a seqio task or mixture, and what is masked in them."
 EXAMPLE = """example:
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--feature_lengths",
         default="",
         metavar="LENGTHS",
-        help="the most tokens, as encoder=512,decoder=512 or by feature (default: as the task says)",
+        help="the most tokens: encoder=512,decoder=512, or by feature (default: the task decides)",
     )
 
 
@@ -61,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
     import_tensorflow()
     from rich.console import Console
 
-    import_modules(args.module or _DEFAULT_MODULES)
+    from plug_jax.data.pipeline import import_tasks
+
+    for module in args.module or _DEFAULT_MODULES:
+        import_tasks(module)
     console = Console(highlight=False, markup=False, emoji=False)
     if args.list:
         for line in registered():
@@ -69,19 +73,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _inspect(args, console)
     return 0
-
-
-def import_modules(names: Iterable[str]) -> None:
-    """Import the modules that register tasks; PlugError for one that does not exist."""
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there, but something that it imports is not
-            raise PlugError(
-                f"no module {name!r}: check --module, and that PYTHONPATH leads to it"
-            ) from error
 
 
 def registered() -> list[str]:
@@ -93,11 +84,11 @@ def registered() -> list[str]:
         **dict.fromkeys(seqio.MixtureRegistry.names(), "mixture"),
     }
     width = max(map(len, kinds), default=0)
-    lines = [
-        f"{name:{width}}  {kind:7}  "
-        + _stage(seqio.get_mixture_or_task(name).output_features, "features of its own")
-        for name, kind in sorted(kinds.items())
-    ]
+    stages = {1: "stage 1 (StructBERT)", 2: "stage 2 (PALM)", None: "features of its own"}
+    lines = []
+    for name, kind in sorted(kinds.items()):
+        stage = _stage(seqio.get_mixture_or_task(name).output_features)
+        lines.append(f"{name:{width}}  {kind:7}  {stages[stage]}")
     return lines or ["no task is registered; name a module that registers one with --module"]
 
 
@@ -127,9 +118,83 @@ def _side(feature: str) -> str | None:
     return side_of(feature) if feature in {*PALM_FEATURES, *STRUCTBERT_FEATURES} else None
 
 
-def _stage(features: Collection[str], otherwise: str) -> str:
+def _stage(features: Collection[str]) -> int | None:
+    """The stage whose features these are: 1 (StructBERT), 2 (PALM) or None."""
     from plug_jax.data.features import PALM_FEATURES, STRUCTBERT_FEATURES
 
     if set(PALM_FEATURES) <= set(features):
-        return "stage 2 (PALM)"
-    return "stage 1 (StructBERT)" if set(STRUCTBERT_FEATURES) <= set(features) else otherwise
+        return 2
+    return 1 if set(STRUCTBERT_FEATURES) <= set(features) else None
+
+
+def _inspect(args: argparse.Namespace, console: Console) -> None:
+    from plug_jax.cli.inspect_format import (
+        Rates,
+        legend,
+        show_example,
+        show_other_example,
+        show_rows,
+    )
+    from plug_jax.data.drops import drop_counts, reset_drop_counts
+
+    for name, least in (("num_examples", 0), ("rates_over", 1)):
+        if getattr(args, name) < least:
+            raise PlugError(f"--{name} must be at least {least}, not {getattr(args, name)}")
+    provider = _find_task(args.task, args.split)
+    features = provider.output_features
+    vocabulary = _vocabulary_of(features)
+    reset_drop_counts()
+    dataset = provider.get_dataset(
+        sequence_length=sequence_lengths(args.feature_lengths, features),
+        split=args.split,
+        shuffle=False,
+        seed=args.seed,
+        num_epochs=1,
+        trim_output_features=False,  # the lengths are the preprocessors' business: nothing is cut
+    )
+    if vocabulary is not None and args.num_examples:
+        console.print(legend(shuffles="encoder_shuffled" in features))
+    rates = Rates(vocabulary)
+    number = 0
+    examples = dataset.take(max(args.num_examples, args.rates_over)).as_numpy_iterator()
+    for number, example in enumerate(examples, start=1):
+        if number <= args.num_examples:
+            title = f"example {number}"
+            if vocabulary is None:
+                console.print(show_other_example(example, features, title))
+            else:
+                console.print(show_example(example, vocabulary, title))
+        rates.add(example)
+    drops = [(f"dropped: {reason}", f"{n:,}") for reason, n in sorted(drop_counts().items())]
+    if not number:
+        raise PlugError(
+            f"{args.task!r} gives no example in split {args.split!r}; "
+            + (", ".join(map(" ".join, drops)) or "nothing was dropped: its source is empty")
+        )
+    title = f"{number:,} example{'s' * (number > 1)}"
+    console.print(show_rows(title, [*rates.rows(), *drops]))
+
+
+def _find_task(name: str, split: str) -> seqio.Task | seqio.Mixture:
+    from plug_jax.data.pipeline import _find
+
+    try:
+        provider = _find(name)
+    except PlugError as error:
+        raise PlugError(
+            f"{error} --list shows what there is; the demo's tasks are there once `plug-jax demo` "
+            "has made its text."
+        ) from error
+    if split not in provider.splits:
+        raise PlugError(f"{name!r} has no split {split!r}, only {', '.join(provider.splits)}")
+    return provider
+
+
+def _vocabulary_of(features: Mapping[str, seqio.Feature]) -> PlugVocabulary | None:
+    """The vocabulary of a task of stage 1 or 2, None for any other task."""
+    from plug_jax.data.vocabularies import PlugVocabulary
+
+    if _stage(features) is None:
+        return None
+    vocabulary = features["encoder_input_tokens"].vocabulary
+    return vocabulary if isinstance(vocabulary, PlugVocabulary) else None

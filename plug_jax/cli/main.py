@@ -46,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name.startswith("-"):
-        parser = _main_parser()
-        parser.parse_args([name])
-        parser.error("the command comes first, then its options")
+        _main_parser().parse_args([name])  # --help, --version and unknown options end here
     if name not in COMMANDS:
         return _fail(_unknown_command(name))
     try:

@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_sentences",
         type=int,
         metavar="N",
-        help="train on N > 100 random pieces of text (up to 1,000 characters each), not on everything, "
-        "and measure [UNK] on the first N documents",
+        help="train on N (over 100) random pieces of text instead of everything, and measure [UNK] "
+        "on the first N documents",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing vocabulary")
 

@@ -151,7 +151,7 @@ def _to_rows(
 ) -> tf.data.Dataset:
     """Windows of examples (w of them) to rows (r of them) with `assign`; see `pack_examples`."""
     names = sorted(dataset.element_spec)
-    length_of = feature_lengths(lengths, names)
+    feature_lengths(lengths, names)  # Raises if a side is missing.
 
     def order_examples(example_lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lengths [features, w] to the examples sorted by row [w] and examples a row [r]."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import importlib
 import json
 import os
 import re
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -51,6 +53,7 @@ class DatasetConfig:
     pack: bool = True
     packing_window: int = DEFAULT_WINDOW  # examples packed together
     use_cached: bool = False
+    module: str | None = None  # imported first, for the tasks that it registers
 
     def __post_init__(self) -> None:
         """Raises PlugError for a number below 1."""
@@ -69,6 +72,8 @@ def make_iterator(
     StructBERT's. Raises PlugError for an unknown task or split, features or lengths that fit no
     converter, a missing cache, and a batch size that is no multiple of the number of processes.
     """
+    if config.module is not None:
+        import_tasks(config.module)
     if config.batch_size % process_count:
         raise PlugError(
             f"A batch of {config.batch_size} rows cannot be split evenly over {process_count} "
@@ -77,8 +82,24 @@ def make_iterator(
     return BatchIterator(config, seqio.ShardInfo(process_index, process_count))
 
 
-def vocabulary_of(mixture_or_task_name: str) -> PlugVocabulary:
-    """The vocabulary of a task's `encoder_input_tokens`. Raises PlugError for an unknown task."""
+def import_tasks(module: str) -> None:
+    """Import a module that registers tasks. Raises PlugError if there is none of that name."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise PlugError(
+            f"The module of tasks {module!r} cannot be imported: {error}. Name an importable "
+            "module, such as 'tasks.demo', or put its directory on PYTHONPATH."
+        ) from error
+
+
+def vocabulary_of(mixture_or_task_name: str, *, module: str | None = None) -> PlugVocabulary:
+    """The vocabulary of a task's `encoder_input_tokens`; imports `module` first.
+
+    Raises PlugError for an unknown task or module.
+    """
+    if module is not None:
+        import_tasks(module)
     features = _find(mixture_or_task_name).output_features
     if "encoder_input_tokens" not in features:
         raise PlugError(
@@ -98,8 +119,11 @@ class BatchIterator:
         options = tf.data.Options()
         options.deterministic = True
         dataset = _batches(config, shard).prefetch(tf.data.AUTOTUNE)
-        self._iterator = iter(dataset.with_options(options))
+        self._iterators = [iter(dataset.with_options(options))]
         self._under_way = False
+        # Threads of tf.data that call Python while the interpreter shuts down would never end, and
+        # the program neither: the iterator has to go before.
+        weakref.finalize(self, self._iterators.clear)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """The iterator itself."""
@@ -113,7 +137,7 @@ class BatchIterator:
         try:
             if not self._under_way and self._config.num_epochs is None:
                 _check_examples(self._config, self._shard)
-            batch = next(self._iterator)
+            batch = next(self._iterators[0])
         except StopIteration:
             if self._under_way:
                 raise
@@ -129,7 +153,7 @@ class BatchIterator:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the position of this process to `directory`/process_<index>-of-<count>.*."""
         tf.io.gfile.makedirs(os.fspath(directory))
-        tf.train.Checkpoint(iterator=self._iterator).write(self._position_file(directory))
+        self._checkpoint().write(self._position_file(directory))
 
     def restore(self, directory: str | os.PathLike[str]) -> None:
         """Goes to the position that `save` wrote: the batches that followed it follow again.
@@ -141,14 +165,16 @@ class BatchIterator:
         if not tf.io.gfile.exists(position + ".index"):
             raise PlugError(_missing_position(directory, position, self._shard.num_shards))
         try:
-            checkpoint = tf.train.Checkpoint(iterator=self._iterator)
-            checkpoint.read(position).assert_existing_objects_matched()
+            self._checkpoint().read(position).assert_existing_objects_matched()
         except _RESTORE_ERRORS as error:
             raise PlugError(
                 f"The data position in {position}.* cannot be restored: it is damaged, or was "
                 f"saved with another task or other settings of the data. ({error})"
             ) from error
         self._under_way = True
+
+    def _checkpoint(self) -> tf.train.Checkpoint:
+        return tf.train.Checkpoint(iterator=self._iterators[0])
 
     def _position_file(self, directory: str | os.PathLike[str]) -> str:
         name = f"process_{self._shard.index:05d}-of-{self._shard.num_shards:05d}"

@@ -91,7 +91,7 @@ def test_an_unknown_command_unlike_any_lists_them(command, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--bogus", "greet"], ["greet", "--bogus"], ["greet", "--nam", "x"], ["--", "greet"]],
+    [["--bogus", "greet"], ["greet", "--bogus"], ["greet", "--nam", "x"]],
 )
 def test_an_unknown_option_is_an_error(command, capsys, arguments):
     with pytest.raises(SystemExit) as exit_info:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -265,6 +267,43 @@ def test_too_long_example(add_task):
     message = "^An example has 17 encoder tokens, but a row holds 16: raise the encoder feature"
     with pytest.raises(PlugError, match=message):
         list(make_iterator(config_of(name, num_epochs=1)))
+
+
+PROGRAM_THAT_READS_AHEAD = """
+import time
+import numpy as np
+import seqio
+import tensorflow as tf
+from plug_jax.data.features import structbert_features
+from plug_jax.data.pipeline import DatasetConfig, make_iterator
+
+def to_features(dataset, output_features):
+    def slow_but_for_the_first(number):
+        time.sleep(0.5 if number else 0)
+        return np.array([1], np.int32)
+
+    def features(number):
+        value = tf.numpy_function(slow_but_for_the_first, [number], tf.int32, stateful=False)
+        value.set_shape([None])
+        return {name: value for name in output_features}
+
+    return dataset.map(features, num_parallel_calls=2)
+
+seqio.TaskRegistry.add(
+    "slow",
+    source=seqio.FunctionDataSource(
+        lambda split, shuffle_files, seed=None: tf.data.Dataset.range(9), splits=["train"]
+    ),
+    preprocessors=[to_features],
+    output_features=structbert_features(seqio.PassThroughVocabulary(9)),
+)
+batches = make_iterator(DatasetConfig("slow", {"encoder": 4}, "train", 1, False, 0, packing_window=1))
+next(batches)
+"""
+
+
+def test_a_program_ends_while_its_data_are_read_ahead():
+    subprocess.run([sys.executable, "-c", PROGRAM_THAT_READS_AHEAD], check=True, timeout=60)
 
 
 def test_unknown_names(add_task):

@@ -113,12 +113,12 @@ def palm_text(
 def _open(
     train: Paths | None, validation: Paths | None, vocabulary: str | None, file_format: FileFormat
 ) -> tuple[TextSource, PlugVocabulary]:
-    for macro, value in (("TRAIN_FILES", train), ("VOCABULARY", vocabulary)):
-        if value is None:
-            raise PlugError(
-                f"{macro} is not set: pass --gin.{macro}=..., or name a registered task in "
-                "MIXTURE_OR_TASK_NAME"
-            )
+    if train is None or vocabulary is None:
+        macro = "TRAIN_FILES" if train is None else "VOCABULARY"
+        raise PlugError(
+            f"{macro} is not set: pass --gin.{macro}=..., or name a registered task in "
+            "MIXTURE_OR_TASK_NAME"
+        )
     source = TextSource(train=train, validation=validation, file_format=file_format)
     return source, load_vocabulary(vocabulary)
 

@@ -81,10 +81,7 @@ class StructBertFeatureConverter(_RowFeatureConverter):
     """
 
     TASK_FEATURES = _int32(STRUCTBERT_FEATURES)
-    PACKING_FEATURE_DTYPES = {
-        "encoder_segment_ids": tf.int32,
-        "encoder_positions": tf.int32,
-    }
+    PACKING_FEATURE_DTYPES = dict.fromkeys(["encoder_segment_ids", "encoder_positions"], tf.int32)
     MODEL_FEATURES = _int32([*TASK_FEATURES, *PACKING_FEATURE_DTYPES])
 
 
@@ -120,12 +117,10 @@ class PalmFeatureConverter(_RowFeatureConverter):
     """
 
     TASK_FEATURES = _int32(PALM_FEATURES)
-    PACKING_FEATURE_DTYPES = {
-        "encoder_segment_ids": tf.int32,
-        "encoder_positions": tf.int32,
-        "decoder_segment_ids": tf.int32,
-        "decoder_positions": tf.int32,
-    }
+    PACKING_FEATURE_DTYPES = dict.fromkeys(
+        ["encoder_segment_ids", "encoder_positions", "decoder_segment_ids", "decoder_positions"],
+        tf.int32,
+    )
     MODEL_FEATURES = _int32([*TASK_FEATURES, *PACKING_FEATURE_DTYPES])
 
 

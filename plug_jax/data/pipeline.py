@@ -42,9 +42,7 @@ class DatasetConfig:
     """
 
     mixture_or_task_name: str
-    feature_lengths: Mapping[
-        str, int
-    ]  # tokens a row: {"encoder": E} or {"encoder": E, "decoder": D}
+    feature_lengths: Mapping[str, int]  # of a row: {"encoder": E} or {"encoder": E, "decoder": D}
     split: str
     batch_size: int  # rows, over all processes
     shuffle: bool

@@ -297,7 +297,8 @@ seqio.TaskRegistry.add(
     preprocessors=[to_features],
     output_features=structbert_features(seqio.PassThroughVocabulary(9)),
 )
-batches = make_iterator(DatasetConfig("slow", {"encoder": 4}, "train", 1, False, 0, packing_window=1))
+config = DatasetConfig("slow", {"encoder": 4}, "train", 1, False, 0, packing_window=1)
+batches = make_iterator(config)
 next(batches)
 """
 

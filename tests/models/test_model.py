@@ -99,7 +99,8 @@ def test_packed_equals_alone(norm: dict) -> None:
         for segment in range(1, int(batch["encoder_segment_ids"][row].max()) + 1):
             alone: dict[str, np.ndarray] = {}
             at = {
-                side: batch[f"{side}_segment_ids"][row] == segment for side in ("encoder", "decoder")
+                side: batch[f"{side}_segment_ids"][row] == segment
+                for side in ("encoder", "decoder")
             }
             for name, value in batch.items():
                 side = "decoder" if name.startswith("decoder") else "encoder"

@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print each sample's text to stdout and the speed to stderr."""
+    from plug_jax.cli.main import import_tensorflow
+
+    import_tensorflow()
     from plug_jax.training.checkpointing import load_for_inference
 
     config, params, vocabulary = load_for_inference(args.checkpoint)

@@ -306,6 +306,7 @@ def test_the_command_prints_texts_to_stdout_and_speed_to_stderr(monkeypatch, cap
     checkpointing = types.ModuleType("plug_jax.training.checkpointing")
     checkpointing.load_for_inference = lambda path: (CONFIG, PARAMS, Letters())
     monkeypatch.setitem(sys.modules, "plug_jax.training.checkpointing", checkpointing)
+    monkeypatch.setattr("plug_jax.cli.main.import_tensorflow", lambda: None)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     arguments = ["--checkpoint", "run", "--prompt", "HELLO", "--num_samples", "3", "--seed", "7"]

@@ -1,0 +1,274 @@
+"""Whole runs over real files: resuming, interrupting, the two stages, and what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from plug_jax.data import pipeline
+from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.data.vocabularies import load_vocabulary
+from plug_jax.errors import PlugError
+from plug_jax.partitioning import Partitioner
+from plug_jax.training import loop
+from plug_jax.training.checkpointing import CheckpointConfig, load_for_inference, open_checkpoint
+from plug_jax.training.evaluate import EvaluateConfig, evaluate_checkpoint
+from plug_jax.training.loop import TrainConfig, train
+from plug_jax.training.optimizer import OptimizerConfig
+from plug_jax.training.step import StepConfig
+from plug_jax.training.writers import read_metrics
+from tasks import pretrain
+from tests import synthetic
+
+CHARACTERS = "天地人你我他来去上下大小好多年月日时分水火木金土山石田力口手心门"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small corpus and vocabulary, with the tasks `loop_stage1` and `loop_stage2` over them."""
+    root = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 60), ("validation", 8)):
+        documents = [
+            "".join(
+                "".join(rng.choice(list(CHARACTERS), rng.integers(4, 9))) + "。" for _ in range(12)
+            )
+            for _ in range(count)
+        ]
+        (root / f"{name}.txt").write_text("\n".join(documents), encoding="utf-8")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "。", *CHARACTERS]
+    (root / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    files = {
+        "train_files": str(root / "train.txt"),
+        "validation_files": str(root / "validation.txt"),
+        "vocabulary": str(root / "vocab.txt"),
+    }
+    pretrain.structbert_text(**files, max_length=24, name="loop_stage1")
+    pretrain.palm_text(**files, min_length=6, max_length=24, name="loop_stage2")
+    return root
+
+
+def run_config(corpus: Path, model_dir: Path, *, stage: int = 2, **changes: object) -> TrainConfig:
+    vocab_size = load_vocabulary(corpus / "vocab.txt").vocab_size
+    lengths = {"encoder": 32} if stage == 1 else {"encoder": 32, "decoder": 32}
+    data = DatasetConfig(
+        f"loop_stage{stage}", lengths, "train", batch_size=8, shuffle=True, seed=1, packing_window=32
+    )
+    values: dict[str, object] = {
+        "model_dir": str(model_dir),
+        "model": synthetic.tiny_config(
+            vocab_size=vocab_size,
+            num_encoder_layers=1,
+            num_decoder_layers=stage - 1,
+            dropout_rate=0.1,
+        ),
+        "train_data": data,
+        "eval_data": dataclasses.replace(data, split="validation", shuffle=False, num_epochs=1),
+        "partitioner": Partitioner(data=2, fsdp=2, tensor=2),
+        "optimizer": OptimizerConfig(learning_rate=1e-2),
+        "step": StepConfig(mlm_fraction=0.5 if stage == 2 else 1.0),
+        "checkpoint": CheckpointConfig(every=3, keep=2),
+        "train_steps": 8,
+        "eval_every": 4,
+        "log_every": 1,
+    }
+    return TrainConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def losses(model_dir: Path) -> dict[int, dict[str, float]]:
+    return {
+        record["step"]: {k: v for k, v in record.items() if k != "tokens_per_second"}
+        for record in read_metrics(model_dir)
+        if record["split"] == "train"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MODEL_DIR of an uninterrupted stage-2 run of 8 steps, masked LM in the first 4."""
+    model_dir = tmp_path_factory.mktemp("whole")
+    train(run_config(corpus, model_dir))
+    return model_dir
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process a real SIGINT while `step` is being prepared."""
+    checked = loop.check_batch
+    calls = []
+
+    def check(batch: dict, model: object) -> None:
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        checked(batch, model)
+
+    monkeypatch.setattr(loop, "check_batch", check)
+
+
+def test_interrupted_run_goes_on_bit_for_bit(
+    corpus: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in step 5 (after the phase switch), then again: every loss as if nothing happened."""
+    assert threading.current_thread() is threading.main_thread()
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(run_config(corpus, tmp_path))
+    assert open_checkpoint(tmp_path).step == 5
+    assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 5]
+    final = train(run_config(corpus, tmp_path))
+    assert losses(tmp_path) == losses(whole_run)
+    assert final == read_metrics(whole_run)[-1] | final  # the same evaluation too
+    _, ours, _ = load_for_inference(tmp_path)
+    _, theirs, _ = load_for_inference(whole_run)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_steps_after_the_checkpoint_are_logged_once(
+    corpus: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    """A run killed between checkpoints repeats steps; metrics.jsonl holds each step once."""
+    train(run_config(corpus, tmp_path, train_steps=8))
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "8").rename(tmp_path / "lost")  # as if killed before the last was written
+    train(run_config(corpus, tmp_path))
+    assert [r["step"] for r in read_metrics(tmp_path) if r["split"] == "train"] == list(range(1, 9))
+    assert losses(tmp_path) == losses(whole_run)
+
+
+def test_phase_switch_and_metrics_of_a_run(whole_run: Path) -> None:
+    by_step = losses(whole_run)
+    assert ["mlm_loss" in by_step[s] for s in range(1, 9)] == [True] * 4 + [False] * 4
+    assert {"loss", "decoder_loss", "decoder_perplexity", "decoder_accuracy", "pad_fraction",
+            "learning_rate", "grad_norm"} <= by_step[8].keys()  # fmt: skip
+    validation = [r for r in read_metrics(whole_run) if r["split"] == "validation"]
+    assert [r["step"] for r in validation] == [4, 8]
+    assert all("mlm_accuracy" in r and "decoder_perplexity" in r for r in validation)
+    assert by_step[8]["decoder_loss"] < by_step[1]["decoder_loss"]
+    assert all(r["tokens_per_second"] > 0 for r in read_metrics(whole_run)[2:3])
+    assert list((whole_run / "tensorboard").glob("events*"))
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert summary["step"] == 8 and "decoder_loss" in summary["metrics"]
+    assert sorted(p.name for p in (whole_run / "checkpoints").iterdir()) == ["6", "8"]  # keep 2
+
+
+def test_finished_run_has_nothing_to_do(corpus: Path, whole_run: Path) -> None:
+    before = read_metrics(whole_run)
+    final = train(run_config(corpus, whole_run))
+    assert final["decoder_loss"] == before[-1]["decoder_loss"]
+
+
+def test_evaluate_needs_only_the_checkpoint(corpus: Path, whole_run: Path) -> None:
+    """`evaluate` on one device gives what the run logged on its mesh."""
+    config = run_config(corpus, whole_run)
+    assert config.eval_data is not None
+    values = evaluate_checkpoint(
+        EvaluateConfig(
+            checkpoint=str(whole_run / "checkpoints" / "8"),
+            data=config.eval_data,
+            partitioner=Partitioner(data=8),
+            step=StepConfig(),
+        )
+    )
+    logged = read_metrics(whole_run)[-1]
+    for name, value in values.items():
+        assert value == pytest.approx(logged[name], rel=1e-4, abs=1e-6), name
+
+
+def test_stage_2_starts_from_stage_1(corpus: Path, tmp_path: Path) -> None:
+    """Encoder, embeddings and heads are taken over; the decoder is fresh; step and slots anew."""
+    train(run_config(corpus, tmp_path / "1", stage=1, train_steps=3, eval_data=None))
+    _, source, vocabulary = load_for_inference(tmp_path / "1")
+    assert vocabulary == load_vocabulary(corpus / "vocab.txt")
+    # A learning rate too small to move a float32 shows what the run started from.
+    still = OptimizerConfig(learning_rate=1e-30, weight_decay=0.0)
+    config = run_config(
+        corpus,
+        tmp_path / "2",
+        train_steps=1,
+        eval_data=None,
+        optimizer=still,
+        initial_checkpoint=str(tmp_path / "1"),
+    )
+    train(config)
+    _, params, _ = load_for_inference(tmp_path / "2")
+    assert set(params) - set(source) == {"decoder"}
+    jax.tree.map(np.testing.assert_array_equal, {k: params[k] for k in source}, source)
+    fresh = run_config(corpus, tmp_path / "3", train_steps=1, eval_data=None, optimizer=still)
+    train(fresh)
+    _, scratch, _ = load_for_inference(tmp_path / "3")
+    jax.tree.map(np.testing.assert_array_equal, params["decoder"], scratch["decoder"])
+    kernels = [p["encoder"]["layers"]["mlp"]["wi"]["kernel"] for p in (params, scratch)]
+    assert not np.array_equal(*kernels)
+
+
+def test_initial_checkpoint_of_another_shape_or_vocabulary(
+    corpus: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    config = run_config(corpus, tmp_path / "a", initial_checkpoint=str(whole_run))
+    wider = dataclasses.replace(config.model, mlp_dim=64)
+    with pytest.raises(PlugError, match=r"does not fit this model(.|\n)*mlp/wi/kernel"):
+        train(dataclasses.replace(config, model=wider))
+    deeper = dataclasses.replace(config.model, num_decoder_layers=2)
+    with pytest.raises(PlugError, match=r"decoder/layers/mlp/wi/kernel: \(1, 16, 32\) there"):
+        train(dataclasses.replace(config, model=deeper, model_dir=str(tmp_path / "b")))
+    pieces = (corpus / "vocab.txt").read_text(encoding="utf-8").replace("天\n地", "地\n天")
+    (tmp_path / "vocab.txt").write_text(pieces, encoding="utf-8")
+    pretrain.palm_text(
+        train_files=str(corpus / "train.txt"),
+        validation_files=None,
+        vocabulary=str(tmp_path / "vocab.txt"),
+        min_length=6,
+        max_length=24,
+        name="loop_other_vocabulary",
+    )
+    other = dataclasses.replace(config.train_data, mixture_or_task_name="loop_other_vocabulary")
+    with pytest.raises(PlugError, match="another vocabulary"):
+        train(
+            dataclasses.replace(
+                config, train_data=other, eval_data=None, model_dir=str(tmp_path / "c")
+            )
+        )
+
+
+def test_model_dir_of_another_model(corpus: Path, whole_run: Path) -> None:
+    config = run_config(corpus, whole_run)
+    other = dataclasses.replace(config.model, norm_placement="post")
+    with pytest.raises(PlugError, match="norm_placement is 'pre' there and 'post' here"):
+        train(dataclasses.replace(config, model=other))
+    adafactor = OptimizerConfig(name="adafactor")
+    with pytest.raises(PlugError, match="does not fit this run's parameters or optimizer"):
+        train(dataclasses.replace(config, optimizer=adafactor))
+
+
+def test_bad_configurations_fail_before_training(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, tmp_path)
+    with pytest.raises(PlugError, match=r"has 38 pieces, but PlugConfig.vocab_size is 99"):
+        train(dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=99)))
+    short = dataclasses.replace(config.model, max_positions=8)
+    with pytest.raises(PlugError, match=r"position table has 8 rows; shorten"):
+        train(dataclasses.replace(config, model=short))
+    with pytest.raises(PlugError, match="does not match the 8 devices here"):
+        train(dataclasses.replace(config, partitioner=Partitioner(data=3)))
+    with pytest.raises(PlugError, match="no checkpoint in"):
+        train(
+            dataclasses.replace(
+                config, initial_checkpoint="/nowhere", model_dir=str(tmp_path / "new")
+            )
+        )
+    odd = dataclasses.replace(config.model, num_heads=3, head_dim=4)
+    with pytest.raises(PlugError, match=r"qkv/kernel .* dimension 3 of 3 over tensor=2"):
+        train(dataclasses.replace(config, model=odd))
+    missing = dataclasses.replace(config.train_data, mixture_or_task_name="loop_stage3")
+    with pytest.raises(PlugError, match="loop_stage2"):
+        train(dataclasses.replace(config, train_data=missing))
+    with pytest.raises(PlugError, match="no_such_module"):
+        pipeline.vocabulary_of("loop_stage1", module="no_such_module")

@@ -60,7 +60,13 @@ def run_config(corpus: Path, model_dir: Path, *, stage: int = 2, **changes: obje
     vocab_size = load_vocabulary(corpus / "vocab.txt").vocab_size
     lengths = {"encoder": 32} if stage == 1 else {"encoder": 32, "decoder": 32}
     data = DatasetConfig(
-        f"loop_stage{stage}", lengths, "train", batch_size=8, shuffle=True, seed=1, packing_window=32
+        f"loop_stage{stage}",
+        lengths,
+        "train",
+        batch_size=8,
+        shuffle=True,
+        seed=1,
+        packing_window=32,
     )
     values: dict[str, object] = {
         "model_dir": str(model_dir),
@@ -126,7 +132,8 @@ def test_interrupted_run_goes_on_bit_for_bit(
     assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 5]
     final = train(run_config(corpus, tmp_path))
     assert losses(tmp_path) == losses(whole_run)
-    assert final == read_metrics(whole_run)[-1] | final  # the same evaluation too
+    logged = read_metrics(whole_run)[-1]
+    assert final == {k: v for k, v in logged.items() if k not in ("step", "split")}
     _, ours, _ = load_for_inference(tmp_path)
     _, theirs, _ = load_for_inference(whole_run)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -183,6 +190,11 @@ def test_evaluate_needs_only_the_checkpoint(corpus: Path, whole_run: Path) -> No
         assert value == pytest.approx(logged[name], rel=1e-4, abs=1e-6), name
 
 
+def assert_equal(a: dict, b: dict) -> None:
+    """Equal but for a step of 1e-30, which moves only zeros."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-20), a, b)
+
+
 def test_stage_2_starts_from_stage_1(corpus: Path, tmp_path: Path) -> None:
     """Encoder, embeddings and heads are taken over; the decoder is fresh; step and slots anew."""
     train(run_config(corpus, tmp_path / "1", stage=1, train_steps=3, eval_data=None))
@@ -201,11 +213,11 @@ def test_stage_2_starts_from_stage_1(corpus: Path, tmp_path: Path) -> None:
     train(config)
     _, params, _ = load_for_inference(tmp_path / "2")
     assert set(params) - set(source) == {"decoder"}
-    jax.tree.map(np.testing.assert_array_equal, {k: params[k] for k in source}, source)
+    assert_equal({k: params[k] for k in source}, source)
     fresh = run_config(corpus, tmp_path / "3", train_steps=1, eval_data=None, optimizer=still)
     train(fresh)
     _, scratch, _ = load_for_inference(tmp_path / "3")
-    jax.tree.map(np.testing.assert_array_equal, params["decoder"], scratch["decoder"])
+    assert_equal(params["decoder"], scratch["decoder"])
     kernels = [p["encoder"]["layers"]["mlp"]["wi"]["kernel"] for p in (params, scratch)]
     assert not np.array_equal(*kernels)
 

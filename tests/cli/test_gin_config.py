@@ -1,0 +1,105 @@
+"""gin files that ship, and messages about what is misspelt or missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plug_jax.cli import gin_config
+from plug_jax.cli.train import configure
+from plug_jax.errors import PlugError
+
+TEXT = "天地人。你我他。\n" * 3
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> list[str]:
+    """The bindings that a run over text files needs."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "。", *"天地人你我他"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    text = str(tmp_path / "text.txt")
+    return [
+        f"MODEL_DIR = {str(tmp_path / 'run')!r}",
+        f"TRAIN_FILES = {text!r}",
+        f"VALIDATION_FILES = {text!r}",
+        f"VOCABULARY = {str(tmp_path / 'vocab.txt')!r}",
+        "TRAIN_STEPS = 7",
+    ]
+
+
+STAGE1 = ["runs/structbert_pretrain.gin", "models/tiny.gin", "mesh/cpu1.gin"]
+STAGE2 = ["runs/palm_pretrain.gin", "models/tiny.gin", "mesh/cpu8.gin"]
+
+
+@pytest.mark.parametrize("model", ["tiny", "base", "large", "plug_27b"])
+def test_every_model_file_gives_both_stages(model: str, run: list[str]) -> None:
+    files = [f"models/{model}.gin" if "models/" in f else f for f in STAGE1]
+    stage1 = configure(files, run)
+    assert stage1.model.num_decoder_layers == 0
+    assert stage1.step.mlm_fraction == 1.0
+    assert stage1.train_data.split == "train" and stage1.train_data.num_epochs is None
+    assert stage1.eval_data is not None and stage1.eval_data.num_epochs == 1
+    files = [f"models/{model}.gin" if "models/" in f else f for f in STAGE2]
+    stage2 = configure(files, [*run, "INITIAL_CHECKPOINT = 'run1'"])
+    assert stage2.model.num_decoder_layers > 0
+    assert stage2.step.mlm_fraction == 0.9
+    assert stage2.initial_checkpoint == "run1"
+    assert (stage2.partitioner.data, stage2.partitioner.tensor) == (2, 2)
+    assert stage2.model.hidden_size == stage1.model.hidden_size
+
+
+def test_plug_27b_is_the_released_shape(run: list[str]) -> None:
+    files = ["models/plug_27b.gin" if "models/" in f else f for f in STAGE2]
+    model = configure(files, [*run, "INITIAL_CHECKPOINT = None"]).model
+    assert model.padded_vocab_size == 21504
+    assert (model.num_encoder_layers, model.num_decoder_layers) == (24, 6)
+    assert (model.num_heads, model.head_dim, model.mlp_dim) == (128, 64, 32768)
+
+
+def test_what_was_read_is_kept_and_can_be_read_again(run: list[str], tmp_path: Path) -> None:
+    config = configure(STAGE1, run)
+    kept = tmp_path / "run" / "config.gin"
+    again = gin_config.configured(type(config), files=[str(kept)], bindings=[])
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("files", "change", "message"),
+    [
+        (STAGE1, ["TRAN_STEPS = 3"], r"--gin.TRAN_STEPS: .* did you mean TRAIN_STEPS"),
+        (STAGE1, ["loop.TrainConfig.trian_steps = 3"], "doesn't have a parameter named 'trian_st"),
+        (STAGE1, ["lop.TrainConfig.train_steps = 3"], "No configurable matching 'lop.TrainConfig'"),
+        (STAGE1, ["config.PlugConfig.hidden_size = 0"], "hidden_size must be at least 1, got 0$"),
+        (STAGE1, ["TRAIN_FILES = None"], "TRAIN_FILES is not set: pass --gin.TRAIN_FILES"),
+        (STAGE1, ["VOCABULARY = '/nowhere'"], "/nowhere"),
+        (STAGE1[:2], [], r"required, but not set: PARTITIONER \(by a mesh/ file"),
+        (STAGE2, [], r"required, but not set: INITIAL_CHECKPOINT \(--gin.INITIAL_CHECKPOINT=...\)"),
+        (["runs/structbert_pretain.gin"], [], "did you mean runs/structbert_pretrain.gin"),
+    ],
+)
+def test_messages(files: list[str], change: list[str], message: str, run: list[str]) -> None:
+    with pytest.raises(PlugError, match=message):
+        configure(files, [*run, *change])
+
+
+def test_missing_macros_are_all_named() -> None:
+    with pytest.raises(PlugError, match=r"not set: MODEL_DIR .*, TRAIN_STEPS "):
+        configure(STAGE1, [])
+
+
+def test_macro_misspelt_in_a_file(tmp_path: Path, run: list[str]) -> None:
+    mine = tmp_path / "mine.gin"
+    mine.write_text("BATCH_SIZES = 4\n")
+    with pytest.raises(PlugError, match=r"BATCH_SIZES is set but nothing reads it; .* BATCH_SIZE"):
+        configure([*STAGE1, str(mine)], run)
+
+
+def test_overrides() -> None:
+    assert gin_config.overrides(["--gin.A_B=3", "--gin.x.Y.z='a=b'"]) == [
+        "A_B = 3",
+        "x.Y.z = 'a=b'",
+    ]
+    with pytest.raises(PlugError, match=r"unknown argument '--steps=3'"):
+        gin_config.overrides(["--steps=3"])

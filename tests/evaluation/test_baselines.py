@@ -1,0 +1,42 @@
+"""Baselines by their worked example, and plots that show what they were given."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plug_jax.evaluation import baselines, plots
+
+
+def test_worked_example() -> None:
+    train = {
+        "decoder_target_tokens": np.array([[0, 0, 0, 1, 9]]),
+        "decoder_loss_weights": np.array([[1, 1, 1, 1, 0]]),
+    }
+    counts = baselines.decoder_token_counts([train], 2 + 8)[:2]
+    assert counts.tolist() == [3, 1]
+    held_out = {
+        "decoder_target_tokens": np.array([[0, 1, 1]]),
+        "decoder_loss_weights": np.array([[1, 1, 0]]),
+        "encoder_original_tokens": np.array([[0, 0, 1, 1]]),
+        "encoder_loss_weights": np.array([[1, 1, 1, 0]]),
+    }
+    got = baselines.context_free_baselines(counts, [held_out])
+    assert got.unigram_perplexity == pytest.approx(
+        math.exp(-(math.log(4 / 6) + math.log(2 / 6)) / 2)
+    )
+    assert got.unigram_perplexity == pytest.approx(2.12, abs=0.005)
+    assert got.most_frequent_token_accuracy == pytest.approx(2 / 3)
+    assert got.sentence_chance == pytest.approx(1 / 3)
+
+
+def test_plots_are_written(tmp_path: Path) -> None:
+    records = [{"step": s, "split": "train", "mlm_loss": 5.0 - s} for s in range(3)]
+    plots.plot_losses({"a": records, "b": records}, tmp_path / "l.png", marks={"a": (1, "here")})
+    lengths = {"x": [3, 4, 5], "y": [9]}
+    plots.plot_lengths(lengths, tmp_path / "h.png", bounds={"x": (3, 6), "y": (2, 12)})
+    for name in ("l.png", "h.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -10,11 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from plug_jax.data.demo_corpus import TRAIN_FILE, VALIDATION_FILE
+from plug_jax.data.demo_corpus import MAX_LENGTH, MIN_LENGTH, TRAIN_FILE, VALIDATION_FILE
 from tasks import pretrain
-
-# Short examples, so that a small model on a CPU sees many of them.
-MIN_LENGTH, MAX_LENGTH = 32, 128
 
 
 def structbert(directory: str) -> str:

@@ -35,7 +35,6 @@ PROMPTS = (
 )
 _VOCABULARY_SIZE = 4096
 _NEW_TOKENS = 60
-_MIN_LENGTH, _MAX_LENGTH = 32, 128  # as in tasks/demo.py
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -262,6 +261,7 @@ Time: {times}.
 def _plot(
     output: Path, stage1: TrainConfig, stage2: TrainConfig, lengths: dict[str, list[int]]
 ) -> None:
+    from plug_jax.data.demo_corpus import MAX_LENGTH, MIN_LENGTH
     from plug_jax.evaluation import plots
     from plug_jax.training.writers import read_metrics
 
@@ -272,5 +272,5 @@ def _plot(
         output / "losses.png",
         marks={"stage 2: PALM decoder plugged on": (switch, "masked LM dropped")},
     )
-    bounds = (_MIN_LENGTH, _MAX_LENGTH)
+    bounds = (MIN_LENGTH, MAX_LENGTH)
     plots.plot_lengths(lengths, output / "lengths.png", bounds=dict.fromkeys(lengths, bounds))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from plug_jax.cli import gin_config
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -26,17 +28,42 @@ EXAMPLE = """example:
 _SMALLEST_BUCKET = 32
 
 
+UNKNOWN_ARGUMENTS = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """What runs/generate.gin and the options describe."""
+
+    checkpoint: str
+    prompt: str
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    num_samples: int
+    seed: int
+
+
+# Each option sets the macro of its name in the gin file, which has the defaults.
+_OPTIONS: dict[str, tuple[type, str]] = {
+    "checkpoint": (str, "checkpoint directory (a run's MODEL_DIR, or one step)"),
+    "prompt": (str, "the text to continue"),
+    "max_new_tokens": (int, "stop after so many tokens (128)"),
+    "temperature": (float, "0 is greedy (0.9)"),
+    "top_k": (int, "draw from the k likeliest, 0 = all (20)"),
+    "top_p": (float, "draw from this much probability (1.0)"),
+    "seed": (int, "same seed, same texts (0)"),
+    "num_samples": (int, "how many texts to write (1)"),
+}
+_MACROS = {"seed": "RANDOM_SEED"}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax generate`."""
-    add = parser.add_argument
-    add("--checkpoint", required=True, help="checkpoint directory (a run's MODEL_DIR, or one step)")
-    add("--prompt", required=True, help="the text to continue")
-    add("--max_new_tokens", type=int, default=128, help="stop after so many tokens (%(default)s)")
-    add("--temperature", type=float, default=0.9, help="0 is greedy (%(default)s)")
-    add("--top_k", type=int, default=20, help="draw from the k likeliest, 0 = all (%(default)s)")
-    add("--top_p", type=float, default=1.0, help="draw from this much probability (%(default)s)")
-    add("--seed", type=int, default=0, help="same seed, same texts (%(default)s)")
-    add("--num_samples", type=int, default=1, help="how many texts to write (%(default)s)")
+    for name, (kind, text) in _OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, help=text)
+    gin_config.add_arguments(parser, default="runs/generate.gin")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,19 +73,26 @@ def run(args: argparse.Namespace) -> int:
     import_tensorflow()
     from plug_jax.training.checkpointing import load_for_inference
 
-    config, params, vocabulary = load_for_inference(args.checkpoint)
+    given = {_MACROS.get(n, n.upper()): getattr(args, n) for n in _OPTIONS}
+    bindings = [f"{macro} = {value!r}" for macro, value in given.items() if value is not None]
+    request = gin_config.configured(
+        GenerateConfig,
+        files=args.gin_file,
+        bindings=[*bindings, *gin_config.overrides(args.unknown)],
+    )
+    config, params, vocabulary = load_for_inference(request.checkpoint)
     started = time.monotonic()
     (samples,) = generate_ids(
         config,
         params,
         vocabulary,
-        [args.prompt],
-        num_samples=args.num_samples,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
+        [request.prompt],
+        num_samples=request.num_samples,
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        seed=request.seed,
     )
     seconds = time.monotonic() - started
     for ids in samples:

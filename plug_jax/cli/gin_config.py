@@ -19,6 +19,7 @@ T = TypeVar("T")
 _OVERRIDE = "--gin."
 _REQUIRED = "%gin.REQUIRED"
 _COMMENT = re.compile(r"^\s*#.*$|[ \t]#[^'\"\n]*$", re.MULTILINE)
+_STRING = re.compile(r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\"")
 _INCLUDE = re.compile(r"^include\s+['\"](.+)['\"]", re.MULTILINE)
 # Macros that a kind of file sets, rather than the command line.
 _SET_BY = {
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, default: str | None = None
     """Add --gin_file (repeatable; later files override earlier ones)."""
     parser.add_argument(
         "--gin_file",
-        action="append",
+        action="append",  # to the default, if there is one
         required=default is None,
         default=None if default is None else [default],
         metavar="FILE",
@@ -97,8 +98,8 @@ def search_paths() -> list[Path]:
 
 def _check_macros(files: Sequence[str], bindings: Sequence[str]) -> None:
     """Catch misspelt macros, which gin itself would take for new ones, and those never set."""
-    in_files = "\n".join(_expanded(name) for name in files)
-    on_command_line = "\n".join(bindings)
+    in_files = _STRING.sub("''", "\n".join(_expanded(name) for name in files))
+    on_command_line = _STRING.sub("''", "\n".join(bindings))
     used = set(_USED.findall(f"{in_files}\n{on_command_line}"))
     in_files_values = dict(_DEFINED.findall(in_files))
     overridden = dict(_DEFINED.findall(on_command_line))

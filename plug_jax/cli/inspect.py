@@ -176,10 +176,10 @@ def _inspect(args: argparse.Namespace, console: Console) -> None:
 
 
 def _find_task(name: str, split: str) -> seqio.Task | seqio.Mixture:
-    from plug_jax.data.pipeline import _find
+    from plug_jax.data.pipeline import find_task
 
     try:
-        provider = _find(name)
+        provider = find_task(name)
     except PlugError as error:
         raise PlugError(
             f"{error} --list shows what there is; the demo's tasks are there once `plug-jax demo` "

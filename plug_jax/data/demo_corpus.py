@@ -14,6 +14,8 @@ from pathlib import Path
 from plug_jax.errors import PlugError
 
 TRAIN_FILE, VALIDATION_FILE = "train.txt", "validation.txt"
+# Tokens an example, so that a small model on a CPU sees many of them.
+MIN_LENGTH, MAX_LENGTH = 32, 128
 
 # One article in so many is held out.
 _HELD_OUT_ONE_IN = 20

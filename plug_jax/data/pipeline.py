@@ -98,7 +98,7 @@ def vocabulary_of(mixture_or_task_name: str, *, module: str | None = None) -> Pl
     """
     if module is not None:
         import_tasks(module)
-    features = _find(mixture_or_task_name).output_features
+    features = find_task(mixture_or_task_name).output_features
     if "encoder_input_tokens" not in features:
         raise PlugError(
             f"{mixture_or_task_name!r} has no feature encoder_input_tokens, only "
@@ -234,7 +234,7 @@ def _lengths_and_converter(
     config: DatasetConfig,
 ) -> tuple[dict[str, int], seqio.FeatureConverter]:
     """The length of every task feature, and the converter that the task's features ask for."""
-    features = _find(config.mixture_or_task_name).output_features
+    features = find_task(config.mixture_or_task_name).output_features
     palm = "decoder_target_tokens" in features
     converter_class = PalmFeatureConverter if palm else StructBertFeatureConverter
     if missing := sorted(set(converter_class.TASK_FEATURES) - set(features)):
@@ -247,7 +247,8 @@ def _lengths_and_converter(
     return lengths, converter_class(pack=config.pack, window=config.packing_window)
 
 
-def _find(name: str) -> seqio.Task | seqio.Mixture:
+def find_task(name: str) -> seqio.Task | seqio.Mixture:
+    """The registered task or mixture. Raises PlugError with near matches if there is none."""
     names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name in names:
         return seqio.get_mixture_or_task(name)
@@ -262,7 +263,7 @@ def _find(name: str) -> seqio.Task | seqio.Mixture:
 def _tasks(config: DatasetConfig) -> list[seqio.Task]:
     """The tasks that have the split; seqio leaves out the others of a mixture."""
     name, split = config.mixture_or_task_name, config.split
-    provider = _find(name)
+    provider = find_task(name)
     tasks = [task for task in seqio.get_subtasks(provider) if split in task.splits]
     if not tasks:
         raise PlugError(f"{name!r} has no split {split!r}, only {', '.join(provider.splits)}.")

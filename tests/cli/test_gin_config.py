@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from plug_jax.cli import gin_config
+from plug_jax.cli.generate import GenerateConfig
 from plug_jax.cli.train import configure
 from plug_jax.errors import PlugError
 
@@ -94,6 +95,14 @@ def test_macro_misspelt_in_a_file(tmp_path: Path, run: list[str]) -> None:
     mine.write_text("BATCH_SIZES = 4\n")
     with pytest.raises(PlugError, match=r"BATCH_SIZES is set but nothing reads it; .* BATCH_SIZE"):
         configure([*STAGE1, str(mine)], run)
+
+
+def test_strings_are_not_searched_for_macros() -> None:
+    files, bindings = ["runs/generate.gin"], ["CHECKPOINT = 'x'", "PROMPT = '涨了100%GDP'"]
+    request = gin_config.configured(GenerateConfig, files=files, bindings=bindings)
+    assert request.prompt == "涨了100%GDP"
+    assert (request.temperature, request.top_k, request.top_p) == (0.9, 20, 1.0)
+    assert (request.max_new_tokens, request.num_samples, request.seed) == (128, 1, 0)
 
 
 def test_overrides() -> None:

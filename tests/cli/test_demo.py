@@ -1,0 +1,39 @@
+"""The demo's report from results that are given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from plug_jax.cli import demo
+from plug_jax.evaluation.baselines import Baselines
+
+
+def test_summary_and_report(tmp_path: Path, capsys) -> None:
+    stage1 = {"mlm_accuracy": 0.1, "sentence_accuracy": 0.5, "word_order_accuracy": 0.3}
+    stage2 = {"mlm_accuracy": 0.2, "decoder_perplexity": 150.0}
+    results = demo.Results(
+        stage1=stage1,
+        stage2=stage2,
+        perplexity_before_last_phase=160.0,
+        baselines=Baselines(700.0, 0.04, 1 / 3),
+        texts={"今天": "天气好"},
+        seconds={"stage1": 3.0, "stage2": 4.5},
+        config={"stage1": {}, "stage2": {}},
+    )
+    demo._write_results(tmp_path, results)
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["held_out"] == {
+        "mlm_accuracy": 0.2,  # of the final model; what only stage 1 measures is stage 1's
+        "sentence_accuracy": 0.5,
+        "word_order_accuracy": 0.3,
+        "decoder_perplexity": 150.0,
+        "decoder_perplexity_before_last_phase": 160.0,
+        "decoder_perplexity_after_last_phase": 150.0,
+    }
+    assert summary["baseline"]["unigram_perplexity"] == 700.0
+    assert summary["seconds"] == {"stage1": 3.0, "stage2": 4.5, "total": 7.5}
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| decoder perplexity | 150 | 700 (unigram) |" in report
+    assert "今天 **天气好**" in report
+    assert capsys.readouterr().out.strip() == report.strip()

@@ -37,7 +37,7 @@ def plot_losses(
             step, text = marks[title]
             axis.axvline(step, color="0.5", linestyle="--", linewidth=1)
             axis.annotate(
-                text, (step, 0.97), xycoords=("data", "axes fraction"), ha="right", va="top",
+                text, (step, 0.5), xycoords=("data", "axes fraction"), ha="right", va="center",
                 rotation=90, fontsize=8, color="0.4",
             )  # fmt: skip
         axis.set(title=title, xlabel="step", ylabel="loss (nats); dots: held-out")
@@ -54,8 +54,17 @@ def plot_lengths(
     for axis, (title, values) in zip(axes, lengths.items(), strict=True):
         low, high = bounds[title]
         axis.axvspan(low, high, color="C0", alpha=0.12, label=f"asked: {low} to {high}")
-        axis.hist(values, bins=np.linspace(0, max(high, max(values)) + 1, 40), color="C0")
-        axis.set(title=f"{title} (mean {np.mean(values):.0f})", xlabel="tokens", ylabel="examples")
+        # By length, because bars need not hold the same number of lengths each.
+        edges = np.linspace(min(low, *values), max(high, *values) + 1, 33).round()
+        counts, edges = np.histogram(values, np.unique(edges))
+        axis.stairs(counts / np.diff(edges), edges - 0.5, fill=True, color="C0")
+        axis.set(
+            title=f"{title} (mean {np.mean(values):.0f})",
+            xlabel="tokens",
+            ylabel="examples of a length",
+        )
+        axis.set_xlim(left=0)
+        axis.margins(y=0.2)
         axis.legend(frameon=False, loc="upper left")
     figure.savefig(path, dpi=110)
 

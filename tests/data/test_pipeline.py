@@ -304,7 +304,7 @@ next(batches)
 
 
 def test_a_program_ends_while_its_data_are_read_ahead():
-    subprocess.run([sys.executable, "-c", PROGRAM_THAT_READS_AHEAD], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", PROGRAM_THAT_READS_AHEAD], check=True, timeout=180)
 
 
 def test_unknown_names(add_task):

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from plug_jax.errors import PlugError
@@ -53,7 +54,8 @@ def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
     elif config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, remaining)
     elif config.schedule == "rsqrt":
-        decay = lambda step: peak * (warmup / (step + warmup)) ** 0.5  # noqa: E731
+        # Also called for the warm-up, with steps below 0, and then not used.
+        decay = lambda step: peak * (warmup / jnp.maximum(step + warmup, 1)) ** 0.5  # noqa: E731
     else:
         decay = optax.constant_schedule(peak)
     # The first step already moves: step n of the warm-up runs at (n + 1) / warmup of the peak.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli.train import configure
+from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
     from plug_jax.evaluation.baselines import Baselines
@@ -67,26 +68,25 @@ def _run_demo(output: Path, overrides: list[str]) -> None:
         corpus = write_corpus(output / "corpus")
     with _timed("vocabulary", seconds):
         _train_vocabulary(corpus.train, output / "vocabulary")
+    stage1_dir, stage2_dir = output / "stage1", output / "stage2"
+    stage1_config = configure(["demo/stage1.gin"], [*bindings, f"MODEL_DIR = {str(stage1_dir)!r}"])
+    stage2_config = configure(
+        ["demo/stage2.gin"],
+        [
+            *bindings,
+            f"MODEL_DIR = {str(stage2_dir)!r}",
+            f"INITIAL_CHECKPOINT = {str(stage1_dir)!r}",
+        ],
+    )
+    _check_switch_is_evaluated(stage2_config)
     with _timed("stage 1", seconds):
-        stage1_dir = output / "stage1"
-        stage1_config = configure(
-            ["demo/stage1.gin"], [*bindings, f"MODEL_DIR = {str(stage1_dir)!r}"]
-        )
         stage1 = train(stage1_config)
     with _timed("stage 2", seconds):
-        stage2_config = configure(
-            ["demo/stage2.gin"],
-            [
-                *bindings,
-                f"MODEL_DIR = {str(output / 'stage2')!r}",
-                f"INITIAL_CHECKPOINT = {str(stage1_dir)!r}",
-            ],
-        )
         stage2 = train(stage2_config)
     with _timed("baselines", seconds):
         baselines, lengths = _read_data(stage2_config)
     with _timed("generate", seconds):
-        texts = _generate(output / "stage2")
+        texts = _generate(stage2_dir)
     _write_results(
         output,
         Results(
@@ -153,6 +153,17 @@ def _generate(checkpoint: Path) -> dict[str, str]:
     config, params, vocabulary = load_for_inference(checkpoint)
     samples = generate_texts(config, params, vocabulary, PROMPTS, max_new_tokens=_NEW_TOKENS)
     return {prompt: texts[0] for prompt, texts in zip(PROMPTS, samples, strict=True)}
+
+
+def _check_switch_is_evaluated(config: TrainConfig) -> None:
+    """The report compares the scores at the phase switch with the last ones."""
+    switch = config.step.mlm_steps(config.train_steps)
+    if not 0 < switch < config.train_steps or switch % config.eval_every:
+        raise PlugError(
+            f"the demo reports the scores at the phase switch, step {switch} of "
+            f"{config.train_steps}, but evaluates every {config.eval_every} steps; choose "
+            "TRAIN_STEPS and EVAL_EVERY so that the one falls on the other"
+        )
 
 
 def _perplexity_before_last_phase(config: TrainConfig) -> float:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from plug_jax.cli import demo
+from plug_jax.errors import PlugError
 from plug_jax.evaluation.baselines import Baselines
+from plug_jax.training.step import StepConfig
 
 
 def test_summary_and_report(tmp_path: Path, capsys) -> None:
@@ -37,3 +42,14 @@ def test_summary_and_report(tmp_path: Path, capsys) -> None:
     assert "| decoder perplexity | 150 | 700 (unigram) |" in report
     assert "今天 **天气好**" in report
     assert capsys.readouterr().out.strip() == report.strip()
+
+
+def test_steps_that_miss_the_phase_switch_are_refused_before_training() -> None:
+    def config(train_steps: int, eval_every: int) -> SimpleNamespace:
+        step = StepConfig(mlm_fraction=0.9)
+        return SimpleNamespace(step=step, train_steps=train_steps, eval_every=eval_every)
+
+    demo._check_switch_is_evaluated(config(400, 120))
+    for train_steps, eval_every in ((100, 120), (400, 100), (1, 1)):
+        with pytest.raises(PlugError, match="choose TRAIN_STEPS and EVAL_EVERY"):
+            demo._check_switch_is_evaluated(config(train_steps, eval_every))

@@ -135,7 +135,7 @@ def _inspect(args: argparse.Namespace, console: Console) -> None:
         show_other_example,
         show_rows,
     )
-    from plug_jax.data.drops import drop_counts, reset_drop_counts
+    from plug_jax.data.drops import drop_counts, reset_counts
 
     for name, least in (("num_examples", 0), ("rates_over", 1)):
         if getattr(args, name) < least:
@@ -143,7 +143,7 @@ def _inspect(args: argparse.Namespace, console: Console) -> None:
     provider = _find_task(args.task, args.split)
     features = provider.output_features
     vocabulary = _vocabulary_of(features)
-    reset_drop_counts()
+    reset_counts()
     dataset = provider.get_dataset(
         sequence_length=sequence_lengths(args.feature_lengths, features),
         split=args.split,

@@ -65,12 +65,12 @@ def run(args: argparse.Namespace) -> int:
     from plug_jax.cli.main import import_tensorflow
 
     import_tensorflow()
-    from plug_jax.data.drops import drop_counts, reset_drop_counts
+    from plug_jax.data.drops import drop_counts, reset_counts
     from plug_jax.data.sources import TextSource
     from plug_jax.data.vocabulary_training import train_sentencepiece, unknown_rate
 
     source = TextSource(train=args.input, file_format=args.format, text_key=args.text_key)
-    reset_drop_counts()
+    reset_counts()
     vocabulary = train_sentencepiece(
         _documents(source),
         directory=args.output,

@@ -1,9 +1,10 @@
-"""Counts, by reason, of what the data pipeline leaves out: nothing disappears unseen."""
+"""Counts of what the data pipeline leaves out or rewrites: nothing disappears unseen."""
 
 from __future__ import annotations
 
 import collections
 import threading
+from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -11,12 +12,15 @@ import tensorflow as tf
 
 T = TypeVar("T")
 
+Amounts = Mapping[str, tf.Tensor | int]
+
 _lock = threading.Lock()
-_counts: collections.Counter[str] = collections.Counter()
+_drops: collections.Counter[str] = collections.Counter()
+_changes: collections.Counter[str] = collections.Counter()
 
 
-def count_drops(value: T, *, reason: str, amount: tf.Tensor | int) -> T:
-    """Returns `value` unchanged; computing it adds `amount` to the count of `reason`.
+def count_drops(value: T, amounts: Amounts) -> T:
+    """Returns `value` unchanged; computing it adds each amount to the count of its reason.
 
     A graph op for the functions of `map`, `filter` and `flat_map`, parallel or not. It is not
     stateful to TensorFlow, so iterators stay checkpointable. Counts are per process, and cover
@@ -26,8 +30,7 @@ def count_drops(value: T, *, reason: str, amount: tf.Tensor | int) -> T:
 
         def long_enough(document):                  # the documents: lengths 5, 1, 3, 2
             keep = tf.size(document) >= 3
-            dropped = tf.where(keep, 0, 1)
-            return count_drops(keep, reason="document_too_short", amount=dropped)
+            return count_drops(keep, {"document_too_short": tf.where(keep, 0, 1)})
 
         dataset = dataset.filter(long_enough)       # lengths 5, 3
 
@@ -35,24 +38,55 @@ def count_drops(value: T, *, reason: str, amount: tf.Tensor | int) -> T:
       value: a tensor or a nest of tensors (ragged ones too), any dtype that NumPy knows. It has to
         be used downstream and to come from the dataset's element: TensorFlow prunes what nobody
         reads, and computes constants only once.
-      reason: a short snake_case name, such as "document_too_short".
-      amount: int scalar, how many were dropped; nothing is counted unless it is above 0.
+      amounts: how many were dropped, int scalars by reason, a short snake_case name such as
+        "document_too_short". Only those above 0 are counted.
     """
+    return _count(_drops, value, amounts)
+
+
+def count_changes(value: T, amounts: Amounts) -> T:
+    """`count_drops` for what was rewritten and kept, by the step that did it."""
+    return _count(_changes, value, amounts)
+
+
+def drop_counts() -> dict[str, int]:
+    """A copy of what `count_drops` counted so far in this process, by reason."""
+    with _lock:
+        return dict(_drops)
+
+
+def change_counts() -> dict[str, int]:
+    """A copy of what `count_changes` counted so far in this process, by step."""
+    with _lock:
+        return dict(_changes)
+
+
+def reset_counts() -> None:
+    """Forgets every count."""
+    with _lock:
+        _drops.clear()
+        _changes.clear()
+
+
+def _count(counter: collections.Counter[str], value: T, amounts: Amounts) -> T:
     components = [
         tf.convert_to_tensor(part) for part in tf.nest.flatten(value, expand_composites=True)
     ]
-    amount = tf.convert_to_tensor(amount)
+    names = list(amounts)
+    numbers = tf.stack([tf.cast(amounts[name], tf.int64) for name in names])
 
-    def record(dropped: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    def record(numbers: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         with _lock:
-            _counts[reason] += int(dropped)
+            for name, number in zip(names, numbers.tolist(), strict=True):
+                if number > 0:
+                    counter[name] += number
         return arrays
 
     def counted() -> list[tf.Tensor]:
         # The value itself goes through Python: an op that is tied to it only by a control
         # dependency would be pruned by the graph optimizer, as it claims to be stateless.
         dtypes = [part.dtype for part in components]
-        outputs = tf.numpy_function(record, [amount, *components], dtypes, stateful=False)
+        outputs = tf.numpy_function(record, [numbers, *components], dtypes, stateful=False)
         outputs = tf.nest.flatten(outputs)  # eagerly, a single output comes without its list
         return [
             tf.ensure_shape(output, part.shape)
@@ -62,17 +96,5 @@ def count_drops(value: T, *, reason: str, amount: tf.Tensor | int) -> T:
     def untouched() -> list[tf.Tensor]:
         return [tf.identity(part) for part in components]
 
-    passed = tf.cond(amount > 0, counted, untouched)
+    passed = tf.cond(tf.reduce_any(numbers > 0), counted, untouched)
     return tf.nest.pack_sequence_as(value, passed, expand_composites=True)
-
-
-def drop_counts() -> dict[str, int]:
-    """A copy of the counts so far in this process, by reason."""
-    with _lock:
-        return dict(_counts)
-
-
-def reset_drop_counts() -> None:
-    """Forgets every count."""
-    with _lock:
-        _counts.clear()

@@ -198,9 +198,14 @@ def _count_dropped(lengths: tf.Tensor, tokens: tf.Tensor, shortest: int) -> tf.T
     left = tf.size(tokens, tf.int64) - tf.reduce_sum(lengths)
     whole = tf.equal(tf.shape(lengths)[0], 0)
     tail = tf.where(whole, tf.zeros_like(left), left)
-    lengths = count_drops(lengths, reason="document_too_short", amount=tf.cast(whole, tf.int64))
-    lengths = count_drops(lengths, reason="tail_too_short", amount=tf.cast(tail > 0, tf.int64))
-    return count_drops(lengths, reason="tail_tokens", amount=tail)
+    return count_drops(
+        lengths,
+        {
+            "document_too_short": tf.cast(whole, tf.int64),
+            "tail_too_short": tf.cast(tail > 0, tf.int64),
+            "tail_tokens": tail,
+        },
+    )
 
 
 def cut_windows(

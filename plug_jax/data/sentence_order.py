@@ -90,7 +90,7 @@ def sentence_pairs(
         sentences = vocabulary.encode_tf(split_sentences(document["text"]))
         groups, a_lengths = group_sentences(sentences, seed, budget=budget)
         empty = tf.cast(tf.equal(groups.nrows(), 0), tf.int64)
-        a_lengths = count_drops(a_lengths, reason="empty_document", amount=empty)
+        a_lengths = count_drops(a_lengths, {"empty_document": empty})
         return {
             "tokens": groups,
             "a_length": a_lengths,
@@ -103,7 +103,7 @@ def sentence_pairs(
         has_b = groups["tokens"].row_lengths() > groups["a_length"]
         labels, partners = draw_labels(groups["document"], has_b, seeds)
         partnerless = tf.math.count_nonzero(labels < 0)
-        labels = count_drops(labels, reason="no_other_document", amount=partnerless)
+        labels = count_drops(labels, {"no_other_document": partnerless})
         segments = choose_segments(groups["tokens"], groups["a_length"], labels, partners)
         labels = tf.boolean_mask(labels, labels >= 0)
         return assemble(groups["tokens"].flat_values, segments, labels, vocabulary, budget)
@@ -279,7 +279,7 @@ def assemble(
     full_length = a_length + b_length
     a_length, b_length = trim_pair(a_length, b_length, budget)
     trimmed = tf.reduce_sum(full_length - a_length - b_length)
-    labels = count_drops(labels, reason="truncated_tokens", amount=trimmed)
+    labels = count_drops(labels, {"truncated_tokens": trimmed})
 
     # Each example is five pieces of one pool: the tokens, then [CLS] and [SEP].
     pool = tf.concat([tokens, [vocabulary.cls_id, vocabulary.sep_id]], axis=0)

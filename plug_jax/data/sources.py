@@ -145,7 +145,7 @@ def _read(path: tf.Tensor, *, file_format: FileFormat, text_key: str) -> tf.data
         is_complete = tf.strings.length(record) > 0
         is_empty &= ~is_complete
         is_empty = count_drops(
-            is_empty, reason="empty_file", amount=tf.cast(is_empty & (line == _END), tf.int32)
+            is_empty, {"empty_file": tf.cast(is_empty & (line == _END), tf.int32)}
         )
         documents = tf.cond(
             is_complete, lambda: extract(record), lambda: tf.constant([], tf.string)
@@ -200,7 +200,7 @@ def _extract_text(record: tf.Tensor) -> tf.Tensor:
         record, "UTF-8", "UTF-8", errors="ignore", replace_control_characters=False
     )
     kept = record[tf.newaxis][: tf.cast(valid, tf.int32)]
-    return count_drops(kept, reason="invalid_utf8", amount=tf.cast(~valid, tf.int32))
+    return count_drops(kept, {"invalid_utf8": tf.cast(~valid, tf.int32)})
 
 
 def _json_extractor(text_key: str) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -215,14 +215,14 @@ def _json_extractor(text_key: str) -> Callable[[tf.Tensor], tf.Tensor]:
         text, reason = tf.numpy_function(parse, [line], [tf.string, tf.int32], stateful=False)
         kept = tf.ensure_shape(text, [])[tf.newaxis][: tf.cast(reason == 0, tf.int32)]
 
-        def count() -> tf.Tensor:
-            counted = kept
-            for number, name in enumerate(_JSON_REASONS[1:], start=1):
-                amount = tf.cast(reason == number, tf.int32)
-                counted = count_drops(counted, reason=name, amount=amount)
-            return counted
-
-        return tf.cond(reason > 0, count, lambda: kept)
+        return count_drops(
+            kept,
+            {
+                name: tf.cast(reason == number, tf.int32)
+                for number, name in enumerate(_JSON_REASONS)
+                if number > 0
+            },
+        )
 
     return extract
 

@@ -17,7 +17,7 @@ import jax
 from plug_jax import partitioning
 from plug_jax.config import PlugConfig
 from plug_jax.data import pipeline
-from plug_jax.data.drops import drop_counts, reset_drop_counts
+from plug_jax.data.drops import drop_counts, reset_counts
 from plug_jax.data.pipeline import DatasetConfig
 from plug_jax.data.vocabularies import save_vocabulary
 from plug_jax.errors import PlugError
@@ -91,7 +91,7 @@ class _Trainer:
         schedule = optimizer_lib.make_schedule(config.optimizer, config.train_steps)
         optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
         layout = state_layout(model, optimizer, partitioner)
-        reset_drop_counts()  # of this process: an earlier run is not this one's
+        reset_counts()  # of this process: an earlier run is not this one's
         self._batches = open_batches(config.train_data)
         self._evaluate = (
             Evaluator(config.model, config.eval_data, partitioner, config.step)

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from plug_jax.data.drops import count_drops, drop_counts, reset_drop_counts
+from plug_jax.data.drops import count_drops, drop_counts, reset_counts
 
 
 @pytest.fixture(autouse=True)
 def no_counts():
-    reset_drop_counts()
+    reset_counts()
     yield
-    reset_drop_counts()
+    reset_counts()
 
 
 def long_enough(document):
     keep = tf.size(document) >= 3
     dropped = tf.where(keep, 0, 1)
-    return count_drops(keep, reason="document_too_short", amount=dropped)
+    return count_drops(keep, {"document_too_short": dropped})
 
 
 def documents(lengths):
@@ -41,19 +41,19 @@ def test_counts_add_up_over_passes_and_reset():
     for _ in range(3):
         sizes(dataset)
     assert drop_counts() == {"document_too_short": 6}
-    reset_drop_counts()
+    reset_counts()
     assert drop_counts() == {}
 
 
 def test_the_returned_counts_are_a_copy():
-    count_drops(tf.constant(0), reason="a", amount=1)
+    count_drops(tf.constant(0), {"a": 1})
     drop_counts()["a"] = 100
     assert drop_counts() == {"a": 1}
 
 
 def test_nothing_dropped_leaves_no_entry():
     for amount in (0, -3):
-        count_drops(tf.constant(1), reason="nothing", amount=amount)
+        count_drops(tf.constant(1), {"nothing": amount})
     assert drop_counts() == {}
 
 
@@ -62,8 +62,8 @@ def test_amounts_of_a_parallel_map_are_summed_by_reason(amount_dtype):
     def trim(i):
         document = tf.range(i % 7)
         tail = tf.cast(tf.size(document) % 3, amount_dtype)
-        document = count_drops(document, reason="tail_tokens", amount=tail)
-        return count_drops(document, reason="tail_too_short", amount=tf.minimum(tail, 1))
+        document = count_drops(document, {"tail_tokens": tail})
+        return count_drops(document, {"tail_too_short": tf.minimum(tail, 1)})
 
     dataset = tf.data.Dataset.range(700).map(trim, num_parallel_calls=tf.data.AUTOTUNE)
     assert sizes(dataset) == [i % 7 for i in range(700)]
@@ -73,7 +73,7 @@ def test_amounts_of_a_parallel_map_are_summed_by_reason(amount_dtype):
 
 def test_a_constant_amount_is_counted_for_every_element():
     def drop(i):
-        return count_drops(i, reason="always", amount=1)
+        return count_drops(i, {"always": 1})
 
     assert list(tf.data.Dataset.range(50).map(drop).as_numpy_iterator()) == list(range(50))
     assert drop_counts() == {"always": 50}
@@ -81,8 +81,8 @@ def test_a_constant_amount_is_counted_for_every_element():
 
 def test_equal_calls_are_not_merged():
     def drop(i):
-        first = count_drops(i, reason="same", amount=tf.cast(i % 2, tf.int32))
-        second = count_drops(i, reason="same", amount=tf.cast(i % 2, tf.int32))
+        first = count_drops(i, {"same": tf.cast(i % 2, tf.int32)})
+        second = count_drops(i, {"same": tf.cast(i % 2, tf.int32)})
         return first + second
 
     list(tf.data.Dataset.range(10).map(drop))
@@ -95,7 +95,7 @@ def test_inside_flat_map():
 
         def odd(piece):
             dropped = tf.cast(piece % 2 == 0, tf.int32)
-            return count_drops(piece % 2 == 1, reason="even_piece", amount=dropped)
+            return count_drops(piece % 2 == 1, {"even_piece": dropped})
 
         return pieces.filter(odd)
 
@@ -107,7 +107,7 @@ def test_inside_flat_map():
 def test_inside_a_traced_function():
     @tf.function
     def drop(value, amount):
-        return count_drops(value, reason="traced", amount=amount)
+        return count_drops(value, {"traced": amount})
 
     for amount in (2, 0, 5):
         assert drop(tf.constant(3.5), tf.constant(amount)) == 3.5
@@ -131,7 +131,7 @@ def test_the_value_is_unchanged_and_keeps_its_type(value):
     kept_or_dropped = tf.data.Dataset.from_tensor_slices([0, 1])
 
     def drop(value, amount):
-        return count_drops(value, reason="any", amount=amount)
+        return count_drops(value, {"any": amount})
 
     counted = tf.data.Dataset.zip(dataset, kept_or_dropped).map(drop)
     assert counted.element_spec == dataset.element_spec

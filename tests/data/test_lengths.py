@@ -8,7 +8,7 @@ import scipy.stats
 import seqio
 import tensorflow as tf
 
-from plug_jax.data.drops import drop_counts, reset_drop_counts
+from plug_jax.data.drops import drop_counts, reset_counts
 from plug_jax.data.lengths import WindowSampler, sample_lengths
 from plug_jax.errors import PlugError
 
@@ -30,9 +30,9 @@ class CharacterVocabulary:
 
 @pytest.fixture(autouse=True)
 def no_counts():
-    reset_drop_counts()
+    reset_counts()
     yield
-    reset_drop_counts()
+    reset_counts()
 
 
 def windows_dataset(documents, seed=0, sequence_length=None, **kwargs):

@@ -10,7 +10,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from plug_jax.data.drops import count_drops, reset_drop_counts
+from plug_jax.data.drops import count_drops, reset_counts
 from plug_jax.data.features import palm_features, structbert_features
 from plug_jax.data.packing import unpack_examples
 from plug_jax.data.pipeline import DatasetConfig, make_iterator, vocabulary_of
@@ -36,7 +36,7 @@ def as_text(dataset):
 
 def drop_all(dataset):
     def drop(line):
-        return count_drops(tf.strings.length(line["text"]) < 0, reason="not_liked", amount=1)
+        return count_drops(tf.strings.length(line["text"]) < 0, {"not_liked": 1})
 
     return dataset.filter(drop)
 
@@ -248,7 +248,7 @@ def test_finite_mixture_reads_each_task_to_its_end(add_task):
 @pytest.mark.parametrize("num_epochs", [None, 1])
 def test_task_that_drops_everything(add_task, num_epochs):
     """Without end in training, as the repetition comes before the preprocessors that drop."""
-    reset_drop_counts()
+    reset_counts()
     source = function_source(lines_of(range(1, 12)))
     name = add_task(source, preprocessors=(as_text, drop_all, to_features))
     with pytest.raises(PlugError, match=f"{name}.*no example in split 'train'.*not_liked 11"):
@@ -256,7 +256,7 @@ def test_task_that_drops_everything(add_task, num_epochs):
 
 
 def test_process_without_examples(add_task):
-    reset_drop_counts()
+    reset_counts()
     name = add_task(function_source(lines_of([1])))
     with pytest.raises(PlugError, match="for process 1 of 2.*its source is empty"):
         next(make_iterator(config_of(name), process_index=1, process_count=2))

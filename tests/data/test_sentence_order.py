@@ -10,7 +10,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plug_jax.data.drops import drop_counts, reset_drop_counts
+from plug_jax.data.drops import drop_counts, reset_counts
 from plug_jax.data.sentence_order import (
     draw_labels,
     group_sentences,
@@ -62,9 +62,9 @@ class Corpus:
 
 @pytest.fixture(autouse=True)
 def no_counts():
-    reset_drop_counts()
+    reset_counts()
     yield
-    reset_drop_counts()
+    reset_counts()
 
 
 def pairs_dataset(documents, seed=0, sequence_length=None, **kwargs):

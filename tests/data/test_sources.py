@@ -5,7 +5,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from plug_jax.data.drops import drop_counts, reset_drop_counts
+from plug_jax.data.drops import drop_counts, reset_counts
 from plug_jax.data.sources import TextSource
 from plug_jax.errors import PlugError
 
@@ -15,7 +15,7 @@ MARK = b"\xef\xbb\xbf"
 
 @pytest.fixture(autouse=True)
 def fresh_counts():
-    reset_drop_counts()
+    reset_counts()
 
 
 @pytest.fixture

@@ -1,84 +1,62 @@
-"""Pre-training tasks over a user's own text files, for both stages of PLUG.
+"""Pre-training tasks for both stages of PLUG: StructBERT's and PALM's.
 
-The paths come from gin (see gin_configs/runs/): `structbert_text` and `palm_text` register a task
-and return its name. To train on other sources, register a task of your own with `add_structbert` or
-`add_palm` over any seqio source that yields {"text": document}, and name it in
-MIXTURE_OR_TASK_NAME; mixtures are seqio's own.
+What gin names (see gin_configs/runs/) registers a task or mixture and returns its name:
+`structbert_text` and `palm_text` over text files or tokenised ones, `structbert_tfds` and
+`palm_tfds` over TensorFlow Datasets, `structbert_mixture` and `palm_mixture` over domains. To train
+on other sources, register a task of your own with `add_structbert` or `add_palm` over any seqio
+source that yields {"text": document}, and name it in MIXTURE_OR_TASK_NAME.
+
+Importing this module registers {structbert,palm}_{wiki40b_zh,wikipedia_zh,mc4_zh}, whose data TFDS
+has to have prepared when they are read. Their vocabulary is named by the environment variable
+PLUG_JAX_VOCABULARY, or is `default_vocabulary()`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import seqio
-import tensorflow as tf
 
-from plug_jax.data.features import palm_features, structbert_features
-from plug_jax.data.lengths import sample_lengths
-from plug_jax.data.masking import masked_language_model
-from plug_jax.data.sentence_order import sentence_pairs
+from plug_jax.data.documents import CleaningStep
 from plug_jax.data.sources import FileFormat, TextSource
-from plug_jax.data.vocabularies import PlugVocabulary, load_vocabulary
-from plug_jax.data.word_order import shuffle_windows
+from plug_jax.data.tfds_source import TfdsSource, Wiki40bMarkup
+from plug_jax.data.token_source import TokenSource
+from plug_jax.data.vocabularies import PlugVocabulary, default_vocabulary, load_vocabulary
 from plug_jax.errors import PlugError
+from tasks.stages import add_palm, add_structbert, palm_task, structbert_task
+
+__all__ = [
+    "add_palm",
+    "add_structbert",
+    "palm_mixture",
+    "palm_task",
+    "palm_text",
+    "palm_tfds",
+    "structbert_mixture",
+    "structbert_task",
+    "structbert_text",
+    "structbert_tfds",
+]
 
 Paths = str | Sequence[str]
+Format = FileFormat | Literal["tokens"]
 
-
-def add_structbert(
-    name: str,
-    source: seqio.DataSource,
-    vocabulary: PlugVocabulary,
-    *,
-    max_length: int = 512,
-    mask_rate: float = 0.15,
-    shuffle_rate: float = 0.05,
-    shuffle_window: int = 3,
-) -> seqio.Task:
-    """Register a stage-1 task: sentence pairs, masked LM, and shuffled windows.
-
-    `max_length` counts the tokens of an example, [CLS] and [SEP] included. A task that has the name
-    already is replaced.
-    """
-    preprocessors = [
-        functools.partial(sentence_pairs, vocabulary=vocabulary, max_length=max_length),
-        functools.partial(masked_language_model, vocabulary=vocabulary, mask_rate=mask_rate),
-        functools.partial(
-            shuffle_windows, vocabulary=vocabulary, window=shuffle_window, rate=shuffle_rate
-        ),
-    ]
-    return _add(name, source, preprocessors, structbert_features(vocabulary))
-
-
-def add_palm(
-    name: str,
-    source: seqio.DataSource,
-    vocabulary: PlugVocabulary,
-    *,
-    min_length: int = 32,
-    max_length: int = 512,
-    mask_rate: float = 0.15,
-    close_at_document_end_only: bool = False,
-    sentence_end_probability: float = 0.0,
-) -> seqio.Task:
-    """Register a stage-2 task: windows of random encoder and decoder length, and masked LM.
-
-    Lengths are drawn in [min_length, max_length], [CLS] and [SEP] included. A task that has the
-    name already is replaced.
-    """
-    preprocessors = [
-        functools.partial(
-            sample_lengths,
-            vocabulary=vocabulary,
-            min_length=min_length,
-            max_length=max_length,
-            close_at_document_end_only=close_at_document_end_only,
-            sentence_end_probability=sentence_end_probability,
-        ),
-        functools.partial(masked_language_model, vocabulary=vocabulary, mask_rate=mask_rate),
-    ]
-    return _add(name, source, preprocessors, palm_features(vocabulary))
+# Data of TFDS in Chinese by the name of their tasks: the dataset, and its split for each of ours.
+_TFDS = {
+    "wiki40b_zh": (
+        "wiki40b/zh-cn:1.3.0",
+        {"train": "train", "validation": "validation", "test": "test"},
+    ),
+    "wikipedia_zh": (
+        "wikipedia/20230601.zh:1.0.0",
+        {"train": "train[:99%]", "validation": "train[99%:]"},
+    ),
+    "mc4_zh": ("c4/multilingual:3.1.0", {"train": "zh", "validation": "zh-validation"}),
+}
 
 
 def structbert_text(
@@ -86,13 +64,18 @@ def structbert_text(
     train_files: Paths | None,
     validation_files: Paths | None,
     vocabulary: str | None,
-    file_format: FileFormat = "lines",
+    file_format: Format = "lines",
+    cleaning: Sequence[CleaningStep] = (),
     max_length: int = 512,
     name: str = "structbert_text",
 ) -> str:
-    """Register a stage-1 task over text files and return its name; see `TextSource`."""
-    source, pieces = _open(train_files, validation_files, vocabulary, file_format)
-    return add_structbert(name, source, pieces, max_length=max_length).name
+    """Register a stage-1 task over files and return its name.
+
+    The formats are those of `TextSource`, and "tokens" for a `TokenSource`.
+    """
+    source = _files(train_files, validation_files, file_format)
+    pieces = _load(vocabulary)
+    return add_structbert(name, source, pieces, cleaning=cleaning, max_length=max_length).name
 
 
 def palm_text(
@@ -100,46 +83,201 @@ def palm_text(
     train_files: Paths | None,
     validation_files: Paths | None,
     vocabulary: str | None,
-    file_format: FileFormat = "lines",
+    file_format: Format = "lines",
+    cleaning: Sequence[CleaningStep] = (),
     min_length: int = 32,
     max_length: int = 512,
     name: str = "palm_text",
 ) -> str:
-    """Register a stage-2 task over text files and return its name; see `TextSource`."""
-    source, pieces = _open(train_files, validation_files, vocabulary, file_format)
-    return add_palm(name, source, pieces, min_length=min_length, max_length=max_length).name
+    """Register a stage-2 task over files and return its name; see `structbert_text`."""
+    source = _files(train_files, validation_files, file_format)
+    options = {"cleaning": cleaning, "min_length": min_length, "max_length": max_length}
+    return add_palm(name, source, _load(vocabulary), **options).name
 
 
-def _open(
-    train: Paths | None, validation: Paths | None, vocabulary: str | None, file_format: FileFormat
-) -> tuple[TextSource, PlugVocabulary]:
-    if train is None or vocabulary is None:
-        macro = "TRAIN_FILES" if train is None else "VOCABULARY"
-        raise PlugError(
-            f"{macro} is not set: pass --gin.{macro}=..., or name a registered task in "
-            "MIXTURE_OR_TASK_NAME"
-        )
-    source = TextSource(train=train, validation=validation, file_format=file_format)
-    return source, load_vocabulary(vocabulary)
+def structbert_tfds(
+    *,
+    dataset: str,
+    splits: Mapping[str, str],
+    vocabulary: str | None,
+    cleaning: Sequence[CleaningStep] = (),
+    text_feature: str = "text",
+    data_dir: str | None = None,
+    max_length: int = 512,
+    name: str | None = None,
+) -> str:
+    """Register a stage-1 task over data that TFDS prepared and return its name; see `TfdsSource`.
+
+    The marks of wiki40b become plain lines before the other steps of `cleaning`. Without `name` the
+    task is called after the dataset.
+    """
+    source = TfdsSource(dataset, splits=splits, data_dir=data_dir, text_feature=text_feature)
+    name = name or _name_after("structbert", dataset)
+    steps = [*_markup(dataset), *cleaning]
+    task = add_structbert(name, source, _load(vocabulary), cleaning=steps, max_length=max_length)
+    return task.name
 
 
-def _add(
-    name: str,
-    source: seqio.DataSource,
-    preprocessors: list,
-    features: dict[str, seqio.Feature],
-) -> seqio.Task:
-    if name in seqio.TaskRegistry.names():
-        seqio.TaskRegistry.remove(name)
-    return seqio.TaskRegistry.add(
-        name,
-        source=source,
-        preprocessors=[*preprocessors, _keep_only(tuple(features))],
-        output_features=features,
-        metric_fns=[],
+def palm_tfds(
+    *,
+    dataset: str,
+    splits: Mapping[str, str],
+    vocabulary: str | None,
+    cleaning: Sequence[CleaningStep] = (),
+    text_feature: str = "text",
+    data_dir: str | None = None,
+    min_length: int = 32,
+    max_length: int = 512,
+    name: str | None = None,
+) -> str:
+    """Register a stage-2 task over data that TFDS prepared; see `structbert_tfds`."""
+    source = TfdsSource(dataset, splits=splits, data_dir=data_dir, text_feature=text_feature)
+    name = name or _name_after("palm", dataset)
+    steps = [*_markup(dataset), *cleaning]
+    options = {"cleaning": steps, "min_length": min_length, "max_length": max_length}
+    return add_palm(name, source, _load(vocabulary), **options).name
+
+
+def structbert_mixture(
+    *,
+    rates: Mapping[str, float],
+    train_files: Mapping[str, Paths],
+    validation_files: Mapping[str, Paths] | None,
+    vocabulary: str | None,
+    file_format: Format | Mapping[str, Format] = "lines",
+    cleaning: Sequence[CleaningStep] = (),
+    max_length: int = 512,
+    name: str = "structbert_mixture",
+) -> str:
+    """Register a weighted mixture of domains for stage 1 and return its name.
+
+    Each domain is a task of its own, NAME_DOMAIN. Evaluation reads the validation files of all
+    domains wholly, whatever the rates.
+
+    Args:
+      rates: examples of each domain relative to those of the others: {"news": 0.4, "poems": 0.1}.
+      train_files: by domain, for those of `rates`.
+      validation_files: the same, or None.
+      vocabulary: its path.
+      file_format: one for all domains, or by domain; see `structbert_text`. Tokens are not cleaned.
+      cleaning: steps of `plug_jax.data.cleaning` for all domains of text.
+      max_length: the tokens of an example, [CLS] and [SEP] included.
+      name: that of the mixture.
+
+    Raises:
+      PlugError: domains that differ between the arguments, or a rate that is not above 0.
+    """
+    sources = _domains(rates, train_files, validation_files, file_format)
+    add = functools.partial(add_structbert, vocabulary=_load(vocabulary), max_length=max_length)
+    return _mixture(name, rates, sources, add, cleaning)
+
+
+def palm_mixture(
+    *,
+    rates: Mapping[str, float],
+    train_files: Mapping[str, Paths],
+    validation_files: Mapping[str, Paths] | None,
+    vocabulary: str | None,
+    file_format: Format | Mapping[str, Format] = "lines",
+    cleaning: Sequence[CleaningStep] = (),
+    min_length: int = 32,
+    max_length: int = 512,
+    name: str = "palm_mixture",
+) -> str:
+    """Register a weighted mixture of domains for stage 2; see `structbert_mixture`.
+
+    Rates count windows. A document below 2 * min_length - 3 tokens, 61 by default, makes none and
+    is dropped as "document_too_short": poems of four or eight lines have 24 to 64, punctuation
+    included. So make one document of several poems, or give a lower `min_length`.
+    """
+    sources = _domains(rates, train_files, validation_files, file_format)
+    add = functools.partial(
+        add_palm, vocabulary=_load(vocabulary), min_length=min_length, max_length=max_length
+    )
+    return _mixture(name, rates, sources, add, cleaning)
+
+
+def _files(train: Paths | None, validation: Paths | None, file_format: Format) -> seqio.DataSource:
+    if train is None:
+        raise _not_set("TRAIN_FILES")
+    if file_format == "tokens":
+        return TokenSource(train=train, validation=validation)
+    return TextSource(train=train, validation=validation, file_format=file_format)
+
+
+def _load(vocabulary: str | None) -> PlugVocabulary:
+    if vocabulary is None:
+        raise _not_set("VOCABULARY")
+    return load_vocabulary(vocabulary)
+
+
+def _not_set(macro: str) -> PlugError:
+    return PlugError(
+        f"{macro} is not set: pass --gin.{macro}=..., or name a registered task in "
+        "MIXTURE_OR_TASK_NAME"
     )
 
 
-def _keep_only(names: tuple[str, ...]) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-    """Drop what the model does not read (such as the raw text)."""
-    return seqio.map_over_dataset(lambda example: {name: example[name] for name in names})
+def _name_after(stage: str, dataset: str) -> str:
+    return re.sub(r"\W", "_", f"{stage}_{dataset}")
+
+
+def _markup(dataset: str) -> tuple[CleaningStep, ...]:
+    return (Wiki40bMarkup(),) if dataset.startswith("wiki40b/") else ()
+
+
+def _domains(
+    rates: Mapping[str, float],
+    train: Mapping[str, Paths],
+    validation: Mapping[str, Paths] | None,
+    file_format: Format | Mapping[str, Format],
+) -> dict[str, seqio.DataSource]:
+    """The source of each domain."""
+    formats = dict.fromkeys(rates, file_format) if isinstance(file_format, str) else file_format
+    held_out: Mapping[str, Paths | None] = validation or dict.fromkeys(rates)
+    named = {"train_files": train, "validation_files": held_out, "file_format": formats}
+    for argument, of_domains in named.items():
+        if differing := sorted(set(rates) ^ set(of_domains)):
+            raise PlugError(
+                f"The domains of the mixture's rates and {argument} differ in "
+                f"{', '.join(differing)}: name the same ones in both."
+            )
+    if not rates:
+        raise PlugError("The mixture has no domain: name some in its rates.")
+    for domain, rate in rates.items():
+        if not 0 < rate < float("inf"):
+            raise PlugError(f"The rate of {domain!r} in the mixture is {rate}; it must be above 0.")
+    return {name: _files(train[name], held_out[name], formats[name]) for name in rates}
+
+
+def _mixture(
+    name: str,
+    rates: Mapping[str, float],
+    sources: Mapping[str, seqio.DataSource],
+    add: Callable[..., seqio.Task],
+    cleaning: Sequence[CleaningStep],
+) -> str:
+    """Register a task for each domain and the mixture of them; returns its name."""
+    tasks = []
+    for domain, source in sources.items():
+        steps = () if isinstance(source, TokenSource) else cleaning
+        task = add(f"{name}_{domain}", source, cleaning=steps)
+        tasks.append((task.name, float(rates[domain])))
+    if name in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(name)
+    return seqio.MixtureRegistry.add(name, tasks).name
+
+
+def _register_tfds() -> None:
+    path = os.environ.get("PLUG_JAX_VOCABULARY")
+    try:
+        vocabulary = load_vocabulary(path) if path else default_vocabulary()
+    except PlugError as error:
+        raise PlugError(f"The environment variable PLUG_JAX_VOCABULARY: {error}") from error
+    for name, (dataset, splits) in _TFDS.items():
+        source = TfdsSource(dataset, splits=splits)
+        add_structbert(f"structbert_{name}", source, vocabulary, cleaning=_markup(dataset))
+        add_palm(f"palm_{name}", source, vocabulary, cleaning=_markup(dataset))
+
+
+_register_tfds()

@@ -24,10 +24,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"config", "data", "losses", "models", "ops", "partitioning"},
     "decoding": {"ops"},
     "evaluation": {"config", "data", "decoding", "losses", "models", "ops", "partitioning"},
+    "benchmarks": {"data"},
     "convert": {"config", "models", "partitioning"},
     "planning": {"config", "data", "losses", "models", "ops", "partitioning", "training"},
     "cli": {
         "__init__",
+        "benchmarks",
         "config",
         "convert",
         "data",

@@ -20,6 +20,7 @@ _OVERRIDE = "--gin."
 _REQUIRED = "%gin.REQUIRED"
 _COMMENT = re.compile(r"^\s*#.*$|[ \t]#[^'\"\n]*$", re.MULTILINE)
 _STRING = re.compile(r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\"")
+_IMPORT = re.compile(r"^(?:from|import) .+", re.MULTILINE)
 _INCLUDE = re.compile(r"^include\s+['\"](.+)['\"]", re.MULTILINE)
 # Macros that a kind of file sets, rather than the command line.
 _SET_BY = {
@@ -31,12 +32,14 @@ _DEFINED = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=\s*(.*)", re.MULTILINE)
 _USED = re.compile(r"%([A-Z][A-Z0-9_]*)\b")
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, *, default: str | None = None, required: bool = True
+) -> None:
     """Add --gin_file (repeatable; later files override earlier ones)."""
     parser.add_argument(
         "--gin_file",
         action="append",  # to the default, if there is one
-        required=default is None,
+        required=required and default is None,
         default=None if default is None else [default],
         metavar="FILE",
         help="a gin file, repeatable, later ones override; looked up in the current directory, "
@@ -73,7 +76,7 @@ def configured(build: Callable[..., T], *, files: Sequence[str], bindings: Seque
     # gin logs an error for each place where it looks for a file in vain before it finds it.
     logging.disable(logging.ERROR)
     try:
-        gin.parse_config_files_and_bindings(list(files), list(bindings))
+        gin.parse_config_files_and_bindings(list(files), [*_imports(files), *bindings])
         return gin.get_configurable(build)()
     except PlugError as error:
         raise PlugError(str(error).split("\n  In call to configurable")[0]) from error
@@ -117,6 +120,12 @@ def _check_macros(files: Sequence[str], bindings: Sequence[str]) -> None:
             for name in missing
         ]
         raise PlugError(f"required, but not set: {', '.join(hints)}")
+
+
+def _imports(files: Sequence[str]) -> list[str]:
+    """What the files import, for the command line to name: --gin.CLEANING="(@cleaning.X(),)"."""
+    lines = dict.fromkeys(_IMPORT.findall("\n".join(_expanded(name) for name in files)))
+    return sorted(lines, key=lambda line: "__gin__" not in line)  # has to be the first
 
 
 def _expanded(name: str) -> str:

@@ -1,9 +1,14 @@
-"""`plug-jax inspect`: what a seqio task feeds the model, decoded and counted."""
+"""`plug-jax inspect`: what a seqio task feeds the model, decoded, counted and compared."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping
+import dataclasses
+import datetime
+import importlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plug_jax.errors import PlugError
@@ -13,22 +18,42 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from plug_jax.data.vocabularies import PlugVocabulary
+    from plug_jax.evaluation.decoded_examples import DecodedExample, Example
+    from plug_jax.evaluation.task_statistics import Subject, TaskStatistics
 
-SUMMARY = "Show decoded examples of a seqio task or mixture, and what is masked in them."
-EXAMPLE = """example:
+SUMMARY = "Show what a seqio task or mixture feeds the model, decoded and counted."
+EXAMPLE = """examples:
   plug-jax inspect --task demo_structbert
   plug-jax inspect --task my_task --module my_package.my_tasks --split validation
+  plug-jax inspect --task my_task --module my_package.my_tasks --report my_task.html
+  plug-jax inspect --input 'corpus/*.txt' --stage 2 --format paragraphs
   plug-jax inspect --list
 """
 
 _DEFAULT_MODULES = ("tasks.demo", "tasks.pretrain")
+_SHOWN_IN_TERMINAL, _SHOWN_IN_REPORT = 3, 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax inspect`."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", metavar="NAME", help="a registered task or mixture")
+    what.add_argument(
+        "--input", nargs="+", metavar="FILE", help="text files of your own; needs --stage"
+    )
     what.add_argument("--list", action="store_true", help="list what is registered")
+    own = parser.add_argument_group("with --input")
+    own.add_argument("--stage", type=int, choices=(1, 2), help="1, StructBERT, or 2, PALM")
+    own.add_argument(
+        "--vocabulary",
+        metavar="PATH",
+        help="sentencepiece.model, vocab.txt or a directory (default: the one that comes along)",
+    )
+    own.add_argument(
+        "--format",
+        choices=("lines", "paragraphs", "jsonl"),
+        help="a document a line, between blank lines, or a JSON object a line (default: lines)",
+    )
     add = parser.add_argument
     add(
         "--module",
@@ -38,11 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{' and '.join(_DEFAULT_MODULES)})",
     )
     add("--split", default="train", help="split to read (%(default)s)")
-    add("--num_examples", type=int, default=3, metavar="N", help="examples to show (%(default)s)")
+    add(
+        "--num_examples",
+        type=int,
+        metavar="N",
+        help=f"examples to show ({_SHOWN_IN_TERMINAL}, and {_SHOWN_IN_REPORT} in a report)",
+    )
     add(
         "--rates_over",
         type=int,
-        default=200,
+        default=1000,
         metavar="N",
         help="examples to count, those shown included (%(default)s)",
     )
@@ -51,12 +81,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--feature_lengths",
         default="",
         metavar="LENGTHS",
-        help="the most tokens: encoder=512,decoder=512, or by feature (default: the task decides)",
+        help="tokens of a row, which bound an example too: encoder=512,decoder=512, or by feature "
+        "(default: the task decides, and rows have room for two of its longest examples)",
     )
+    add("--report", metavar="FILE", help="write a page (HTML) with figures and more examples")
+    add("--json", action="store_true", help="print the statistics as JSON and nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the examples, then a table of rates."""
+    """Print the examples and the statistics, or list the tasks."""
+    _check(args)
     from plug_jax.cli.main import import_tensorflow
 
     import_tensorflow()
@@ -64,14 +98,17 @@ def run(args: argparse.Namespace) -> int:
 
     from plug_jax.data.pipeline import import_tasks
 
+    console = Console(highlight=False, markup=False, emoji=False, quiet=args.json)
+    if args.input:
+        _inspect(_own_task(args), args, console)
+        return 0
     for module in args.module or _DEFAULT_MODULES:
         import_tasks(module)
-    console = Console(highlight=False, markup=False, emoji=False)
     if args.list:
         for line in registered():
             console.print(line, soft_wrap=True)
     else:
-        _inspect(args, console)
+        _inspect(_find_task(args.task), args, console)
     return 0
 
 
@@ -127,67 +164,136 @@ def _stage(features: Collection[str]) -> int | None:
     return 1 if set(STRUCTBERT_FEATURES) <= set(features) else None
 
 
-def _inspect(args: argparse.Namespace, console: Console) -> None:
-    from plug_jax.cli.inspect_format import (
-        Rates,
-        legend,
-        show_example,
-        show_other_example,
-        show_rows,
-    )
-    from plug_jax.data.drops import drop_counts, reset_counts
-
+def _check(args: argparse.Namespace) -> None:
+    """Raises PlugError for options that do not go together, before anything slow."""
     for name, least in (("num_examples", 0), ("rates_over", 1)):
-        if getattr(args, name) < least:
-            raise PlugError(f"--{name} must be at least {least}, not {getattr(args, name)}")
-    provider = _find_task(args.task, args.split)
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise PlugError(f"--{name} must be at least {least}, not {value}")
+    if args.input and args.stage is None:
+        raise PlugError("--input needs --stage 1 (StructBERT) or --stage 2 (PALM)")
+    if args.input and args.module:
+        raise PlugError("--module registers tasks, which --input does not use; leave one out")
+    for name in ("stage", "vocabulary", "format"):
+        if getattr(args, name) is not None and not args.input:
+            raise PlugError(f"--{name} goes with --input; a registered task has its own")
+    for name in ("report", "json"):
+        if args.list and getattr(args, name):
+            raise PlugError(f"--{name} needs --task or --input, not --list")
+    if args.report and not Path(args.report).absolute().parent.is_dir():
+        raise PlugError(f"--report: there is no directory {Path(args.report).absolute().parent}")
+
+
+def _inspect(
+    provider: seqio.Task | seqio.Mixture, args: argparse.Namespace, console: Console
+) -> None:
+    from plug_jax.cli.inspect_format import legend, show_example, show_statistics
+    from plug_jax.data.drops import reset_counts
+    from plug_jax.evaluation.decoded_examples import decode_example, describe_example
+    from plug_jax.evaluation.task_counting import count_examples
+    from plug_jax.evaluation.task_report import write_report
+    from plug_jax.evaluation.task_targets import find_targets
+
+    if args.split not in provider.splits:
+        splits = ", ".join(provider.splits)
+        raise PlugError(f"{provider.name!r} has no split {args.split!r}, only {splits}")
     features = provider.output_features
     vocabulary = _vocabulary_of(features)
+    lengths = sequence_lengths(args.feature_lengths, features)
+    in_terminal = _SHOWN_IN_TERMINAL if args.num_examples is None else args.num_examples
+    in_report = _SHOWN_IN_REPORT if args.num_examples is None else args.num_examples
+    decoded: list[DecodedExample] = []
+
+    def shown(examples: Iterable[Example]) -> Iterator[Example]:
+        for number, example in enumerate(examples, start=1):
+            if number <= max(in_terminal, in_report if args.report else 0):
+                decoded.append(
+                    describe_example(example, features)
+                    if vocabulary is None
+                    else decode_example(example, vocabulary)
+                )
+            if number <= in_terminal:
+                console.print(show_example(decoded[-1], f"example {number}"))
+            yield example
+
     reset_counts()
     dataset = provider.get_dataset(
-        sequence_length=sequence_lengths(args.feature_lengths, features),
+        sequence_length=lengths,
         split=args.split,
         shuffle=False,
         seed=args.seed,
         num_epochs=1,
         trim_output_features=False,  # the lengths are the preprocessors' business: nothing is cut
     )
-    if vocabulary is not None and args.num_examples:
+    if vocabulary is not None and in_terminal:
         console.print(legend(shuffles="encoder_shuffled" in features))
-    rates = Rates(vocabulary)
-    number = 0
-    examples = dataset.take(max(args.num_examples, args.rates_over)).as_numpy_iterator()
-    for number, example in enumerate(examples, start=1):
-        if number <= args.num_examples:
-            title = f"example {number}"
-            if vocabulary is None:
-                console.print(show_other_example(example, features, title))
-            else:
-                console.print(show_example(example, vocabulary, title))
-        rates.add(example)
-    drops = [(f"dropped: {reason}", f"{n:,}") for reason, n in sorted(drop_counts().items())]
-    if not number:
-        raise PlugError(
-            f"{args.task!r} gives no example in split {args.split!r}; "
-            + (", ".join(map(" ".join, drops)) or "nothing was dropped: its source is empty")
-        )
-    title = f"{number:,} example{'s' * (number > 1)}"
-    console.print(show_rows(title, [*rates.rows(), *drops]))
+    number = max(in_terminal, args.rates_over)
+    statistics = count_examples(
+        shown(dataset.take(number).as_numpy_iterator()),
+        vocabulary,
+        find_targets(provider, args.split, lengths),
+        row_lengths=_row_lengths(lengths or {}),
+    )
+    if not statistics.examples:
+        raise _no_examples(provider.name, args.split, statistics)
+    console.print(show_statistics(statistics))
+    subject = _subject(provider.name, args, vocabulary)
+    if args.report:
+        write_report(Path(args.report), subject, statistics, decoded[:in_report])
+        console.print(f"Wrote {args.report}", soft_wrap=True)
+    if args.json:
+        print(json.dumps({**dataclasses.asdict(subject), **statistics.to_json()}, indent=2))
 
 
-def _find_task(name: str, split: str) -> seqio.Task | seqio.Mixture:
+def _row_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
+    """The length of each side whose features have one."""
+    by_side = {_side(name): length for name, length in lengths.items()}
+    return {side: length for side, length in by_side.items() if side is not None}
+
+
+def _subject(name: str, args: argparse.Namespace, vocabulary: PlugVocabulary | None) -> Subject:
+    from plug_jax.evaluation.task_statistics import Subject
+
+    return Subject(
+        task=name,
+        split=args.split,
+        seed=args.seed,
+        vocabulary="" if vocabulary is None else repr(vocabulary),
+        feature_lengths=args.feature_lengths,
+        made=datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
+    )
+
+
+def _no_examples(name: str, split: str, statistics: TaskStatistics) -> PlugError:
+    drops = ", ".join(f"dropped: {reason} {n:,}" for reason, n in sorted(statistics.drops.items()))
+    return PlugError(
+        f"{name!r} gives no example in split {split!r}; "
+        + (drops or "nothing was dropped: its source is empty")
+    )
+
+
+def _find_task(name: str) -> seqio.Task | seqio.Mixture:
     from plug_jax.data.pipeline import find_task
 
     try:
-        provider = find_task(name)
+        return find_task(name)
     except PlugError as error:
         raise PlugError(
             f"{error} --list shows what there is; the demo's tasks are there once `plug-jax demo` "
             "has made its text."
         ) from error
-    if split not in provider.splits:
-        raise PlugError(f"{name!r} has no split {split!r}, only {', '.join(provider.splits)}")
-    return provider
+
+
+def _own_task(args: argparse.Namespace) -> seqio.Task:
+    """An unregistered task over the files of --input."""
+    from plug_jax.data.sources import TextSource
+    from plug_jax.data.vocabularies import default_vocabulary, load_vocabulary
+
+    pretrain = importlib.import_module("tasks.pretrain")
+    vocabulary = load_vocabulary(args.vocabulary) if args.vocabulary else default_vocabulary()
+    source = TextSource(train=args.input, file_format=args.format or "lines")
+    make = pretrain.structbert_task if args.stage == 1 else pretrain.palm_task
+    return make(f"stage{args.stage}_of_input", source, vocabulary)
 
 
 def _vocabulary_of(features: Mapping[str, seqio.Feature]) -> PlugVocabulary | None:

@@ -1,46 +1,23 @@
-"""How `plug-jax inspect` shows examples, and what it counts in them."""
+"""How `plug-jax inspect` shows examples and statistics in a terminal."""
 
 from __future__ import annotations
 
-import collections
-import enum
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 from rich.console import Group, RenderableType
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from plug_jax.data.sentence_order import FOLLOWS, OTHER_DOCUMENT, PRECEDES
-
-if TYPE_CHECKING:
-    import seqio
-
-    from plug_jax.data.vocabularies import PlugVocabulary
-
-Example = Mapping[str, np.ndarray]
-
-SENTENCE_LABELS = {
-    OTHER_DOCUMENT: "0: B is from another document",
-    FOLLOWS: "1: B follows A",
-    PRECEDES: "2: B precedes A",
-}
-_SEGMENTS = {0: "A", 1: "B"}
-
-
-class Fate(enum.Enum):
-    """What became of an encoder token."""
-
-    PLAIN = "plain"
-    MASKED = "masked"
-    REPLACED = "replaced"
-    KEPT = "kept"
-    SHUFFLED = "shuffled"
-    STRAY = "changed but not predicted (!)"
-
+from plug_jax.evaluation.decoded_examples import DecodedExample, Fate, Section, Span
+from plug_jax.evaluation.task_statistics import (
+    Fill,
+    Lengths,
+    Share,
+    TaskStatistics,
+    Verdict,
+    VocabularyUse,
+)
 
 # How a token is marked, where {0} is the original and {1} is what the model sees.
 _MARKS = {
@@ -57,243 +34,152 @@ _STYLES = {
     Fate.SHUFFLED: "bold cyan",
     Fate.STRAY: "bold white on red",
 }
-_SPACE = "▁"  # how a mark shows a space, as SentencePiece does
+_VERDICT_STYLES = {
+    Verdict.WITHIN: "green",
+    Verdict.DOUBTFUL: "bold yellow",
+    Verdict.OUTSIDE: "bold red",
+}
+_FACT_STYLES = {"label": "bold green"}
 _SPECIAL_STYLE = "dim"
 _UNKNOWN_STYLE = "underline"
+_TOP_PIECES = 10
 
-
-def fates(example: Example, mask_id: int) -> list[Fate]:
-    """What became of each encoder token, by the input, the original and the weights alone.
-
-    A token that was replaced by itself counts as kept. No task of ours makes a STRAY one.
-    """
-    seen, original = example["encoder_input_tokens"], example["encoder_original_tokens"]
-    predicted = example["encoder_loss_weights"] > 0
-    shuffled = example.get("encoder_shuffled", np.zeros_like(seen)) > 0
-    chosen = np.select(
-        [
-            ~predicted & (seen == original),
-            ~predicted,
-            shuffled,
-            seen == mask_id,
-            seen == original,
-        ],
-        range(5),
-        default=5,
-    )
-    order = (Fate.PLAIN, Fate.STRAY, Fate.SHUFFLED, Fate.MASKED, Fate.KEPT, Fate.REPLACED)
-    return [order[i] for i in chosen]
+_Row = tuple[Text, Text, Text, Text, Text]  # name, found, bounds, asked, verdict
 
 
 def legend(*, shuffles: bool) -> RenderableType:
     """What the marks mean."""
     meanings = {
-        Fate.MASKED: ("天", "", "masked, the model sees [MASK]"),
-        Fate.REPLACED: ("天", "地", "replaced, it sees 地"),
-        Fate.KEPT: ("天", "", "kept, it sees 天"),
-        Fate.SHUFFLED: ("天地人", "人天地", "shuffled, it sees 人天地"),
+        Fate.MASKED: (Span("天", "", Fate.MASKED), "masked, the model sees [MASK]"),
+        Fate.REPLACED: (Span("天", "地", Fate.REPLACED), "replaced, it sees 地"),
+        Fate.KEPT: (Span("天", "", Fate.KEPT), "kept, it sees 天"),
+        Fate.SHUFFLED: (Span("天地人", "人天地", Fate.SHUFFLED), "shuffled, it sees 人天地"),
     }
     grid = Table.grid(padding=(0, 2))
-    for fate, (original, seen, meaning) in meanings.items():
+    for fate, (span, meaning) in meanings.items():
         if shuffles or fate is not Fate.SHUFFLED:
-            mark = Text(_MARKS[fate].format(original, seen), _STYLES[fate])
-            grid.add_row("", mark, meaning)
+            grid.add_row("", _marked(span), meaning)
     return Group("The model predicts what is in braces:", grid, Text())
 
 
-def show_example(example: Example, vocabulary: PlugVocabulary, title: str) -> RenderableType:
-    """An example of stage 1 or 2: its label, its lengths, and its text with marks."""
-    states = fates(example, vocabulary.mask_id)
-    segments = list(_segments(example))
-    rows: list[tuple[str, str | Text]] = []
-    if "sentence_labels" in example:
-        labels = [SENTENCE_LABELS.get(label, str(label)) for label in _labels(example)]
-        rows.append(("label", Text(", ".join(labels) or "none", "bold green")))
-    rows.append(("lengths", _describe_lengths(example, segments)))
-    counts = [f"{states.count(fate)} {fate.value}" for fate in Fate if fate in states]
-    rows.append(("tokens", ", ".join(counts)))
-    for name, part in segments:
-        rows.append((name, _marked_text(example, states, part, vocabulary)))
-    if "decoder_target_tokens" in example:
-        inputs = example["decoder_input_tokens"].tolist()
-        targets = example["decoder_target_tokens"].tolist()
-        rows.append(("decoder", _plain_text(targets, None, vocabulary)))
-        if inputs != [vocabulary.cls_id, *targets[:-1]]:
-            rows.append(("its inputs", _plain_text(inputs, None, vocabulary)))
-    return show_rows(title, rows)
+def show_example(example: DecodedExample, title: str) -> RenderableType:
+    """An example: its facts, and its text with marks."""
+    rows = [(name, Text(text, _FACT_STYLES.get(name, ""))) for name, text in example.facts]
+    rows += [(section.name, _section_text(section)) for section in example.sections]
+    return Group(Rule(title, style="dim", align="left"), _two_columns(rows), Text())
 
 
-def show_other_example(
-    example: Example, features: Mapping[str, seqio.Feature], title: str
-) -> RenderableType:
-    """An example of any other task: every feature, decoded where it has a vocabulary."""
-    rows: list[tuple[str, str | Text]] = []
-    for name in [*features, *sorted(example.keys() - features.keys())]:
-        value = np.asarray(example[name])
-        if value.dtype.kind in "OS":  # bytes
-            text = ", ".join(_utf8(item) for item in value.ravel())
-        elif name in features and value.ndim == 1 and value.dtype.kind in "iu":
-            text = f"({value.size}) {features[name].vocabulary.decode(value.tolist())}"
-        else:
-            text = str(value.tolist())
-        rows.append((name, text))
-    return show_rows(title, rows)
+def show_statistics(statistics: TaskStatistics) -> RenderableType:
+    """All statistics: what was found, the bounds, what was asked, and whether that agrees."""
+    grid = Table.grid(padding=(0, 2))
+    for style in ("dim", "", "", "", ""):
+        grid.add_column(style=style)
+    if statistics.compared:
+        grid.add_row("", "", *(Text(name, "dim") for name in ("95% bounds", "asked", "")))
+    for lengths in statistics.lengths:
+        for row in _length_rows(lengths):
+            grid.add_row(*row)
+    for share in statistics.shares:
+        grid.add_row(*_share_row(share))
+    rows: list[tuple[str, Text]] = []
+    if statistics.fill is not None:
+        rows += _fill_rows(statistics.fill)
+    if statistics.vocabulary_use is not None:
+        rows += _vocabulary_rows(statistics.vocabulary_use)
+    for verb, counts in (("dropped", statistics.drops), ("changed", statistics.changes)):
+        rows += [(f"{verb}: {reason}", Text(f"{n:,}")) for reason, n in sorted(counts.items())]
+    number = statistics.examples
+    rule = Rule(f"{number:,} example{'s' * (number > 1)}", style="dim", align="left")
+    return Group(rule, grid, _two_columns(rows), Text(), *_conclusions(statistics))
 
 
-class Rates:
-    """Counts over examples of stage 1 or 2, or, without a vocabulary, lengths of any others."""
-
-    def __init__(self, vocabulary: PlugVocabulary | None) -> None:
-        self._vocabulary = vocabulary
-        self._lengths: dict[str, list[int]] = collections.defaultdict(list)
-        self._fates: collections.Counter[Fate] = collections.Counter()
-        self._labels: collections.Counter[int] = collections.Counter()
-        self._tokens: collections.Counter[str] = collections.Counter()
-        self._shuffles = False
-
-    def add(self, example: Example) -> None:
-        """Counts one more example."""
-        vocabulary = self._vocabulary
-        if vocabulary is None:
-            for name, value in example.items():
-                if np.ndim(value) == 1:
-                    self._lengths[name].append(len(value))
-            return
-        original = example["encoder_original_tokens"]
-        texts = [original]
-        self._lengths["encoder"].append(original.size)
-        if "decoder_target_tokens" in example:
-            texts.append(example["decoder_target_tokens"])
-            self._lengths["decoder"].append(example["decoder_target_tokens"].size)
-        for text in texts:
-            self._tokens["unknown"] += int((text == vocabulary.unk_id).sum())
-            self._tokens["regular"] += _count_regular(text, vocabulary)
-        self._tokens["maskable"] += _count_regular(original, vocabulary)
-        self._fates.update(fates(example, vocabulary.mask_id))
-        self._shuffles |= "encoder_shuffled" in example
-        if "sentence_labels" in example:
-            self._labels.update(_labels(example))
-
-    def rows(self) -> list[tuple[str, str | Text]]:
-        """What was counted, as names and values in words."""
-        rows: list[tuple[str, str | Text]] = [
-            (f"{name} length", f"mean {np.mean(lengths):.1f}, {min(lengths)} to {max(lengths)}")
-            for name, lengths in self._lengths.items()
-        ]
-        if self._vocabulary is None:
-            return rows
-        chosen = [self._fates[fate] for fate in (Fate.MASKED, Fate.REPLACED, Fate.KEPT)]
-        maskable = self._tokens["maskable"]
-        rows.append(("chosen for masking", _share(sum(chosen), maskable, "maskable tokens")))
-        for name, count in zip(("[MASK]", "a random token", "itself"), chosen, strict=True):
-            rows.append((f"  seen as {name}", _share(count, sum(chosen), "these")))
-        if self._shuffles:
-            count = self._fates[Fate.SHUFFLED]
-            rows.append(("in a shuffled window", _share(count, maskable, "maskable tokens")))
-        if count := self._fates[Fate.STRAY]:
-            rows.append((Fate.STRAY.value, f"{count:,} tokens"))
-        for label in sorted(self._labels.keys() | (SENTENCE_LABELS if self._labels else ())):
-            name = f"label {SENTENCE_LABELS.get(label, label)}"
-            rows.append((name, _share(self._labels[label], self._labels.total(), "labels")))
-        unknown = self._tokens["unknown"]
-        rows.append(("[UNK]", _share(unknown, unknown + self._tokens["regular"], "text tokens")))
-        return rows
+def _conclusions(statistics: TaskStatistics) -> list[RenderableType]:
+    """How many statistics agree with the task, and what to think of those that do not."""
+    total, wrong = len(statistics.compared), statistics.disagreeing
+    if not total:
+        return []
+    lines = [Text(f"{total - len(wrong)} of {total} statistics agree with what the task asks for.")]
+    for item in wrong:
+        verdict = _verdict_text(item.verdict)
+        lines.append(Text.assemble(verdict, f": {item.label}. Assumed: {item.assumes}."))
+    if any(item.verdict is Verdict.DOUBTFUL for item in wrong):
+        lines.append(
+            Text("Doubtful is beyond 95% but within 99.9%: count more examples, or another seed.")
+        )
+    return [*lines, Text()]
 
 
-def show_rows(title: str, rows: Sequence[tuple[str, str | Text]]) -> RenderableType:
-    """Names and what they stand for, in two columns under a title."""
+def _two_columns(rows: Sequence[tuple[str, Text]]) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     for name, value in rows:
-        grid.add_row(Text(name), value if isinstance(value, Text) else Text(value))
-    return Group(Rule(title, style="dim", align="left"), grid, Text())
+        grid.add_row(Text(name), value)
+    return grid
 
 
-def _describe_lengths(example: Example, segments: Sequence[tuple[str, slice]]) -> str:
-    text = f"encoder {example['encoder_input_tokens'].size}"
-    if len(segments) > 1:
-        text += f" ({', '.join(f'{name} {part.stop - part.start}' for name, part in segments)})"
-    if "decoder_target_tokens" in example:
-        text += f", decoder {example['decoder_target_tokens'].size}"
-        if not (example["decoder_loss_weights"] > 0).all():
-            text += f" ({(example['decoder_loss_weights'] > 0).sum()} of them predicted)"
-    return text
-
-
-def _segments(example: Example) -> Iterator[tuple[str, slice]]:
-    """The parts of the encoder's text: one, or A and B by the token types."""
-    start = 0
-    pairs = "sentence_labels" in example
-    for token_type, group in itertools.groupby(example["encoder_token_types"].tolist()):
-        stop = start + len(list(group))
-        alone = not pairs and stop - start == example["encoder_token_types"].size
-        name = "encoder" if alone else _SEGMENTS.get(token_type, f"type {token_type}")
-        yield name, slice(start, stop)
-        start = stop
-
-
-def _labels(example: Example) -> list[int]:
-    return example["sentence_labels"][example["sentence_weights"] > 0].tolist()
-
-
-def _marked_text(
-    example: Example, states: Sequence[Fate], part: slice, vocabulary: PlugVocabulary
-) -> Text:
-    """The original tokens of a part of the encoder, with a mark for each that is predicted."""
-    original = example["encoder_original_tokens"].tolist()
-    seen = example["encoder_input_tokens"].tolist()
+def _section_text(section: Section) -> Text:
     text = Text()
-    for fate, run in _runs(states, part):
-        before = original[run.start - 1] if run.start else None
-        plain = _plain_text(original[run], before, vocabulary)
-        if fate is Fate.PLAIN:
-            text.append_text(plain)
-            continue
-        old = plain.plain
-        new = _plain_text(seen[run], before, vocabulary).plain
-        if old.strip():  # the space before a word stays outside of its mark
-            text.append(old[: len(old) - len(old.lstrip())])
-        mark = _MARKS[fate].format(old.strip() or _SPACE, new.strip() or _SPACE)
-        text.append(mark, _STYLES[fate])
+    for span in section.spans:
+        text.append_text(_marked(span))
     return text
 
 
-def _runs(states: Sequence[Fate], part: slice) -> Iterator[tuple[Fate, slice]]:
-    """Stretches of plain or of shuffled tokens, and all others one by one."""
-    start = part.start
-    for fate, group in itertools.groupby(states[part]):
-        stop = start + len(list(group))
-        step = stop - start if fate in (Fate.PLAIN, Fate.SHUFFLED) else 1
-        yield from ((fate, slice(i, i + step)) for i in range(start, stop, step))
-        start = stop
+def _marked(span: Span) -> Text:
+    if span.unknown:
+        return Text(span.text, _UNKNOWN_STYLE)
+    if span.special:
+        return Text(span.text, _SPECIAL_STYLE)
+    if span.fate is Fate.PLAIN:
+        return Text(span.text)
+    return Text(_MARKS[span.fate].format(span.text, span.seen), _STYLES[span.fate])
 
 
-def _plain_text(ids: Sequence[int], before: int | None, vocabulary: PlugVocabulary) -> Text:
-    """The text of ids that follow the token `before`, with special pieces spelt out."""
-    special = {*vocabulary.special_ids}
-    text = Text()
-    for is_special, group in itertools.groupby(ids, special.__contains__):
-        run = list(group)
-        if is_special:
-            for i in run:
-                style = _UNKNOWN_STYLE if i == vocabulary.unk_id else _SPECIAL_STYLE
-                text.append(vocabulary.id_to_piece(i), style)
-        elif before is None or before in special:
-            text.append(vocabulary.decode(run))
-        else:  # decoded alone, the run would lose the space before it
-            text.append(vocabulary.decode([before, *run])[len(vocabulary.decode([before])) :])
-        before = run[-1]
-    return text
+def _length_rows(lengths: Lengths) -> Iterator[_Row]:
+    """The mean, the range, and the distance to the uniform law if that is asked for."""
+    bounds = "{:.1f} to {:.1f}".format(*lengths.mean_bounds) if lengths.mean_bounds else ""
+    asked = "" if lengths.mean_asked is None else f"{lengths.mean_asked:.1f}"
+    yield Text(lengths.label), Text(f"mean {lengths.mean:.1f}"), Text(bounds), Text(asked), Text()
+    found = "{:,} to {:,}".format(*lengths.extremes)
+    if lengths.beyond:
+        found += f", {lengths.beyond:,} of them beyond"
+    asked = "" if lengths.longest_asked is None else f"{lengths.longest_asked:,}"
+    asked = f"{lengths.shortest_asked or 'up'} to {asked}" if asked else ""
+    verdict = _verdict_text(lengths.verdict)
+    if lengths.distance is None or lengths.distance_bound is None:
+        yield Text("  range"), Text(found), Text(), Text(asked), verdict
+    else:
+        yield Text("  range"), Text(found), Text(), Text(asked), Text()
+        found, bound = f"{lengths.distance:.3f}", f"up to {lengths.distance_bound:.3f}"
+        yield Text("  off uniform"), Text(found), Text(bound), Text("0"), verdict
 
 
-def _count_regular(tokens: np.ndarray, vocabulary: PlugVocabulary) -> int:
-    return int(np.isin(tokens, vocabulary.special_ids, invert=True).sum())
+def _share_row(share: Share) -> _Row:
+    name = Text("  " * share.key.endswith("_share") + share.label)
+    verdict = _verdict_text(share.verdict)
+    if share.is_exact:
+        found = Text(f"{share.count:,} of {share.total:,} {share.of}")
+        return name, found, Text(), Text("0"), verdict
+    found = Text(f"{share.value:.2%} of {share.total:,} {share.of}")
+    if share.target is None or not share.total:
+        return name, found, Text(), Text(), verdict
+    bounds = "{:.2%} to {:.2%}".format(*share.bounds)
+    return name, found, Text(bounds), Text(f"{share.target:.2%}"), verdict
 
 
-def _share(count: int, total: int, of: str) -> str:
-    return f"{count / max(total, 1):.2%} of {total:,} {of}"
+def _verdict_text(verdict: Verdict | None) -> Text:
+    if verdict is None:
+        return Text()
+    return Text(f"{verdict.mark} {verdict.value}", _VERDICT_STYLES[verdict])
 
 
-def _utf8(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+def _fill_rows(fill: Fill) -> Iterator[tuple[str, Text]]:
+    yield "examples a row", Text(f"{fill.examples_a_row:.1f} ({fill.examples:,} packed)")
+    for side, fraction in fill.pad_fraction.items():
+        yield f"{side} padding", Text(f"{fraction:.2%} of rows of {fill.row_lengths[side]:,}")
+
+
+def _vocabulary_rows(use: VocabularyUse) -> Iterator[tuple[str, Text]]:
+    yield "pieces that occur", Text(f"{use.coverage:.2%} of {use.size:,} regular ones")
+    top = "  ".join(f"{piece} {count:,}" for piece, count in use.top[:_TOP_PIECES])
+    yield "most frequent", Text(top)

@@ -24,6 +24,8 @@ COMMANDS = {
     "generate": "plug_jax.cli.generate",
     "inspect": "plug_jax.cli.inspect",
     "vocab": "plug_jax.cli.vocab",
+    "bench": "plug_jax.cli.bench",
+    "cache": "plug_jax.cli.cache",
     "demo": "plug_jax.cli.demo",
 }
 

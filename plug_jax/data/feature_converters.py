@@ -35,10 +35,11 @@ class _RowFeatureConverter(seqio.FeatureConverter):
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
     ) -> tf.data.Dataset:
         lengths = _row_lengths(task_feature_lengths)
-        ds = ds.map(
-            lambda example: {name: example[name] for name in self.TASK_FEATURES},
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
+        if set(ds.element_spec) != set(self.TASK_FEATURES):
+            ds = ds.map(
+                lambda example: {name: example[name] for name in self.TASK_FEATURES},
+                num_parallel_calls=tf.data.AUTOTUNE,
+            )
         if self.pack:
             return pack_examples(ds, lengths=lengths, window=self._window)
         return pad_examples(ds, lengths=lengths)

@@ -10,7 +10,7 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.data.drops import count_drops
-from plug_jax.data.sentence_split import split_sentences
+from plug_jax.data.slices import join_slices
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ def sample_lengths(
         decoder_loss_weights      [1, 1, 1, 1]
 
     Args:
-      dataset: {"text": string scalar, a document}; other features are left out.
+      dataset: blocks of tokens, see `plug_jax.data.documents.tokenize_documents`.
       sequence_length: its "encoder_input_tokens" and "decoder_target_tokens", if given, bound the
         encoder's and the decoder's longest length too.
-      vocabulary: encodes each document as a whole, or by sentence if windows may end with one.
+      vocabulary: that of the tokens.
       min_length: the shortest e and d, at least 3.
       max_length: the longest e and d.
       close_at_document_end_only: the decoder's targets end with [SEP] only at the end of the
@@ -62,7 +62,8 @@ def sample_lengths(
         decoder's.
 
     Returns:
-      The windows: two int32 [e] and three int32 [d] features.
+      Batches of windows: two ragged int32 [n, None] features for the encoder and three for the
+      decoder.
 
     Raises:
       PlugError: lengths that leave no room, or a probability outside of [0, 1].
@@ -83,22 +84,23 @@ def sample_lengths(
         )
     sampler = WindowSampler(min_length, max_encoder, max_decoder, sentence_end_probability)
 
-    def windows_of_document(
-        document: Mapping[str, tf.Tensor], seeds: Sequence[tf.Tensor]
+    def windows_of_block(
+        block: Mapping[str, tf.Tensor], seeds: Sequence[tf.Tensor]
     ) -> dict[str, tf.RaggedTensor]:
-        if sentence_end_probability:
-            sentences = vocabulary.encode_tf(split_sentences(document["text"]))
-            tokens, sentence_ends = sentences.flat_values, sentences.row_limits()
-        else:
-            tokens = vocabulary.encode_tf(document["text"])
-            sentence_ends = tf.zeros([0], tf.int64)
-        lengths = sampler.draw(tf.size(tokens, tf.int64), sentence_ends, seeds)
-        lengths = _count_dropped(lengths, tokens, sampler.shortest)
+        documents = tf.cast(block["document_lengths"], tf.int64)
+        sentence_ends = tf.cumsum(tf.cast(block["sentence_lengths"], tf.int64))
+        starts, lengths = sampler.draw(documents, sentence_ends, seeds)
+        lengths = _count_dropped(documents, starts, lengths)
         return cut_windows(
-            tokens, lengths, vocabulary, close_at_document_end_only=close_at_document_end_only
+            block["tokens"],
+            documents,
+            starts,
+            lengths,
+            vocabulary=vocabulary,
+            close_at_document_end_only=close_at_document_end_only,
         )
 
-    return seqio.map_over_dataset(windows_of_document, num_seeds=2)(dataset).unbatch()
+    return seqio.map_over_dataset(windows_of_block, num_seeds=2)(dataset)
 
 
 def _smaller(length: int, bound: int | None) -> int:
@@ -124,51 +126,66 @@ class WindowSampler:
         return 2 * self.min_length - _ENCODER_SPECIALS - _DECODER_SPECIALS
 
     def draw(
-        self, num_tokens: tf.Tensor, sentence_ends: tf.Tensor, seeds: Sequence[tf.Tensor]
-    ) -> tf.Tensor:
-        """Text lengths (encoder, decoder) of consecutive windows, int64 [windows, 2].
+        self, documents: tf.Tensor, sentence_ends: tf.Tensor, seeds: Sequence[tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Windows of all documents of a block: where they start, and their text lengths.
 
-        Windows begin with the document and go on while `shortest` tokens remain.
+        The windows of a document follow each other from its start while `shortest` tokens remain.
 
         Args:
-          num_tokens: int64 scalar, tokens of the document.
-          sentence_ends: increasing int64 [s], where sentences end; unused at probability 0.
+          documents: int64 [d], tokens of each document.
+          sentence_ends: increasing int64 [s], where the block's sentences end.
           seeds: two int [2] seeds.
+
+        Returns:
+          Starts in the block's tokens, int64 [windows], and lengths (encoder, decoder), int64
+          [windows, 2]; by document.
         """
-        most = num_tokens // self.shortest  # windows
-        points = tf.random.stateless_uniform([most], seeds[0], dtype=tf.float64)
-        snaps = tf.random.stateless_uniform([most, 2], seeds[1], dtype=tf.float64)
+        ends = tf.cumsum(documents)
+        # The n-th windows of all documents are drawn together; the first ones even where nothing
+        # fits, as an empty TensorArray cannot be stacked.
+        most = tf.reduce_max(tf.concat([documents, [self.shortest]], axis=0)) // self.shortest
+        shape = tf.stack([most, tf.size(documents, tf.int64)])
+        points = tf.random.stateless_uniform(shape, seeds[0], dtype=tf.float64)
+        snaps = tf.random.stateless_uniform(
+            tf.concat([shape, [2]], axis=0), seeds[1], dtype=tf.float64
+        )
         snaps = snaps < self.sentence_end_probability
 
-        def draw_window(
-            window: tf.Tensor, begin: tf.Tensor, drawn: tf.TensorArray
+        def draw_next(
+            number: tf.Tensor, begins: tf.Tensor, drawn: tf.TensorArray
         ) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
-            encoder, decoder = self.pick(num_tokens - begin, points[window])
+            remaining = ends - begins
+            encoder, decoder = self.pick(tf.maximum(remaining, self.shortest), points[number])
             if self.sentence_end_probability:
                 least_encoder = self.min_length - _ENCODER_SPECIALS
                 least_decoder = self.min_length - _DECODER_SPECIALS
-                snap = snaps[window]
-                encoder = _snap(begin, encoder, least_encoder, sentence_ends, snap[0])
-                decoder = _snap(begin + encoder, decoder, least_decoder, sentence_ends, snap[1])
-            lengths = tf.stack([encoder, decoder])
-            return window + 1, begin + encoder + decoder, drawn.write(window, lengths)
+                snap = snaps[number]
+                encoder = _snap(begins, encoder, least_encoder, sentence_ends, snap[:, 0])
+                decoder = _snap(begins + encoder, decoder, least_decoder, sentence_ends, snap[:, 1])
+            fits = tf.cast(remaining >= self.shortest, tf.int64)
+            lengths = tf.stack([encoder, decoder], axis=1) * fits[:, tf.newaxis]
+            drawn = drawn.write(number, tf.concat([begins[:, tf.newaxis], lengths], axis=1))
+            return number + 1, begins + tf.reduce_sum(lengths, axis=1), drawn
 
         _, _, drawn = tf.while_loop(
-            lambda _, begin, __: num_tokens - begin >= self.shortest,
-            draw_window,
+            lambda number, begins, _: (number == 0) | tf.reduce_any(ends - begins >= self.shortest),
+            draw_next,
             (
                 0,
-                tf.zeros([], tf.int64),
-                tf.TensorArray(tf.int64, size=0, dynamic_size=True, element_shape=[2]),
+                ends - documents,
+                tf.TensorArray(tf.int64, size=0, dynamic_size=True, element_shape=[None, 3]),
             ),
         )
-        return tf.reshape(drawn.stack(), [-1, 2])
+        windows = tf.reshape(tf.transpose(drawn.stack(), [1, 0, 2]), [-1, 3])
+        windows = tf.boolean_mask(windows, windows[:, 1] > 0)
+        return windows[:, 0], windows[:, 1:]
 
-    def pick(self, remaining: tf.Tensor, point: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The pair of text lengths (encoder, decoder) at `point` of all pairs that fit.
+    def pick(self, remaining: tf.Tensor, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The pairs of text lengths (encoder, decoder) at `points` of all pairs that fit.
 
-        All pairs within the bounds whose sum is at most `remaining` (int64 scalar, at least
-        `shortest`) are equally likely for a uniform `point`, float64 scalar in [0, 1).
+        All pairs within the bounds whose sum is at most `remaining` (int64 [d], each at least
+        `shortest`) are equally likely for uniform `points`, float64 [d] in [0, 1).
         """
         least_decoder = self.min_length - _DECODER_SPECIALS
         encoder = tf.range(
@@ -176,67 +193,79 @@ class WindowSampler:
             self.max_encoder - _ENCODER_SPECIALS + 1,
             dtype=tf.int64,
         )
-        longest_decoder = tf.minimum(remaining - encoder, self.max_decoder - _DECODER_SPECIALS)
+        longest_decoder = tf.minimum(
+            remaining[:, tf.newaxis] - encoder, self.max_decoder - _DECODER_SPECIALS
+        )
         pairs = tf.maximum(longest_decoder - least_decoder + 1, 0)  # for each encoder length
-        pairs_up_to = tf.cumsum(pairs)
-        pair = tf.cast(point * tf.cast(pairs_up_to[-1], tf.float64), tf.int64)
-        row = tf.searchsorted(pairs_up_to, pair[tf.newaxis], side="right")[0]
-        return encoder[row], least_decoder + pair - (pairs_up_to[row] - pairs[row])
+        pairs_up_to = tf.cumsum(pairs, axis=1)
+        pair = tf.cast(points * tf.cast(pairs_up_to[:, -1], tf.float64), tf.int64)[:, tf.newaxis]
+        row = tf.searchsorted(pairs_up_to, pair, side="right")
+        before = tf.gather(pairs_up_to - pairs, row, batch_dims=1)
+        return tf.gather(encoder, row[:, 0]), least_decoder + (pair - before)[:, 0]
 
 
 def _snap(
-    begin: tf.Tensor, length: tf.Tensor, least: int, sentence_ends: tf.Tensor, wanted: tf.Tensor
+    begins: tf.Tensor, lengths: tf.Tensor, least: int, sentence_ends: tf.Tensor, wanted: tf.Tensor
 ) -> tf.Tensor:
-    """Shortens the text at `begin` to end with a sentence, if `wanted` and `least` tokens stay."""
-    within = tf.searchsorted(sentence_ends, (begin + length)[tf.newaxis], side="right")[0]
-    end = tf.concat([[0], sentence_ends], axis=0)[within]  # 0: no sentence ends before
-    return tf.where(wanted & (end - begin >= least), end - begin, length)
+    """Shortens texts [d] to end with a sentence, where `wanted` [d] and `least` tokens stay."""
+    within = tf.searchsorted(sentence_ends, begins + lengths, side="right")
+    ends = tf.gather(tf.concat([[0], sentence_ends], axis=0), within)  # 0: none ends before
+    return tf.where(wanted & (ends - begins >= least), ends - begins, lengths)
 
 
-def _count_dropped(lengths: tf.Tensor, tokens: tf.Tensor, shortest: int) -> tf.Tensor:
-    """Counts what the windows of `lengths` leave of `tokens`; returns `lengths`."""
-    left = tf.size(tokens, tf.int64) - tf.reduce_sum(lengths)
-    whole = tf.equal(tf.shape(lengths)[0], 0)
-    tail = tf.where(whole, tf.zeros_like(left), left)
+def _count_dropped(documents: tf.Tensor, starts: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """Counts what the windows leave of the documents; returns their `lengths`."""
+    document = tf.searchsorted(tf.cumsum(documents), starts, side="right")
+    used = tf.math.unsorted_segment_sum(
+        tf.reduce_sum(lengths, axis=1), document, tf.size(documents)
+    )
+    tails = tf.boolean_mask(documents - used, used > 0)
     return count_drops(
         lengths,
         {
-            "document_too_short": tf.cast(whole, tf.int64),
-            "tail_too_short": tf.cast(tail > 0, tf.int64),
-            "tail_tokens": tail,
+            "document_too_short": tf.math.count_nonzero(used == 0),
+            "tail_too_short": tf.math.count_nonzero(tails),
+            "tail_tokens": tf.reduce_sum(tails),
         },
     )
 
 
 def cut_windows(
     tokens: tf.Tensor,
+    documents: tf.Tensor,
+    starts: tf.Tensor,
     lengths: tf.Tensor,
-    vocabulary: PlugVocabulary,
     *,
+    vocabulary: PlugVocabulary,
     close_at_document_end_only: bool,
 ) -> dict[str, tf.RaggedTensor]:
-    """Builds the features, int32 [windows, None], of consecutive windows.
+    """Builds the features, int32 [windows, None], of windows.
 
-    Takes a document's ids (int32 [n]) and the text lengths of its windows (int64 [windows, 2]).
+    Takes a block's ids (int32 [t]), tokens of each document (int64 [d]), and the windows' starts
+    (int64 [windows]) and text lengths (int64 [windows, 2]).
     """
-    ends = tf.cumsum(tf.reshape(lengths, [-1]))
-    used = tf.reduce_sum(lengths)
-    texts = tf.RaggedTensor.from_row_lengths(
-        tokens[:used], tf.reshape(lengths, [-1]), validate=False
-    )
-    encoder_text, decoder_text = texts[::2], texts[1::2]
-    cls = tf.fill([tf.shape(lengths)[0], 1], vocabulary.cls_id)
-    sep = tf.fill(tf.shape(cls), vocabulary.sep_id)
+    encoder_length, decoder_length = tf.unstack(lengths, axis=1)
+    middle = starts + encoder_length
+    ends = middle + decoder_length
+    # Each side is slices of one pool: the tokens, then [CLS] and [SEP].
+    pool = tf.concat([tokens, [vocabulary.cls_id, vocabulary.sep_id]], axis=0)
+    cls = tf.fill(tf.shape(starts), tf.size(tokens, tf.int64))
+    sep, one = cls + 1, tf.ones_like(cls)
     last = sep
     if close_at_document_end_only:
-        last = tf.gather(tf.concat([tokens, [vocabulary.sep_id]], axis=0), ends[1::2])
-        last = last[:, tf.newaxis]
-    encoder = tf.concat([cls, encoder_text, sep], axis=1)
-    targets = tf.concat([decoder_text, last], axis=1)
+        at_end = tf.reduce_any(ends[:, tf.newaxis] == tf.cumsum(documents), axis=1)
+        last = tf.where(at_end, sep, ends)
+
+    def join(*slices: tuple[tf.Tensor, tf.Tensor]) -> tf.RaggedTensor:
+        begins, sizes = zip(*slices, strict=True)
+        return join_slices(pool, tf.stack(begins, axis=1), tf.stack(sizes, axis=1))
+
+    encoder = join((cls, one), (starts, encoder_length), (sep, one))
+    targets = join((middle, decoder_length), (last, one))
     return {
         "encoder_original_tokens": encoder,
         "encoder_token_types": tf.zeros_like(encoder),
-        "decoder_input_tokens": tf.concat([cls, decoder_text], axis=1),
+        "decoder_input_tokens": join((cls, one), (middle, decoder_length)),
         "decoder_target_tokens": targets,
         "decoder_loss_weights": tf.ones_like(targets),
     }

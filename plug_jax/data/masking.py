@@ -8,6 +8,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from plug_jax.data.slices import flat_values, with_flat_values
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ def masked_language_model(
     the selected, 80% become [MASK], 10% a random regular token and 10% stay (BERT, section 3.1;
     StructBERT and PLUG keep this rule, with no whole-word masking).
 
-    Reads `encoder_original_tokens` (int32 [n]); adds `encoder_input_tokens` (int32 [n], what the
-    model sees) and `encoder_loss_weights` (int32 [n], 1 at the selected tokens, 0 elsewhere). All
-    other features pass through. Seeded by `seqio.map_seed_manager`.
+    Takes examples or, which is quicker, batches of them. Reads `encoder_original_tokens` (int32 [n]
+    or ragged [b, None]); adds `encoder_input_tokens` (what the model sees) and
+    `encoder_loss_weights` (1 at the selected tokens, 0 elsewhere), both like it. All other features
+    pass through. Seeded by `seqio.map_seed_manager`.
 
     Example, with [CLS] = 2, [SEP] = 3, [MASK] = 4, regular ids 5 to 29, mask_rate = 0.5 and map
     seed 21: of the three selected tokens, 11 is masked, 12 replaced and 13 kept.
@@ -46,10 +48,13 @@ def masked_language_model(
         raise PlugError(f"mask_rate is a probability in [0, 1], got {mask_rate}")
 
     def mask(example: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        tokens, selected = mask_tokens(
-            example["encoder_original_tokens"], seed, vocabulary, rate=mask_rate
-        )
-        return {**example, "encoder_input_tokens": tokens, "encoder_loss_weights": selected}
+        original = example["encoder_original_tokens"]
+        tokens, selected = mask_tokens(flat_values(original), seed, vocabulary, rate=mask_rate)
+        return {
+            **example,
+            "encoder_input_tokens": with_flat_values(original, tokens),
+            "encoder_loss_weights": with_flat_values(original, selected),
+        }
 
     return seqio.map_over_dataset(mask, num_seeds=1)(dataset)
 

@@ -9,7 +9,8 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.data.drops import count_drops
-from plug_jax.data.sentence_split import split_sentences
+from plug_jax.data.groups import Groups, chunks_in_turn, cut_groups, locate_groups
+from plug_jax.data.slices import join_slices, repeat_slices
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 OTHER_DOCUMENT, FOLLOWS, PRECEDES = 0, 1, 2
 
 _NUM_SPECIALS = 3  # [CLS] A [SEP] B [SEP]
-# Groups are taken in turn from this many documents, so that a long document, a novel for instance,
-# does not fill whole windows, in which nobody would find a partner from another document.
-_DOCUMENTS_AT_ONCE = 16
+_MOST_DOCUMENTS = 1 << 32  # of a block, for numbers that no two documents share
 
 
 def sentence_pairs(
@@ -30,22 +29,26 @@ def sentence_pairs(
     *,
     vocabulary: PlugVocabulary,
     max_length: int = 512,
-    window: int = 128,
+    window: int = 8,
 ) -> tf.data.Dataset:
     """Makes [CLS] A [SEP] B [SEP] examples out of documents (StructBERT, section 2.3).
 
-    A document is cut into groups of consecutive sentences that fill an example, and a group into A
-    and B at a random sentence boundary. Each example has one of three labels, equally likely:
-    0, B is taken from another document; 1, B follows A; 2, B precedes A in the document. Groups of
-    a single sentence can only get label 0. Partners from other documents are exchanged within
-    `window` groups, so that every A and every B is used.
+    A document is cut into groups of tokens that fill an example, and a group into A and B at a
+    random sentence boundary. Each example has one of three labels, equally likely: 0, B is taken
+    from another document; 1, B follows A; 2, B precedes A in the document. Groups of a single
+    sentence can only get label 0. For label 0, two groups of different documents exchange their B,
+    cut so that both examples are as long as their groups were, but for part of a sentence.
+
+    All groups but the last two of a document are full, which may cut a sentence in two: whole
+    sentences would leave 5% of a row empty. The last has at least an eighth of a full one, which
+    the one before it gives. Sentences longer than half an example are cut into even pieces, each of
+    which counts as a sentence for the boundary of A and B.
 
     Where a document fills most of a window, some groups find no partner: these get label 1 or 2, or
     are dropped and counted as "no_other_document" when they have one sentence. A pair that is too
-    long, which only label 0 makes, loses tokens at the end of its longer segment (BERT's rule),
-    counted as "truncated_tokens". Documents without a token are counted as "empty_document".
-    Sentences longer than half an example are cut into even pieces, each of which then counts as a
-    sentence. Seeded by `seqio.map_seed_manager`.
+    long, which only label 0 makes, loses tokens of its longer segment (BERT's rule), counted as
+    "truncated_tokens": A at its start and B at its end, as a sentence cut short where A meets B
+    would tell the label. Seeded by `seqio.map_seed_manager`.
 
     Example, with one id a character: the documents are "天亮。" and "下雨。我走。". The second
     becomes one of these; with label 0 the first takes "我走。" in exchange, else it is dropped.
@@ -58,17 +61,18 @@ def sentence_pairs(
         sentence_weights          [1, 0, 0, 0, 0, 0, 0, 0, 0]
 
     Args:
-      dataset: {"text": string scalar, a document}; other features are left out.
+      dataset: blocks of tokens, see `plug_jax.data.documents.tokenize_documents`.
       sequence_length: its "encoder_input_tokens", if given, bounds `max_length` too.
-      vocabulary: encodes each sentence on its own.
+      vocabulary: that of the tokens.
       max_length: the most tokens of an example, [CLS] and [SEP] included.
-      window: groups among which partners are exchanged.
+      window: partners are exchanged among so many chunks of up to 16 groups, each chunk of another
+        block of documents where there are as many.
 
     Returns:
-      The examples: four int32 [n] features with n <= `max_length`.
+      Batches of examples: four ragged int32 [n, None] features, no row longer than `max_length`.
 
     Raises:
-      PlugError: the maximum length leaves no room for two tokens, or `window` is below 2.
+      PlugError: the maximum length leaves no room for two tokens, or `window` is below 1.
     """
     row_length = (sequence_length or {}).get("encoder_input_tokens")
     limit = max_length if row_length is None else min(max_length, row_length)
@@ -78,136 +82,69 @@ def sentence_pairs(
             f"Examples of at most {limit} tokens have no room for [CLS] A [SEP] B [SEP]: "
             f"max_length and the encoder's row length must be at least {_NUM_SPECIALS + 2}."
         )
-    if window < 2:
-        raise PlugError(
-            f"Partners are exchanged within a window of 2 groups or more, not {window}."
-        )
+    if window < 1:
+        raise PlugError(f"Partners are exchanged within a window of 1 chunk or more, not {window}.")
 
-    def groups_of_document(
-        numbered: tuple[tf.Tensor, Mapping[str, tf.Tensor]], seed: tf.Tensor
-    ) -> dict[str, tf.Tensor | tf.RaggedTensor]:
-        number, document = numbered
-        sentences = vocabulary.encode_tf(split_sentences(document["text"]))
-        groups, a_lengths = group_sentences(sentences, seed, budget=budget)
-        empty = tf.cast(tf.equal(groups.nrows(), 0), tf.int64)
-        a_lengths = count_drops(a_lengths, {"empty_document": empty})
-        return {
-            "tokens": groups,
-            "a_length": a_lengths,
-            "document": tf.fill(tf.shape(a_lengths), number),
-        }
+    def groups_of_block(number: tf.Tensor, block: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        groups = cut_groups(block["document_lengths"], block["sentence_lengths"], budget=budget)
+        document = _MOST_DOCUMENTS * number + groups["document"]
+        return {**groups, "document": document, "tokens": block["tokens"]}
 
     def pairs_of_window(
-        groups: Mapping[str, tf.Tensor | tf.RaggedTensor], seeds: Sequence[tf.Tensor]
+        window: Mapping[str, tf.RaggedTensor], seeds: Sequence[tf.Tensor]
     ) -> dict[str, tf.RaggedTensor]:
-        has_b = groups["tokens"].row_lengths() > groups["a_length"]
-        labels, partners = draw_labels(groups["document"], has_b, seeds)
+        cut_seed, *label_seeds = seeds
+        groups = locate_groups(window["piece_lengths"].values, window["group_pieces"].values)
+        labels, partners = draw_labels(
+            window["document"].values, groups.num_boundaries > 0, label_seeds
+        )
         partnerless = tf.math.count_nonzero(labels < 0)
         labels = count_drops(labels, {"no_other_document": partnerless})
-        segments = choose_segments(groups["tokens"], groups["a_length"], labels, partners)
+        cuts = draw_cuts(groups, labels, partners, cut_seed)
+        segments = choose_segments(groups, cuts, labels, partners)
         labels = tf.boolean_mask(labels, labels >= 0)
-        return assemble(groups["tokens"].flat_values, segments, labels, vocabulary, budget)
+        return assemble(window["tokens"].values, segments, labels, vocabulary, budget)
 
-    documents = seqio.map_over_dataset(groups_of_document, num_seeds=1)(dataset.enumerate())
-    groups = documents.interleave(
-        lambda document: tf.data.Dataset.from_tensors(document).unbatch(),
-        cycle_length=_DOCUMENTS_AT_ONCE,
-    )
-    windows = groups.ragged_batch(window)
-    return seqio.map_over_dataset(pairs_of_window, num_seeds=3)(windows).unbatch()
-
-
-def group_sentences(
-    sentences: tf.RaggedTensor, seed: tf.Tensor, *, budget: int
-) -> tuple[tf.RaggedTensor, tf.Tensor]:
-    """Fills groups of at most `budget` tokens with consecutive sentences, and cuts each in A and B.
-
-    Groups are as long as possible, but a single sentence left over at the end takes another from
-    the group before if that has three or more. A and B meet at a random sentence boundary.
-
-    Args:
-      sentences: ids, int [sentences, None]; those without a token count for nothing.
-      seed: int [2].
-      budget: tokens of a group, at least 2; sentences longer than half of it are cut.
-
-    Returns:
-      The groups, ids [groups, None], and the tokens of A in each, int64 [groups]: all of them in a
-      group of one sentence, which has no B.
-    """
-    lengths = _cut_long_sentences(sentences.row_lengths(), longest=budget // 2)
-    ends = tf.cumsum(lengths)
-    starts = ends - lengths
-    # `borders[g] : borders[g + 1]` are the sentences of group g.
-    borders = _group_borders(starts, ends, budget)
-    first, beyond = borders[:-1], borders[1:]
-    fractions = tf.random.stateless_uniform(tf.shape(first), seed, dtype=tf.float64)
-    places = tf.cast(beyond - first - 1, tf.float64)  # where A can end
-    last_of_a = first + tf.cast(fractions * places, tf.int64)
-    begins = tf.gather(starts, first)
-    group_lengths = tf.gather(ends, beyond - 1) - begins
-    groups = tf.RaggedTensor.from_row_lengths(sentences.flat_values, group_lengths, validate=False)
-    return groups, tf.gather(ends, last_of_a) - begins
-
-
-def _cut_long_sentences(lengths: tf.Tensor, *, longest: int) -> tf.Tensor:
-    """Lengths int64 [s] of sentences to those of even pieces of at most `longest` tokens."""
-    counts = -(-lengths // longest)
-    sentence = tf.repeat(tf.range(tf.size(lengths)), counts)
-    first_piece = tf.gather(tf.cumsum(counts, exclusive=True), sentence)
-    piece = tf.range(tf.size(sentence, tf.int64)) - first_piece
-    lengths, counts = tf.gather(lengths, sentence), tf.gather(counts, sentence)
-    return lengths // counts + tf.cast(piece < lengths % counts, tf.int64)
-
-
-def _group_borders(starts: tf.Tensor, ends: tf.Tensor, budget: int) -> tf.Tensor:
-    """Sentences that begin a group, and the number of sentences: int64 [groups + 1].
-
-    `starts` and `ends` are the sentences' token offsets, int64 [s], none longer than `budget`.
-    """
-    num_sentences = tf.size(ends, tf.int64)
-    next_first = tf.searchsorted(ends, starts + budget, side="right", out_type=tf.int64)
-    _, _, borders = tf.while_loop(
-        lambda first, *_: first < num_sentences,
-        lambda first, group, borders: (next_first[first], group + 1, borders.write(group, first)),
-        (
-            tf.zeros([], tf.int64),
-            0,
-            tf.TensorArray(tf.int64, size=0, dynamic_size=True, element_shape=[]),
-        ),
-    )
-    borders = tf.concat([borders.stack(), [num_sentences]], axis=0)
-    sizes = borders[1:] - borders[:-1]
-    lonely_end = tf.reduce_any((sizes[-1:] == 1) & (sizes[-2:-1] >= 3))
-    return borders - tf.cast(lonely_end, tf.int64) * tf.one_hot(
-        tf.size(borders) - 2, tf.size(borders), dtype=tf.int64
-    )
+    groups = dataset.enumerate().map(groups_of_block, num_parallel_calls=tf.data.AUTOTUNE)
+    chunks = chunks_in_turn(groups)
+    return seqio.map_over_dataset(pairs_of_window, num_seeds=5)(chunks.ragged_batch(window))
 
 
 def draw_labels(
     documents: tf.Tensor, has_b: tf.Tensor, seeds: Sequence[tf.Tensor]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Draws the labels of a window's groups, and for label 0 the group that gives its B.
+    """Draws the labels of a window's groups, and couples those with label 0.
 
-    The groups with label 0 are sorted by document and each takes from the one `shift` places on,
-    where `shift` is the largest number of groups of one document: every group gives once, none to
-    its own document. That needs a document to have at most half of the groups; beyond that, groups
-    of the largest document step out, groups with two segments first.
+    Label 0 goes to an even number of groups, drawn from the two next to a third of all (and all of
+    a single sentence) such that each label keeps its probability. These groups are sorted by
+    document, and the first half is coupled with the second: no couple is of one document if no
+    document has more than half of the groups. Beyond that, groups of the largest document step out,
+    groups with two segments first.
 
     Args:
       documents: int64 [w], the documents' numbers.
       has_b: bool [w], False for groups of a single sentence.
-      seeds: three int [2] seeds.
+      seeds: four int [2] seeds.
 
     Returns:
       Labels int32 [w], -1 for a group that has neither a B nor a partner; and partners int64 [w],
       indices into the window that matter only for label 0.
     """
-    label_seed, order_seed, fallback_seed = seeds
+    label_seed, number_seed, choice_seed, order_seed = seeds
     shape = tf.shape(has_b)
-    labels = tf.random.stateless_uniform(shape, label_seed, maxval=3, dtype=tf.int32)
-    labels = tf.where(has_b, labels, OTHER_DOCUMENT)
+    labels = tf.random.stateless_uniform(
+        shape, label_seed, minval=FOLLOWS, maxval=PRECEDES + 1, dtype=tf.int32
+    )
+    labels = tf.where(has_b, labels, -1)  # those of groups without a partner
 
-    candidates = tf.where(labels == OTHER_DOCUMENT)[:, 0]
+    shares = tf.where(has_b, tf.constant(1 / 3, tf.float64), 1.0)  # of label 0
+    draw = tf.random.stateless_uniform([], number_seed, dtype=tf.float64)
+    number = 2 * tf.cast(tf.reduce_sum(shares) / 2 + draw, tf.int32)
+    number = tf.maximum(number, tf.math.count_nonzero(~has_b, dtype=tf.int32))
+    choice = tf.random.stateless_uniform(shape, choice_seed, dtype=tf.float64)
+    choice = tf.where(has_b, choice, -1.0)  # groups of a single sentence first
+    candidates = tf.cast(tf.argsort(choice)[:number], tf.int64)
+
     _, document, counts = tf.unique_with_counts(tf.gather(documents, candidates), out_idx=tf.int64)
     num_documents, total = tf.size(counts, tf.int64), tf.reduce_sum(counts)
     largest = tf.reduce_max(tf.concat([counts, [0]], axis=0))
@@ -216,32 +153,60 @@ def draw_labels(
     keys = 2 * tf.gather(ranks, document) + tf.cast(tf.gather(has_b, candidates), tf.int64)
     candidates = tf.gather(candidates, tf.argsort(keys, stable=True))
 
-    shift = tf.minimum(largest, total - largest)
-    num_matched = tf.minimum(total, 2 * (total - largest))
-    matched, unmatched = candidates[:num_matched], candidates[num_matched:]
-    givers = tf.concat([matched[shift:], matched[:shift]], axis=0)
-    partners = tf.scatter_nd(matched[:, tf.newaxis], givers, tf.shape(has_b, tf.int64))
+    num_couples = tf.minimum(total // 2, total - largest)
+    first, second = candidates[:num_couples], candidates[num_couples : 2 * num_couples]
+    coupled = tf.concat([first, second], axis=0)[:, tf.newaxis]
+    partners = tf.scatter_nd(coupled, tf.concat([second, first], axis=0), tf.shape(has_b, tf.int64))
+    others = tf.fill([2 * num_couples], OTHER_DOCUMENT)
+    return tf.tensor_scatter_nd_update(labels, coupled, others), partners
 
-    fallbacks = tf.random.stateless_uniform(
-        shape, fallback_seed, minval=FOLLOWS, maxval=PRECEDES + 1, dtype=tf.int32
+
+def draw_cuts(groups: Groups, labels: tf.Tensor, partners: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """The tokens of A in each group, int64 [w]; all of them in a group without a boundary.
+
+    Of a couple that exchanges its B, the longer group is cut where its A, or its B, each as often,
+    is nearest in length to its partner's: so each example is as long as one of the two groups, and
+    its length does not tell its label.
+
+    Takes what `locate_groups` and `draw_labels` return, and an int [2] seed.
+    """
+    draws = tf.random.stateless_uniform([2, tf.size(groups.starts)], seed, dtype=tf.float64)
+    has_b = groups.num_boundaries > 0
+    chosen = tf.cast(draws[0] * tf.cast(groups.num_boundaries, tf.float64), tf.int64)
+    # Without boundaries this is the group's end.
+    drawn = tf.gather(groups.boundaries, groups.first_boundary + chosen) - groups.starts
+
+    partner_lengths = tf.gather(groups.lengths, partners)
+    partner_drawn = tf.gather(drawn, partners)
+    as_long_b = groups.lengths - (partner_lengths - partner_drawn)
+    wanted = groups.starts + tf.where(draws[1] < 0.5, partner_drawn, as_long_b)
+    last = groups.first_boundary + tf.maximum(groups.num_boundaries - 1, 0)
+    above = tf.searchsorted(groups.boundaries, wanted, out_type=tf.int64)
+    above = tf.clip_by_value(above, groups.first_boundary, last)
+    below = tf.maximum(above - 1, groups.first_boundary)
+    above, below = tf.gather(groups.boundaries, above), tf.gather(groups.boundaries, below)
+    nearest = tf.where(above - wanted < wanted - below, above, below) - groups.starts
+
+    comes_second = partners < tf.range(tf.size(partners, tf.int64))
+    is_longer = (groups.lengths > partner_lengths) | (
+        (groups.lengths == partner_lengths) & comes_second
     )
-    fallbacks = tf.gather(tf.where(has_b, fallbacks, -1), unmatched)
-    return tf.tensor_scatter_nd_update(labels, unmatched[:, tf.newaxis], fallbacks), partners
+    follows = (labels == OTHER_DOCUMENT) & is_longer & has_b & tf.gather(has_b, partners)
+    return tf.where(follows, nearest, drawn)
 
 
 def choose_segments(
-    groups: tf.RaggedTensor, a_lengths: tf.Tensor, labels: tf.Tensor, partners: tf.Tensor
+    groups: Groups, a_lengths: tf.Tensor, labels: tf.Tensor, partners: tf.Tensor
 ) -> tf.Tensor:
     """Where the two segments of each example lie among the window's tokens.
 
-    Takes the window's groups (ids [w, None]), tokens of A in each (int64 [w]) and what
-    `draw_labels` returns. Gives int64 [examples, 2, 2]: for the first and the second segment, its
-    start in `groups.flat_values` and its length. A group with label -1 is no example.
+    Takes the window's groups, tokens of A in each (int64 [w]) and what `draw_labels` returns. Gives
+    int64 [examples, 2, 2]: for the first and the second segment, its start and its length. A group
+    with label -1 is no example.
     """
-    starts = groups.row_starts()
-    b_lengths = groups.row_lengths() - a_lengths
-    a = tf.stack([starts, a_lengths], axis=1)  # [w, 2]
-    b = tf.stack([starts + a_lengths, b_lengths], axis=1)
+    b_lengths = groups.lengths - a_lengths
+    a = tf.stack([groups.starts, a_lengths], axis=1)  # [w, 2]
+    b = tf.stack([groups.starts + a_lengths, b_lengths], axis=1)
     given = tf.where(b_lengths[:, tf.newaxis] > 0, b, a)
     label = labels[:, tf.newaxis]
     first = tf.where(label == PRECEDES, b, a)
@@ -276,33 +241,26 @@ def assemble(
     (a_start, b_start), (a_length, b_length) = (
         tf.unstack(part, axis=1) for part in tf.unstack(segments, axis=2)
     )
-    full_length = a_length + b_length
+    a_end, full_length = a_start + a_length, a_length + b_length
     a_length, b_length = trim_pair(a_length, b_length, budget)
+    a_start = a_end - a_length
     trimmed = tf.reduce_sum(full_length - a_length - b_length)
     labels = count_drops(labels, {"truncated_tokens": trimmed})
 
-    # Each example is five pieces of one pool: the tokens, then [CLS] and [SEP].
+    # Each example is five slices of one pool: the tokens, then [CLS] and [SEP].
     pool = tf.concat([tokens, [vocabulary.cls_id, vocabulary.sep_id]], axis=0)
     cls = tf.fill(tf.shape(a_start), tf.size(tokens, tf.int64))
     sep, one = cls + 1, tf.ones_like(cls)
-    starts = tf.reshape(tf.stack([cls, a_start, sep, b_start, sep], axis=1), [-1])
     lengths = tf.stack([one, a_length, one, b_length, one], axis=1)
-    example_lengths = tf.reduce_sum(lengths, axis=1)
-    lengths = tf.reshape(lengths, [-1])
-    offsets = tf.repeat(starts - tf.cumsum(lengths, exclusive=True), lengths)
-    positions = offsets + tf.range(tf.size(offsets, tf.int64))
 
-    def per_piece(*values: tf.Tensor | int) -> tf.Tensor:
-        columns = [tf.broadcast_to(value, tf.shape(labels)) for value in values]
-        return tf.repeat(tf.reshape(tf.stack(columns, axis=1), [-1]), lengths)
+    def by_slice(*marks: tf.Tensor | int) -> tf.RaggedTensor:
+        columns = [tf.broadcast_to(mark, tf.shape(labels)) for mark in marks]
+        return repeat_slices(tf.stack(columns, axis=1), lengths)
 
-    features = {
-        "encoder_original_tokens": tf.gather(pool, positions),
-        "encoder_token_types": per_piece(0, 0, 0, 1, 1),
-        "sentence_labels": per_piece(labels, 0, 0, 0, 0),
-        "sentence_weights": per_piece(1, 0, 0, 0, 0),
-    }
+    starts = tf.stack([cls, a_start, sep, b_start, sep], axis=1)
     return {
-        name: tf.RaggedTensor.from_row_lengths(values, example_lengths, validate=False)
-        for name, values in features.items()
+        "encoder_original_tokens": join_slices(pool, starts, lengths),
+        "encoder_token_types": by_slice(0, 0, 0, 1, 1),
+        "sentence_labels": by_slice(labels, 0, 0, 0, 0),
+        "sentence_weights": by_slice(1, 0, 0, 0, 0),
     }

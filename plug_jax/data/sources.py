@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import functools
-import glob
 import json
-import os
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import numpy as np
-import seqio
 import tensorflow as tf
 
 from plug_jax.data.drops import count_drops
+from plug_jax.data.file_source import FileSource, Paths, name_some
 from plug_jax.errors import PlugError
 
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 FileFormat = Literal["lines", "paragraphs", "jsonl"]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Marks the end of a file: no line contains it, and it counts as blank.
 _END = "\n"
+# Lines worked on together: a call of a function costs tf.data more than what is done to a line.
+_LINES_A_STEP = 64
+_BYTES_A_READ = 1 << 16
+_GZIP = 16 + zlib.MAX_WBITS  # zlib's name for the format
 # An open paragraph document is kept as a long head and a short tail, so that adding a line copies
 # no more than this many bytes.
 _TAIL_BYTES = 1 << 16
@@ -29,7 +31,7 @@ _TAIL_BYTES = 1 << 16
 _JSON_REASONS = ("", "invalid_utf8", "invalid_json", "missing_text_key", "empty_document")
 
 
-class TextSource(seqio.FileDataSource):
+class TextSource(FileSource):
     """Documents out of text files in UTF-8, as {"text": tf.string []}; sharded by file.
 
     Formats (blank means nothing but white space; a byte order mark opening a file is removed):
@@ -38,11 +40,15 @@ class TextSource(seqio.FileDataSource):
       jsonl: one JSON object a line, whose `text_key` holds the document; blank lines are passed
         over.
 
-    Files are streamed: memory grows with the longest document, not with the file.
+    Files whose name ends in .gz are compressed with gzip. Files are streamed: memory grows with the
+    longest document, not with the file. A compressed file is read through once before it is used,
+    because TensorFlow takes one that was cut short for whole.
 
     Left out and counted (`plug_jax.data.drops`): documents that are not UTF-8 (invalid_utf8), lines
     that are no JSON object (invalid_json), objects without a string under `text_key`
-    (missing_text_key) or with a blank one (empty_document), files without a document (empty_file).
+    (missing_text_key) or with a blank one (empty_document), files without a document (empty_file),
+    compressed files that are damaged, cut short, not compressed, or have an empty part before their
+    end, where TensorFlow would stop (damaged_file).
 
     Example, `a.txt` in the format "paragraphs":
 
@@ -52,8 +58,10 @@ class TextSource(seqio.FileDataSource):
         另一篇                   {"text": "另一篇"}
 
     Raises PlugError when a split is listed or read, before any training: for paths or globs that
-    match no file, for a split that has no files at all or only blank ones.
+    match no file, for a split that has no files at all or only blank and damaged ones.
     """
+
+    KIND = "text file"
 
     def __init__(
         self,
@@ -77,148 +85,174 @@ class TextSource(seqio.FileDataSource):
                 f"Unknown file format {file_format!r}: use one of {', '.join(formats)}."
             )
         read = functools.partial(_read, file_format=file_format, text_key=text_key)
-        patterns = {"train": _as_list(train)}
-        if validation is not None:
-            patterns["validation"] = _as_list(validation)
         self._splits_with_text: set[str] = set()
-        super().__init__(read, patterns)
+        super().__init__(read, train=train, validation=validation)
 
     def list_shards(self, split: str) -> list[str]:
         """Paths of the split's files, in the order given, each glob sorted, without repetition."""
-        if split not in self.splits:
-            raise PlugError(
-                f"There is no {split!r} split, only {', '.join(self.splits)}: name files for it "
-                "when you make the source."
-            )
-        files = list(dict.fromkeys(f for p in self._split_to_filepattern[split] for f in _match(p)))
+        files = super().list_shards(split)
         if split not in self._splits_with_text:
             if not any(map(_has_text, files)):
-                named = ", ".join(files[:5]) + (", ..." if files[5:] else "")
-                raise PlugError(f"No text for the {split} split, every file is empty: {named}.")
+                raise PlugError(
+                    f"No text for the {split} split, every file is empty or damaged: "
+                    f"{name_some(files)}."
+                )
             self._splits_with_text.add(split)
         return files
 
 
-def _as_list(paths: Paths) -> list[str]:
-    if isinstance(paths, str | os.PathLike):
-        paths = [paths]
-    if not paths:
-        raise PlugError("Name at least one text file.")
-    return [os.fspath(path) for path in paths]
-
-
-def _match(pattern: str) -> list[str]:
-    if tf.io.gfile.isdir(pattern):
-        raise PlugError(f"{pattern} is a directory; name files, for example {pattern}/*.txt.")
-    if tf.io.gfile.exists(pattern):
-        return [pattern]
-    files = sorted(tf.io.gfile.glob(pattern)) if glob.has_magic(pattern) else []
-    if not files:
-        raise PlugError(f"No text file matches {pattern}.")
-    return files
-
-
 def _has_text(path: str) -> bool:
     """Whether the file holds more than white space; reads no further than the first of it."""
+    mark = _BYTE_ORDER_MARK
     try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            chunk = file.read(1 << 16).removeprefix(_BYTE_ORDER_MARK)
-            while chunk:
-                if chunk.decode("utf-8", "replace").strip():
-                    return True
-                chunk = file.read(1 << 16)
+        for chunk in _contents(path):
+            if chunk.removeprefix(mark).decode("utf-8", "replace").strip():
+                return True
+            mark = b""
     except tf.errors.OpError as error:
         raise PlugError(f"Cannot read {path}: {error.message}") from error
+    except (EOFError, zlib.error):
+        pass
     return False
+
+
+def _is_whole(path: bytes) -> bool:
+    """Whether a compressed file can be read to its end."""
+    try:
+        for _ in _contents(path.decode()):
+            pass
+    except (EOFError, zlib.error):
+        return False
+    return True
+
+
+def _contents(path: str) -> Iterator[bytes]:
+    """What the file holds, piece by piece. Raises EOFError or zlib.error for a damaged one."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        chunks = iter(functools.partial(file.read, _BYTES_A_READ), b"")
+        yield from _decompress(chunks) if path.endswith(".gz") else chunks
+
+
+def _decompress(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """What TensorFlow reads of a file in gzip's format, which may have several parts."""
+    part, size = None, 0
+    for chunk in chunks:
+        while chunk:
+            if part is not None and part.eof and size == 0:
+                raise EOFError("TensorFlow takes an empty part for the end.")
+            if part is None or part.eof:
+                part, size = zlib.decompressobj(_GZIP), 0
+            if content := part.decompress(chunk):
+                size += len(content)
+                yield content
+            chunk = part.unused_data
+    if part is not None and not part.eof:
+        raise EOFError("It was cut short.")
 
 
 def _read(path: tf.Tensor, *, file_format: FileFormat, text_key: str) -> tf.data.Dataset:
     """One file's documents, as {"text": tf.string []}."""
-    collect = _collect_paragraphs if file_format == "paragraphs" else _collect_line
-    extract = _json_extractor(text_key) if file_format == "jsonl" else _extract_text
+    collect = _collect_paragraphs if file_format == "paragraphs" else _collect_lines
+    extract = _json_extractor(text_key) if file_format == "jsonl" else _extract_texts
 
-    # One scan does everything: a function call for each line costs more than what it does.
-    def step(state: Any, line: tf.Tensor) -> tuple[Any, dict[str, tf.Tensor]]:
+    def step(state: Any, lines: tf.Tensor) -> tuple[Any, dict[str, tf.Tensor]]:
         is_first, is_empty, pending = state
-        line = tf.cond(is_first, lambda: _strip_mark(line), lambda: line)
-        pending, record = collect(pending, line)  # "" until the record is complete
-        is_complete = tf.strings.length(record) > 0
-        is_empty &= ~is_complete
-        is_empty = count_drops(
-            is_empty, {"empty_file": tf.cast(is_empty & (line == _END), tf.int32)}
-        )
-        documents = tf.cond(
-            is_complete, lambda: extract(record), lambda: tf.constant([], tf.string)
-        )
-        return (tf.constant(False), is_empty, pending), {"text": documents}
+        lines = tf.cond(is_first, lambda: _strip_mark(lines), lambda: lines)
+        pending, records = collect(pending, lines)
+        is_empty &= tf.size(records) == 0
+        ends_empty = is_empty & (lines[-1] == _END)
+        is_empty = count_drops(is_empty, {"empty_file": tf.cast(ends_empty, tf.int32)})
+        return (tf.constant(False), is_empty, pending), {"text": extract(records)}
 
-    start = (tf.constant(True), tf.constant(True), (tf.constant(""), tf.constant("")))
-    lines = tf.data.TextLineDataset(path).concatenate(tf.data.Dataset.from_tensors(_END))
-    return lines.scan(start, step).unbatch()
-
-
-def _strip_mark(line: tf.Tensor) -> tf.Tensor:
-    marked = tf.strings.substr(line, 0, 3) == _BYTE_ORDER_MARK
-    return tf.cond(
-        marked, lambda: tf.strings.substr(line, 3, tf.strings.length(line)), lambda: line
+    compressed = tf.strings.regex_full_match(path, r".*\.gz")
+    whole = tf.cond(
+        compressed,
+        lambda: tf.ensure_shape(tf.numpy_function(_is_whole, [path], tf.bool, stateful=False), []),
+        lambda: tf.constant(True),
     )
+    whole = count_drops(whole, {"damaged_file": tf.cast(~whole, tf.int32)})
+    files = tf.boolean_mask([path], [whole])
+    lines = tf.data.TextLineDataset(files, compression_type=tf.where(compressed, "GZIP", ""))
+    lines = lines.concatenate(tf.data.Dataset.from_tensors(_END))
+    # A damaged file is not counted as empty too.
+    start = (tf.constant(True), whole, (tf.constant(""), tf.constant("")))
+    return lines.batch(_LINES_A_STEP).scan(start, step).unbatch()
 
 
-def _is_blank(line: tf.Tensor) -> tf.Tensor:
-    return tf.strings.regex_full_match(line, r"[\s\p{Z}]*")
+def _strip_mark(lines: tf.Tensor) -> tf.Tensor:
+    first = lines[0]
+    marked = tf.strings.substr(first, 0, 3) == _BYTE_ORDER_MARK
+    first = tf.strings.substr(first, tf.where(marked, 3, 0), tf.strings.length(first))
+    return tf.concat([[first], lines[1:]], axis=0)
 
 
-def _collect_line(pending: Any, line: tf.Tensor) -> tuple[Any, tf.Tensor]:
-    """The line itself is a record, unless it is blank."""
-    return pending, tf.where(_is_blank(line), "", line)
+def _is_blank(lines: tf.Tensor) -> tf.Tensor:
+    return tf.strings.regex_full_match(lines, r"[\s\p{Z}]*")
 
 
-def _collect_paragraphs(pending: Any, line: tf.Tensor) -> tuple[Any, tf.Tensor]:
-    """Adds a line to the pending (head, tail) of a record; a blank line completes it."""
+def _collect_lines(pending: Any, lines: tf.Tensor) -> tuple[Any, tf.Tensor]:
+    """Each line that is not blank is a record."""
+    return pending, tf.boolean_mask(lines, ~_is_blank(lines))
+
+
+def _collect_paragraphs(pending: Any, lines: tf.Tensor) -> tuple[Any, tf.Tensor]:
+    """Adds lines to the pending (head, tail) of a record; blank lines complete it."""
+    blank = _is_blank(lines)
+    paragraph = tf.cumsum(tf.cast(blank, tf.int32))  # of each line; 0 goes on with the pending one
+    of_text = tf.boolean_mask(paragraph, ~blank)
+    texts = tf.RaggedTensor.from_value_rowids(
+        tf.boolean_mask(lines, ~blank), of_text, nrows=paragraph[-1] + 1
+    )
+    texts = tf.strings.reduce_join(texts, axis=1, separator="\n")  # [paragraphs], maybe empty
     head, tail = pending
+    first = texts[0]
+    has_more = (tf.strings.length(head) + tf.strings.length(tail) > 0) & (
+        tf.strings.length(first) > 0
+    )
+    tail = tf.strings.join([tail, tf.where(has_more, "\n", ""), first])
 
     def complete() -> tuple[tf.Tensor, ...]:
-        return tf.constant(""), tf.constant(""), head + tail
+        whole = tf.concat([[head + tail], texts[1:-1]], axis=0)
+        return tf.constant(""), texts[-1], tf.boolean_mask(whole, whole != "")
 
     def extend() -> tuple[tf.Tensor, ...]:
-        is_first = tf.strings.length(head) + tf.strings.length(tail) == 0
-        longer = tf.strings.join([tail, tf.where(is_first, "", "\n"), line])
-        new_head, new_tail = tf.cond(
-            tf.strings.length(longer) > _TAIL_BYTES,
-            lambda: (head + longer, tf.constant("")),
-            lambda: (head, longer),
+        is_long = tf.strings.length(tail) > _TAIL_BYTES
+        longer, rest = tf.cond(
+            is_long, lambda: (head + tail, tf.constant("")), lambda: (head, tail)
         )
-        return new_head, new_tail, tf.constant("")
+        return longer, rest, tf.constant([], tf.string)
 
-    head, tail, record = tf.cond(_is_blank(line), complete, extend)
-    return (head, tail), record
+    head, tail, records = tf.cond(paragraph[-1] > 0, complete, extend)
+    return (head, tail), records
 
 
-def _extract_text(record: tf.Tensor) -> tf.Tensor:
-    """The record itself if it is valid UTF-8: tf.string [1], otherwise [0]."""
-    valid = record == tf.strings.unicode_transcode(
-        record, "UTF-8", "UTF-8", errors="ignore", replace_control_characters=False
+def _extract_texts(records: tf.Tensor) -> tf.Tensor:
+    """The records that are valid UTF-8: tf.string [r] to [r']."""
+    valid = records == tf.strings.unicode_transcode(
+        records, "UTF-8", "UTF-8", errors="ignore", replace_control_characters=False
     )
-    kept = record[tf.newaxis][: tf.cast(valid, tf.int32)]
-    return count_drops(kept, {"invalid_utf8": tf.cast(~valid, tf.int32)})
+    return count_drops(
+        tf.boolean_mask(records, valid), {"invalid_utf8": tf.math.count_nonzero(~valid)}
+    )
 
 
 def _json_extractor(text_key: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A function from a JSON line to its text: tf.string [1], or [0] if there is none."""
+    """A function from JSON lines, tf.string [r], to the texts that they hold, tf.string [r']."""
 
-    def parse(line: bytes) -> tuple[np.ndarray, np.ndarray]:
-        text, reason = _parse_json(line, text_key)
+    def parse(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parsed = [_parse_json(line, text_key) for line in lines]
+        reasons = np.array([_JSON_REASONS.index(reason) for _, reason in parsed], np.int32)
         # An object array: a bytes array would lose NULs at the end.
-        return np.array(text.encode(), object), np.array(_JSON_REASONS.index(reason), np.int32)
+        texts = np.array([text.encode() for text, reason in parsed if not reason], object)
+        return texts, reasons
 
-    def extract(line: tf.Tensor) -> tf.Tensor:
-        text, reason = tf.numpy_function(parse, [line], [tf.string, tf.int32], stateful=False)
-        kept = tf.ensure_shape(text, [])[tf.newaxis][: tf.cast(reason == 0, tf.int32)]
-
+    def extract(lines: tf.Tensor) -> tf.Tensor:
+        texts, reasons = tf.numpy_function(parse, [lines], [tf.string, tf.int32], stateful=False)
+        reasons = tf.ensure_shape(reasons, [None])
         return count_drops(
-            kept,
+            tf.ensure_shape(texts, [None]),
             {
-                name: tf.cast(reason == number, tf.int32)
+                name: tf.math.count_nonzero(reasons == number)
                 for number, name in enumerate(_JSON_REASONS)
                 if number > 0
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
 import os
 import re
@@ -16,20 +17,10 @@ import seqio
 import tensorflow as tf
 import tensorflow_text as tf_text
 
+from plug_jax.data.wordpiece import WordPieces
 from plug_jax.errors import PlugError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-# What the released tokenizer's clean-up takes for a space, and then what it removes: control,
-# format and private characters, and the replacement character.
-_SPACES = r"[\p{Z}\t\n\r]"
-_CONTROLS = r"[\p{C}\x{FFFD}]"
-# Characters that are a word each: ASCII symbols, punctuation, and BERT's ranges of ideographs.
-_ALONE = (
-    r"[!-/:-@\[-`{-~\p{P}\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}"
-    r"\x{2B740}-\x{2B81F}\x{2B820}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}]"
-)
-_MAX_WORD_BYTES = 100
 
 
 class PlugVocabulary(seqio.Vocabulary, abc.ABC):
@@ -220,8 +211,9 @@ class WordPieceVocabulary(PlugVocabulary):
 
     Text is cleaned, lower-cased, stripped of accents, split at spaces, punctuation and around
     each Chinese character, and each word is cut greedily into its longest known pieces, as in
-    PLUG's released tokenizer. A word that cannot be cut, or is longer than 100 bytes, is one
-    [UNK]. No random replacement draws the [unusedN] pieces: they count as special.
+    PLUG's released tokenizer (`plug_jax.data.wordpiece`). A word that cannot be cut, or is longer
+    than 100 characters, is one [UNK]. No random replacement draws the [unusedN] pieces: they count
+    as special.
 
     `decode` is not lossless (case, accents and spacing are gone): it joins '##' pieces to what
     precedes them, puts a space between two words of letters or digits, and none next to Chinese
@@ -239,24 +231,10 @@ class WordPieceVocabulary(PlugVocabulary):
         pieces = _vocab_lines(path, content)
         unused = [i for i, piece in enumerate(pieces) if re.fullmatch(r"\[unused\d+\]", piece)]
         super().__init__(path, content, pieces, unused)
-        with tf.init_scope():
-            self._tokenizer = tf_text.FastWordpieceTokenizer(
-                vocab=pieces,
-                token_out_type=tf.int32,
-                unknown_token=UNK,
-                max_bytes_per_word=_MAX_WORD_BYTES,
-                no_pretokenization=True,
-            )
+        self._word_pieces = WordPieces(pieces, UNK)
 
     def _tokenize(self, strings: tf.Tensor) -> tf.RaggedTensor:
-        strings = tf.strings.regex_replace(strings, _SPACES, " ")
-        strings = tf.strings.regex_replace(strings, _CONTROLS, "")
-        strings = tf.strings.lower(strings, encoding="utf-8")
-        strings = tf.strings.regex_replace(tf_text.normalize_utf8(strings, "NFD"), r"\p{Mn}", "")
-        # Not tf_text.BertTokenizer: it takes U+3000, the Chinese space, for a letter, and is five
-        # times slower.
-        words = tf.strings.split(tf.strings.regex_replace(strings, _ALONE, r" \0 "))
-        return self._tokenizer.tokenize(words).merge_dims(1, 2)
+        return self._word_pieces(strings)
 
     def _join(self, ids: list[int]) -> str:
         text = ""
@@ -339,6 +317,16 @@ def load_vocabulary(path: str | os.PathLike[str]) -> PlugVocabulary:
         if os.path.splitext(path)[1] == os.path.splitext(cls.FILE_NAME)[1]:
             return cls(path)
     raise PlugError(f"{path} is no vocabulary: expected a *.model or *.txt file, or a directory.")
+
+
+@functools.cache
+def default_vocabulary() -> WordPieceVocabulary:
+    """The WordPiece vocabulary for those who name none, of 21,128 pieces as PLUG's and BERT's.
+
+    `plug_jax.data.wordpiece_training.default_pieces` says what it holds; the ids are its own, not
+    those of BERT's file.
+    """
+    return WordPieceVocabulary(os.path.join(os.path.dirname(__file__), "chinese_vocab.txt"))
 
 
 def save_vocabulary(vocabulary: PlugVocabulary, directory: str | os.PathLike[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import os
 import re
 import sys
@@ -24,12 +23,14 @@ from plug_jax.data.vocabularies import (
     SEP,
     SPECIAL_PIECES,
     UNK,
-    PlugVocabulary,
     SentencePieceVocabulary,
 )
 from plug_jax.errors import PlugError
 
 ModelType = Literal["char", "unigram", "bpe"]
+
+# The sample that training takes by default: at most 6 GB of text.
+MAX_SENTENCES = 2_000_000
 
 # SentencePiece skips sentences above 4192 bytes, so longer texts are cut: 4 bytes a character.
 _PIECE_CHARACTERS = 1000
@@ -44,7 +45,7 @@ def train_sentencepiece(
     vocab_size: int,
     model_type: ModelType = "char",
     character_coverage: float | None = None,
-    max_sentences: int | None = None,
+    max_sentences: int = MAX_SENTENCES,
     overwrite: bool = False,
 ) -> SentencePieceVocabulary:
     """Trains a SentencePiece model and writes `sentencepiece.model` and `.vocab` in `directory`.
@@ -62,7 +63,8 @@ def train_sentencepiece(
       character_coverage: share of the characters read that gets pieces, above 0 and at most 1. By
         default 1 for "char", where `vocab_size` decides, and 0.9995 for the others.
       max_sentences: train on a random sample of so many pieces (of at most 1,000 characters) of the
-        texts, 101 or more; by default on everything, which has to fit in memory.
+        texts, 101 or more, if there are more; 0 for everything, which has to fit in memory. The
+        sample takes up to 3 KB a piece, and as much again or more to learn words.
       overwrite: whether an existing model may be replaced.
 
     Raises:
@@ -84,8 +86,11 @@ def train_sentencepiece(
         character_coverage = 1.0 if model_type == "char" else 0.9995
     if not 0 < character_coverage <= 1:
         raise PlugError(f"The character coverage is {character_coverage}; it must be in (0, 1].")
-    if max_sentences is not None and max_sentences <= 100:
-        raise PlugError(f"A sample of {max_sentences} sentences is too small; ask for 101 or more.")
+    if 0 < max_sentences <= 100 or max_sentences < 0:
+        raise PlugError(
+            f"A sample of {max_sentences} sentences is too small; ask for 101 or more, or for 0, "
+            "which is all."
+        )
     model = _train(
         _Sentences(texts),
         vocab_size=vocab_size,
@@ -95,17 +100,6 @@ def train_sentencepiece(
     )
     _write(model, path)
     return SentencePieceVocabulary(path)
-
-
-def unknown_rate(vocabulary: PlugVocabulary, texts: Iterable[str]) -> tuple[int, int]:
-    """How many tokens of the texts are [UNK], and how many there are: (unknown, all)."""
-    unknown = total = 0
-    remaining = iter(texts)
-    while batch := list(itertools.islice(remaining, 64)):
-        ids = vocabulary.encode_tf(tf.constant(batch)).flat_values.numpy()
-        unknown += int((ids == vocabulary.unk_id).sum())
-        total += ids.size
-    return unknown, total
 
 
 class _Sentences:
@@ -136,7 +130,7 @@ def _train(
     vocab_size: int,
     model_type: ModelType,
     character_coverage: float,
-    max_sentences: int | None,
+    max_sentences: int,
 ) -> bytes:
     """The model file's content."""
     model = io.BytesIO()
@@ -165,7 +159,7 @@ def _train(
                 minloglevel=2,
                 model_type=model_type,
                 character_coverage=character_coverage,
-                input_sentence_size=max_sentences or 0,  # 0: all
+                input_sentence_size=max_sentences,  # 0: all
                 shuffle_input_sentence=True,
             )
         except (RuntimeError, ValueError) as error:

@@ -10,6 +10,7 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.data.masking import is_special
+from plug_jax.data.slices import flat_values, with_flat_values
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ def shuffle_windows(
     with probability `rate`; shuffled windows never overlap. All orders are equally likely, the
     original one included.
 
-    Reads `encoder_input_tokens` and `encoder_loss_weights` (int32 [n], from
-    `masked_language_model`); changes the tokens, sets the weights to 1 in the shuffled windows, and
-    adds `encoder_shuffled` (int32 [n], 1 in the shuffled windows, 0 elsewhere). The labels are
+    Takes examples or, which is quicker, batches of them; each has to begin and end with a special
+    token, as [CLS] ... [SEP] does. Reads `encoder_input_tokens` and `encoder_loss_weights` (int32
+    [n] or ragged [b, None], from `masked_language_model`); changes the tokens, sets the weights to
+    1 in the shuffled windows, and adds `encoder_shuffled` (1 there, 0 elsewhere). The labels are
     `encoder_original_tokens`, which passes through with all other features. With
     `label_moved_only`, weights and `encoder_shuffled` are set only where the token has changed (the
     rule of the released PLUG code). Seeded by `seqio.map_seed_manager`.
@@ -58,18 +60,20 @@ def shuffle_windows(
         )
 
     def shuffle(example: dict[str, tf.Tensor], seeds: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
-        tokens = example["encoder_input_tokens"]
-        weights = example["encoder_loss_weights"]
+        tokens = flat_values(example["encoder_input_tokens"])
+        weights = flat_values(example["encoder_loss_weights"])
+        # Special tokens at their ends keep windows from reaching over two examples of a batch.
         fixed = is_special(tokens, vocabulary) | (weights > 0)
         mixed, shuffled = shuffle_tokens(tokens, fixed, seeds, window=window, rate=rate)
         if label_moved_only:
             shuffled *= tf.cast(mixed != tokens, tf.int32)
-        return {
-            **example,
+        changed = {
             "encoder_input_tokens": mixed,
             "encoder_loss_weights": tf.maximum(weights, shuffled),
             "encoder_shuffled": shuffled,
         }
+        like = example["encoder_input_tokens"]
+        return {**example, **{name: with_flat_values(like, new) for name, new in changed.items()}}
 
     return seqio.map_over_dataset(shuffle, num_seeds=2)(dataset)
 

@@ -1,4 +1,7 @@
-"""Marks and rates of hand-made examples, whatever prints them, and what the user gets wrong."""
+"""What is printed of examples and tasks, whatever draws them, and what the user gets wrong."""
+
+import functools
+import json
 
 import numpy as np
 import pytest
@@ -7,74 +10,19 @@ import tensorflow as tf
 from rich.console import Console
 
 from plug_jax.cli import inspect
-from plug_jax.cli.inspect_format import Fate, Rates, fates, show_example
+from plug_jax.cli.inspect_format import show_example
 from plug_jax.cli.main import main
 from plug_jax.data.features import PALM_FEATURES, palm_features, structbert_features
-from plug_jax.data.vocabularies import WordPieceVocabulary
-from plug_jax.data.vocabulary_training import train_sentencepiece
+from plug_jax.data.masking import masked_language_model
 from plug_jax.errors import PlugError
+from plug_jax.evaluation.decoded_examples import decode_example
 from tasks import pretrain
-
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"天地人你我，。", "play", "##ing", "well"]
-
-# Everything at once: a shuffled window, and a masked, a kept, a replaced and a plain token.
-STAGE1 = [
-    {
-        "encoder_original_tokens": "[CLS] 天 地 人 [SEP] 你 我 play ##ing well [SEP]",
-        "encoder_input_tokens": "[CLS] 人 天 地 [SEP] [MASK] 我 well ##ing [MASK] [SEP]",
-        "encoder_loss_weights": [0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 0],
-        "encoder_shuffled": [0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
-        "encoder_token_types": [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1],
-        "sentence_labels": [2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-        "sentence_weights": [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-    },
-    {
-        "encoder_original_tokens": "[CLS] 天 [UNK] [SEP] 地 [SEP]",
-        "encoder_input_tokens": "[CLS] 天 [UNK] [SEP] 地 [SEP]",
-        "encoder_loss_weights": [0, 0, 0, 0, 0, 0],
-        "encoder_shuffled": [0, 0, 0, 0, 0, 0],
-        "encoder_token_types": [0, 0, 0, 0, 1, 1],
-        "sentence_labels": [0, 0, 0, 0, 0, 0],
-        "sentence_weights": [1, 0, 0, 0, 0, 0],
-    },
-]
-STAGE2 = [
-    {
-        "encoder_original_tokens": "[CLS] 天 地 [SEP]",
-        "encoder_input_tokens": "[CLS] 天 [MASK] [SEP]",
-        "encoder_loss_weights": [0, 0, 1, 0],
-        "encoder_token_types": [0, 0, 0, 0],
-        "decoder_input_tokens": "[CLS] 人 你 我",
-        "decoder_target_tokens": "人 你 我 [SEP]",
-        "decoder_loss_weights": [1, 1, 1, 1],
-    },
-    {
-        "encoder_original_tokens": "[CLS] 我 [SEP]",
-        "encoder_input_tokens": "[CLS] 我 [SEP]",
-        "encoder_loss_weights": [0, 0, 0],
-        "encoder_token_types": [0, 0, 0],
-        "decoder_input_tokens": "[CLS] 天 地",  # not its targets, shifted
-        "decoder_target_tokens": "人 你 [SEP]",
-        "decoder_loss_weights": [0, 1, 1],
-    },
-]
+from tests.inspected_examples import STAGE1, STAGE2, make_vocabulary, to_ids
 
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-    file = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    file.write_text("\n".join(PIECES) + "\n", encoding="utf-8")
-    return WordPieceVocabulary(file)
-
-
-def to_ids(example):
-    return {
-        name: np.array(
-            [PIECES.index(piece) for piece in value.split()] if isinstance(value, str) else value,
-            np.int32,
-        )
-        for name, value in example.items()
-    }
+    return make_vocabulary(tmp_path_factory.mktemp("vocabulary"))
 
 
 def source_of(examples):
@@ -172,16 +120,27 @@ def test_stage1_example_and_rates(add_ours, shown):
     ]
     table = lines.index("2 examples " + "─" * 109)
     assert lines[table + 1 :] == [
-        "encoder length mean 8.5, 6 to 11",
+        "95% bounds asked",
+        "encoder length mean 8.5 3.6 to 13.4",
+        "range 6 to 11",
         "chosen for masking 40.00% of 10 maskable tokens",
-        "seen as [MASK] 50.00% of 4 these",
-        "seen as a random token 25.00% of 4 these",
-        "seen as itself 25.00% of 4 these",
+        "seen as [MASK] 50.00% of 4 chosen tokens",
+        "seen as random 25.00% of 4 chosen tokens",
+        "seen as itself 25.00% of 4 chosen tokens",
         "in a shuffled window 30.00% of 10 maskable tokens",
         "label 0: B is from another document 50.00% of 2 labels",
         "label 1: B follows A 0.00% of 2 labels",
         "label 2: B precedes A 50.00% of 2 labels",
+        "specials changed or predicted 0 of 7 special tokens 0 ✓ within",
+        "changed but not predicted (!) 0 of 3 tokens not predicted 0 ✓ within",
         "[UNK] 9.09% of 11 text tokens",
+        "encoder too long for a row 0 of 2 examples (rows of 22) 0 ✓ within",
+        "examples a row 2.0 (2 packed)",
+        "encoder padding 22.73% of rows of 22",
+        "pieces that occur 80.00% of 10 regular ones",
+        "most frequent 天 2 地 2 人 1 你 1 我 1 play 1 ##ing 1 well 1",
+        "",
+        "3 of 3 statistics agree with what the task asks for.",
         "",
     ]
 
@@ -207,59 +166,63 @@ def test_stage2_example_and_rates(add_ours, shown):
         "its inputs [CLS]天地",
     ]
     table = lines.index("2 examples " + "─" * 109)
-    assert lines[table + 1 : table + 4] == [
-        "encoder length mean 3.5, 3 to 4",
-        "decoder length mean 3.5, 3 to 4",
+    assert lines[table + 2 : table + 7] == [
+        "encoder length mean 3.5 2.5 to 4.5",
+        "range 3 to 4",
+        "decoder length mean 3.5 2.5 to 4.5",
+        "range 3 to 4",
         "chosen for masking 33.33% of 3 maskable tokens",
     ]
-    assert lines[-2] == "[UNK] 0.00% of 8 text tokens"
+    assert "decoder inputs out of step 2 of 7 decoder positions 0 ✗ outside" in lines
+    assert lines[-3:] == [
+        "4 of 5 statistics agree with what the task asks for.",
+        "✗ outside: decoder inputs out of step. Assumed: nothing: this must hold for every "
+        "example.",
+        "",
+    ]
 
 
-def test_a_token_that_changed_though_it_is_not_predicted_stands_out(vocabulary):
-    example = to_ids(STAGE1[0])
-    example["encoder_loss_weights"][7] = 0
-    assert fates(example, vocabulary.mask_id)[6:9] == [Fate.KEPT, Fate.STRAY, Fate.PLAIN]
-    assert "{我=}!play>well!ing" in as_text(example, vocabulary)
-    rates = Rates(vocabulary)
-    rates.add(example)
-    assert ("changed but not predicted (!)", "1 tokens") in rates.rows()
+def test_a_rate_stands_beside_its_bounds_and_what_is_asked(add_task, vocabulary, shown):
+    """Two examples of five masked tokens in ten, where the task asks for all of them."""
+    original = np.int32([2, *range(5, 15), 3])
+    example = {
+        "encoder_original_tokens": original,
+        "encoder_token_types": np.zeros_like(original),
+        "decoder_input_tokens": original,
+        "decoder_target_tokens": np.append(original[1:], 3).astype(np.int32),
+        "decoder_loss_weights": np.ones_like(original),
+    }
+    masking = functools.partial(masked_language_model, vocabulary=vocabulary, mask_rate=1.0)
+    undone = seqio.map_over_dataset(undo_masking)
+    features = palm_features(vocabulary)
+    add_task("inspect_rates", source_of([example] * 2), features, [masking, undone])
+    lines = shown("--task", "inspect_rates")
+    assert (
+        "chosen for masking 50.00% of 20 maskable tokens 29.93% to 70.07% 100.00% ✗ outside"
+        in lines
+    )
+    outside = "✗ outside: chosen for masking. Assumed: each token is chosen on its own."
+    assert outside in lines
 
 
-def test_adjacent_masks_are_told_apart_and_a_window_is_one_mark(vocabulary):
-    example = to_ids(STAGE1[0])
-    example["encoder_shuffled"][:] = 0
-    assert "{天>人}{地>天}{人>地}" in as_text(example, vocabulary)
+def undo_masking(example):
+    """Only the first half of an example stays masked."""
+    first_half = tf.range(12) < 6
+    tokens, original = example["encoder_input_tokens"], example["encoder_original_tokens"]
+    weights = example["encoder_loss_weights"]
+    return {
+        **example,
+        "encoder_input_tokens": tf.where(first_half, tokens, original),
+        "encoder_loss_weights": tf.where(first_half, weights, 0),
+    }
 
 
 def test_colours_are_added_to_the_marks(vocabulary):
     console = Console(force_terminal=True, color_system="standard", width=120, highlight=False)
     with console.capture() as capture:
-        console.print(show_example(to_ids(STAGE1[0]), vocabulary, "title"))
+        console.print(show_example(decode_example(to_ids(STAGE1[0]), vocabulary), "title"))
     for mark in ("1;36m{天地人~人天地}", "1;31m{你}", "1;33m{我=}", "1;35m{play>well}"):
         assert f"\x1b[{mark}\x1b[0m" in capture.get()
-
-
-def test_spaces_survive_between_marks(tmp_path):
-    """SentencePiece, which drops the space that a text begins with."""
-    spaced = train_sentencepiece(["天地 人你我 "] * 9, directory=tmp_path, vocab_size=11)
-    original = np.array(
-        [spaced.cls_id, *spaced.encode("天 地人 你 我"), spaced.sep_id], dtype=np.int32
-    )
-    assert original.size == 10
-    example = {
-        "encoder_original_tokens": original,
-        "encoder_input_tokens": np.where([0, 0, 0, 1, 0, 1, 0, 0, 0, 0], spaced.mask_id, original),
-        "encoder_loss_weights": np.array([0, 0, 0, 1, 0, 1, 0, 0, 0, 0]),
-        "encoder_token_types": np.zeros(10, np.int32),
-    }
-    assert "encoder  [CLS]天 {地}人{▁}你 我[SEP]" in as_text(example, spaced)
-
-
-def as_text(example, vocabulary):
-    console = Console(width=120, color_system=None)
-    with console.capture() as capture:
-        console.print(show_example(example, vocabulary, "title"))
-    return capture.get()
 
 
 def test_a_task_with_other_features_is_shown_feature_by_feature(add_task, vocabulary, shown):
@@ -276,7 +239,7 @@ def test_a_task_with_other_features_is_shown_feature_by_feature(add_task, vocabu
     add_task("inspect_other", source, features)
     lines = shown("--task", "inspect_other", "--num_examples", "1")
     assert lines[1:4] == ["inputs (2) 天地", "score 0.5", "source 报纸"]
-    assert lines[-2] == "inputs length mean 3.0, 2 to 4"
+    assert lines[-3:-1] == ["inputs length mean 3.0 1.0 to 5.0", "range 2 to 4"]
     assert not any("{" in line for line in lines)
 
 
@@ -288,8 +251,9 @@ def test_a_real_pipeline_with_its_drops_seed_and_lengths(vocabulary, shown, requ
     common = ("--task", "inspect_palm", "--feature_lengths", "encoder=6,decoder=5")
     lines = shown(*common)
     assert "dropped: document_too_short 2" in lines
-    longest = [line.split()[-1] for line in lines if "length mean" in line]
-    assert longest == ["6", "5"]
+    ranges = [line for line in lines if line.startswith("range")]
+    assert ranges == ["range 4 to 6 4 to 6", "range 4 to 5 4 to 5"]
+    assert any(line.startswith("encoder padding") and "rows of 6" in line for line in lines)
     assert shown(*common, "--seed", "1") != lines
 
 
@@ -362,3 +326,47 @@ def test_feature_lengths_go_to_features():
     for wrong in ("encoder", "encoder=", "encoder=0", "encoder=-3", "encoder=a"):
         with pytest.raises(PlugError, match="should read encoder=512"):
             inspect.sequence_lengths(wrong, PALM_FEATURES)
+
+
+def test_options_that_do_not_go_together(refused, capsys):
+    assert "--input needs --stage 1" in refused("--input", "a.txt")
+    assert "--module registers tasks" in refused(
+        "--input", "a.txt", "--stage", "1", "--module", "tasks.demo"
+    )
+    for option in (("--stage", "1"), ("--vocabulary", "v"), ("--format", "jsonl")):
+        assert f"{option[0]} goes with --input" in refused("--task", "some", *option)
+    assert "--json needs --task or --input" in refused("--list", "--json")
+    assert "no directory" in refused("--task", "some", "--report", "/no_such_directory/a.html")
+    for two in (
+        ("--task", "a", "--list"),
+        ("--input", "a", "--list"),
+        ("--task", "a", "--input", "b"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["inspect", *two])
+        assert stopped.value.code == 2
+        assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_json_is_all_that_is_printed(add_ours, capsys):
+    add_ours("inspect_json", STAGE1)
+    assert main(["inspect", "--task", "inspect_json", "--json", "--seed", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["task"], found["split"], found["seed"], found["examples"]) == (
+        "inspect_json", "train", 3, 2
+    )  # fmt: skip
+    assert found["shares"]["mask_rate"]["value"] == 0.4
+    assert found["shares"]["stray"]["ok"] is True
+    assert found["lengths"]["encoder"]["counts"] == [[6, 1], [11, 1]]
+    assert found["fill"]["pad_fraction"]["encoder"] == pytest.approx(5 / 22)
+
+
+def test_a_report_holds_more_examples_than_the_terminal(add_ours, shown, tmp_path):
+    add_ours("inspect_report", STAGE2 * 15)
+    page = tmp_path / "page.html"
+    lines = shown("--task", "inspect_report", "--report", str(page))
+    assert lines[-1] == f"Wrote {page}"
+    assert sum(line.startswith("example ") for line in lines) == 3
+    assert page.read_text(encoding="utf-8").count("<article>") == 20
+    shown("--task", "inspect_report", "--report", str(page), "--num_examples", "1")
+    assert page.read_text(encoding="utf-8").count("<article>") == 1

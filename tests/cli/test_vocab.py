@@ -5,8 +5,10 @@ import json
 import pytest
 
 from plug_jax.cli import main, vocab
-from plug_jax.data.vocabularies import SPECIAL_PIECES, load_vocabulary
-from plug_jax.data.vocabulary_training import train_sentencepiece, unknown_rate
+from plug_jax.data import vocabulary_coverage
+from plug_jax.data.vocabularies import SPECIAL_PIECES, default_vocabulary, load_vocabulary
+from plug_jax.data.vocabulary_coverage import Coverage, HeldOut, measure_coverage
+from plug_jax.data.vocabulary_training import train_sentencepiece
 from plug_jax.errors import PlugError
 
 TEXT = ["今天天气很好，我们去公园。", "明天天气不好，我们在家！", "hello world，你好。", "春夏秋冬"]
@@ -117,6 +119,7 @@ def test_too_small_a_vocabulary_says_how_large_it_must_be(tmp_path, model_type):
         (dict(character_coverage=0.0), r"must be in \(0, 1\]"),
         (dict(character_coverage=1.1), r"must be in \(0, 1\]"),
         (dict(max_sentences=100), "ask for 101 or more"),
+        (dict(max_sentences=-1), "ask for 101 or more"),
     ],
 )
 def test_bad_options(tmp_path, options, message):
@@ -147,10 +150,61 @@ def test_a_model_is_overwritten_only_when_asked(tmp_path):
     assert train(["二"], tmp_path, vocab_size=6, overwrite=True).id_to_piece(5) == "二"
 
 
-def test_unknown_rate_counts_tokens(tmp_path):
+def test_the_whole_text_and_a_sample_larger_than_it_are_the_same(tmp_path):
+    everything = train(TEXT, tmp_path / "a", vocab_size=20, max_sentences=0)
+    sampled = train(TEXT, tmp_path / "b", vocab_size=20)
+    pieces = [[v.id_to_piece(i) for i in range(20)] for v in (everything, sampled)]
+    assert pieces[0] == pieces[1]
+
+
+# --- coverage
+
+
+def test_coverage_counts_characters_and_tokens(tmp_path):
     trained = train(["一二"], tmp_path, vocab_size=7)
-    assert unknown_rate(trained, iter(["一三二", "", "三"] * 100)) == (200, 400)
-    assert unknown_rate(trained, []) == (0, 0)
+    coverage = measure_coverage(trained, iter(["一三二", "", "三 三\u3000\u200b"] * 100))
+    # SentencePiece makes one [UNK] of a run, and here a space is unknown, too.
+    assert coverage == Coverage(
+        characters=500, covered_characters=200, tokens=400, unknown_tokens=200
+    )
+    assert str(coverage) == (
+        "40.0000% of 500 characters covered, 50.0000% [UNK] in 400 tokens, 0.800 tokens a character"
+    )
+    assert measure_coverage(trained, []) == Coverage(0, 0, 0, 0)
+    assert "0 characters" in str(measure_coverage(trained, []))
+
+
+def test_held_out_documents_depend_on_their_text_alone():
+    documents = [f"文档{i}" for i in range(5_000)]
+    first, second = HeldOut(), HeldOut()
+    kept = list(first.filter(iter(documents)))
+    again = set(second.filter(reversed(documents * 2)))
+    assert 25 <= len(first.texts) <= 75
+    assert not first.is_trained_on
+    assert sorted(kept + first.texts) == sorted(documents)
+    assert again == set(kept)
+    assert set(second.texts) == set(first.texts)
+    assert kept == [text for text in documents if text in again]  # in order
+
+
+def test_a_short_text_is_measured_on_itself():
+    held_out = HeldOut()
+    assert list(held_out.filter(TEXT)) == TEXT
+    assert held_out.is_trained_on
+    assert sorted(held_out.texts) == sorted(TEXT)
+
+
+def test_held_out_text_in_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(vocabulary_coverage, "_MAX_CHARACTERS", 100)
+    documents = [f"{i:010}" for i in range(20_000)]
+    held_out = HeldOut()
+    trained_on = set(held_out.filter(documents))
+    assert len(held_out.texts) == 10
+    assert not trained_on & set(held_out.texts)
+    assert 100 < len(documents) - len(trained_on) < 300
+    other = HeldOut()
+    list(other.filter(reversed(documents)))
+    assert other.texts == held_out.texts
 
 
 # --- the command
@@ -161,12 +215,13 @@ def test_trains_on_files_and_reports(corpus, tmp_path, capfd):
     assert plug_jax_vocab("--input", corpus, "--output", output, "--vocab_size", 20) == 0
     trained = load_vocabulary(output)
     assert trained.vocab_size == 20
-    unknown, total = unknown_rate(trained, TEXT)
-    assert 0 < unknown < total
     out, err = capfd.readouterr()
+    coverage = measure_coverage(trained, TEXT)
+    assert 0 < coverage.unknown_tokens < coverage.tokens
     assert out.splitlines() == [
         f"20 pieces in {output}/sentencepiece.model",
-        f"[UNK]: {unknown / total:.4%} of {total} tokens",
+        "of 4 documents of the TRAINING text (too short to hold any out; see --held_out): "
+        f"{coverage}",
     ]
     assert "trainer_interface" not in err
 
@@ -203,9 +258,86 @@ def test_mistakes_end_with_status_2_and_one_line(corpus, tmp_path, capsys):
     assert load_vocabulary(tmp_path).vocab_size == 21
 
 
-def test_the_example_in_the_help_parses():
+def test_measures_on_documents_kept_out_of_training(tmp_path, capsys):
+    documents = [chr(0x4E00 + i) * 3 for i in range(1_000)]
+    held_out = HeldOut()
+    kept = list(held_out.filter(documents))
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(documents), encoding="utf-8")
+    size = 5 + len(kept)
+    assert plug_jax_vocab("--input", path, "--output", tmp_path, "--vocab_size", size) == 0
+    report = capsys.readouterr().out
+    assert f"of {len(held_out.texts)} documents held out of training: 0.0000% of" in report
+    assert plug_jax_vocab("--input", path, "--output", tmp_path, "--vocab_size", size + 1) == 2
+
+
+def test_measures_on_other_files_and_trains_on_everything(corpus, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text("春夏\n秋龘", encoding="utf-8")
+    documents = [chr(0x4E00 + i) for i in range(1_000)] + ["春夏秋冬"]
+    corpus.write_text("\n".join(documents), encoding="utf-8")
+    size = 5 + len({*"".join(documents)})
+    options = ["--output", tmp_path, "--vocab_size", size, "--held_out", other]
+    assert plug_jax_vocab("--input", corpus, *options) == 0
+    out = capsys.readouterr().out
+    assert "of the text in --held_out: 75.0000% of 4 characters covered, 25.0000% [UNK] in" in out
+
+
+def test_reads_the_input_once(corpus, tmp_path, monkeypatch):
+    opened = []
+    documents = vocab._documents
+
+    def spy(args, files):
+        opened.append(files)
+        return documents(args, files)
+
+    monkeypatch.setattr(vocab, "_documents", spy)
+    for model_type, size in (("char", 20), ("wordpiece", 22_000)):
+        options = ["--model_type", model_type, "--vocab_size", size]
+        assert plug_jax_vocab("--input", corpus, "--output", tmp_path, *options) == 0
+    assert opened == [[str(corpus)]] * 2
+
+
+def test_writes_the_default_wordpiece_vocabulary(tmp_path, capsys):
+    options = ["--model_type", "wordpiece", "--output", tmp_path]
+    assert plug_jax_vocab(*options) == 0
+    assert capsys.readouterr().out == f"21128 pieces in {tmp_path}/vocab.txt\n"
+    assert load_vocabulary(tmp_path) == default_vocabulary()
+    assert plug_jax_vocab(*options) == 2
+    assert "vocab.txt exists" in capsys.readouterr().err
+    assert plug_jax_vocab(*options, "--overwrite", "--vocab_size", 30_000) == 2
+    assert "Without --input there is only the default" in capsys.readouterr().err
+
+
+def test_trains_word_pieces(tmp_path, capsys):
+    path = tmp_path / "corpus.txt"
+    path.write_text("你好 transformers\n" * 20, encoding="utf-8")
+    options = ["--model_type", "wordpiece", "--vocab_size", 21_200]
+    assert plug_jax_vocab("--input", path, "--output", tmp_path, *options) == 0
+    trained = load_vocabulary(tmp_path)
+    assert trained.vocab_size == 21_200
+    assert [trained.id_to_piece(i) for i in trained.encode("Transformers")] == ["transformers"]
+    assert "0.0000% [UNK] in 60 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--vocab_size", 20], "--model_type char needs --input"),
+        (["--input", "x", "--model_type", "bpe"], "--model_type bpe needs --vocab_size"),
+        (["--model_type", "wordpiece", "--max_sentences", 500], "--max_sentences is for Sentence"),
+        (["--model_type", "wordpiece", "--character_coverage", 1], "--character_coverage is for"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path, capsys, options, message):
+    assert plug_jax_vocab("--output", tmp_path, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_examples_in_the_help_parse():
     parser = argparse.ArgumentParser()
     vocab.add_arguments(parser)
-    (line,) = [line for line in vocab.EXAMPLE.splitlines() if "plug-jax vocab" in line]
-    args = parser.parse_args(line.replace("'", "").split()[2:])
-    assert (args.output, args.vocab_size, args.model_type) == ("vocabulary", 8000, "char")
+    lines = [line for line in vocab.EXAMPLE.splitlines() if "plug-jax vocab" in line]
+    parsed = [parser.parse_args(line.replace("'", "").split()[2:]) for line in lines]
+    assert [args.model_type for args in parsed] == ["char", "wordpiece", "wordpiece"]
+    assert [args.vocab_size for args in parsed] == [8000, None, 30000]

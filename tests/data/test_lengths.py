@@ -8,6 +8,7 @@ import scipy.stats
 import seqio
 import tensorflow as tf
 
+from plug_jax.data.documents import batch_documents, tokenize_documents, unbatch_examples
 from plug_jax.data.drops import drop_counts, reset_counts
 from plug_jax.data.lengths import WindowSampler, sample_lengths
 from plug_jax.errors import PlugError
@@ -19,6 +20,7 @@ ENCODER, INPUTS, TARGETS = (
     "decoder_input_tokens",
     "decoder_target_tokens",
 )
+FEATURES = (ENCODER, "encoder_token_types", INPUTS, TARGETS, "decoder_loss_weights")
 
 
 class CharacterVocabulary:
@@ -36,13 +38,15 @@ def no_counts():
 
 
 def windows_dataset(documents, seed=0, sequence_length=None, **kwargs):
+    texts = tf.data.Dataset.from_tensor_slices({"text": documents})
+    blocks = tokenize_documents(batch_documents(texts), vocabulary=CharacterVocabulary())
     with seqio.utils.map_seed_manager(seed):
-        return sample_lengths(
-            tf.data.Dataset.from_tensor_slices({"text": documents}),
-            sequence_length,
-            vocabulary=CharacterVocabulary(),
-            **kwargs,
+        batches = sample_lengths(
+            blocks, sequence_length, vocabulary=CharacterVocabulary(), **kwargs
         )
+    ragged = tf.RaggedTensorSpec([None, None], tf.int32)
+    assert batches.element_spec == dict.fromkeys(FEATURES, ragged)
+    return unbatch_examples(batches, features=FEATURES)
 
 
 def make_windows(documents, seed=0, sequence_length=None, **kwargs):
@@ -81,16 +85,36 @@ def sampler(minimum=32, maximum=512, **kwargs):
     return WindowSampler(minimum, maximum, maximum, **kwargs)
 
 
-def drawing(sampler, sentence_ends=()):
-    """(number of tokens, seed) -> (e, d) of a document's windows, special tokens included."""
-    ends = tf.constant(sentence_ends, tf.int64)
-    draw = tf.function(lambda num_tokens, seeds: sampler.draw(num_tokens, ends, seeds))
+def drawing(sampler):
+    """Of documents (int64 [d]) and their sentences' ends, (document, e, d) of each window.
 
-    def lengths(num_tokens, seed):
+    e and d count special tokens. Checks that the windows of a document follow each other.
+    """
+    draw = tf.function(
+        sampler.draw,
+        input_signature=[
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([2, 2], tf.int32),
+        ],
+    )
+
+    def windows(documents, seed, sentence_ends=()):
         seeds = tf.constant([[seed, 0], [seed, 1]])
-        return draw(tf.constant(num_tokens, tf.int64), seeds).numpy() + SPECIALS
+        starts, lengths = draw(
+            tf.constant(documents, tf.int64), tf.constant(sentence_ends, tf.int64), seeds
+        )
+        starts, lengths = starts.numpy(), lengths.numpy()
+        document = np.searchsorted(np.cumsum(documents), starts, side="right")
+        begins = np.cumsum([0, *documents[:-1]])[document]
+        followers = np.flatnonzero(np.diff(document) == 0) + 1
+        before = np.zeros_like(starts)
+        before[followers] = (starts + lengths.sum(1) - begins)[followers - 1]
+        np.testing.assert_array_equal(starts - begins, before)
+        assert np.all(np.diff(document) >= 0)
+        return np.concatenate([document[:, np.newaxis], lengths + SPECIALS], axis=1)
 
-    return lengths
+    return windows
 
 
 def test_docstring_example():
@@ -113,7 +137,7 @@ def test_docstring_example():
 def free_lengths():
     """Lengths drawn where the longest window would have fitted."""
     num_tokens = 8_000_000
-    lengths = drawing(sampler())(num_tokens, 0)
+    lengths = drawing(sampler())([num_tokens], 0)[:, 1:]
     ends = np.cumsum(lengths.sum(1) - 3)
     return lengths[np.concatenate([[0], ends[:-1]]) <= num_tokens - 510 - 511]
 
@@ -149,13 +173,16 @@ def feasible(remaining, minimum, max_encoder, max_decoder):
     ("minimum", "max_encoder", "max_decoder"), [(3, 6, 6), (4, 9, 5), (3, 3, 8)]
 )
 def test_every_pair_that_fits_is_equally_likely(minimum, max_encoder, max_decoder):
-    pick = tf.function(WindowSampler(minimum, max_encoder, max_decoder).pick)
-    for remaining in range(2 * minimum - 3, max_encoder + max_decoder):
-        pairs = feasible(remaining, minimum, max_encoder, max_decoder)
+    remaining, points, expected = [], [], []  # of all documents of a block
+    for left in range(2 * minimum - 3, max_encoder + max_decoder):
+        pairs = feasible(left, minimum, max_encoder, max_decoder)
         for where in (0.0, 0.5, 1 - 1e-9):  # a share 1 / len(pairs) of all points for each pair
-            points = (np.arange(len(pairs)) + where) / len(pairs) + 1e-12
-            picked = [pick(tf.constant(remaining, tf.int64), tf.constant(p)) for p in points]
-            assert [(int(e), int(d)) for e, d in picked] == pairs
+            remaining += [left] * len(pairs)
+            points += [(number + where) / len(pairs) + 1e-12 for number in range(len(pairs))]
+            expected += pairs
+    pick = WindowSampler(minimum, max_encoder, max_decoder).pick
+    picked = pick(tf.constant(remaining, tf.int64), tf.constant(points, tf.float64))
+    assert np.stack(picked, axis=1).tolist() == [list(pair) for pair in expected]
 
 
 def test_short_documents_draw_uniformly():
@@ -170,13 +197,31 @@ def test_short_documents_draw_uniformly():
 
 
 def test_every_short_length_fits():
-    draw = drawing(sampler())
-    for num_tokens in [0, 1, 59, 60, *range(61, 1022, 7), 1020, 1021]:
-        lengths = draw(num_tokens, seed=num_tokens)
-        left = num_tokens - np.sum(lengths - SPECIALS)
-        assert 0 <= left < 61
-        assert (len(lengths) == 0) == (num_tokens < 61)
-        assert np.all((lengths >= 32) & (lengths <= 512))
+    documents = np.array([1, 59, 60, *range(61, 1022, 7), 1020, 1021])
+    windows = drawing(sampler())(documents, 0)
+    assert windows[:, 1:].min() >= 32 and windows[:, 1:].max() <= 512
+    left = documents.copy()
+    np.subtract.at(left, windows[:, 0], (windows[:, 1:] - SPECIALS).sum(1))
+    assert np.all((left >= 0) & (left < 61))
+    np.testing.assert_array_equal(np.bincount(windows[:, 0], minlength=3) == 0, documents < 61)
+
+
+def test_documents_of_a_block_draw_on_their_own():
+    """The first windows of two documents, and the first and the second one of a document."""
+    draw = drawing(sampler(32, 80))
+    windows = [draw([1000, 1000], seed) for seed in range(400)]
+    firsts = [[rows[rows[:, 0] == number][0, 1] for number in (0, 1)] for rows in windows]
+    follow = [rows[rows[:, 0] == 0][:2, 1] for rows in windows]
+    for pairs in (firsts, follow):
+        table = np.zeros([2, 2])
+        for one, two in pairs:
+            table[int(one > 56), int(two > 56)] += 1
+        assert table.min() > 50 and scipy.stats.chi2_contingency(table).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("documents", [[], [60], [3, 60, 1]])
+def test_blocks_without_a_window(documents):
+    assert drawing(sampler())(documents, 0).shape == (0, 3)
 
 
 # What is made of it.
@@ -197,8 +242,14 @@ def test_windows_follow_each_other():
         assert len(text) - rest < 61
         used = used[rest:]
     assert used == []
-    assert drop_counts()["document_too_short"] == 2
+    assert drop_counts()["document_too_short"] == drop_counts()["empty_document"] == 1
     assert drop_counts()["tail_tokens"] == tail_tokens
+
+
+def test_blocks_without_a_window_are_counted():
+    texts = [document(60)] * 16 + [""] * 16 + [document(61)]
+    assert len(make_windows(texts)) == 1
+    assert drop_counts() == {"empty_document": 16, "document_too_short": 16}
 
 
 def test_tokens_add_up():
@@ -207,7 +258,9 @@ def test_tokens_add_up():
     windows = make_windows([document(length) for length in lengths])
     short = lengths[lengths < 61]
     drops = drop_counts()
-    assert drops["document_too_short"] == len(short) > 0
+    empty = np.count_nonzero(lengths == 0)
+    assert drops.get("empty_document", 0) == empty
+    assert drops["document_too_short"] == len(short) - empty > 0
     assert len(used_text(windows)) + drops["tail_tokens"] + short.sum() == lengths.sum()
     assert 0 < drops["tail_too_short"] <= 300 - len(short)
     assert drops["tail_tokens"] <= 60 * drops["tail_too_short"]
@@ -260,14 +313,17 @@ def test_windows_end_with_sentences_where_they_can():
 
 
 def test_a_sentence_end_cuts_back_what_was_drawn():
-    ends = np.cumsum(np.tile([3, 50, 9, 31, 200], 40))
+    # The second of two documents: the ends of the first are none of its own.
+    ends = 500 + np.cumsum(np.tile([3, 50, 9, 31, 200], 40))
+    documents, all_ends = [500, ends[-1] - 500], [200, 500, *ends]
     free, always, half = (
-        drawing(sampler(sentence_end_probability=share), ends) for share in (0.0, 1.0, 0.5)
+        drawing(sampler(sentence_end_probability=share)) for share in (0.0, 1.0, 0.5)
     )
     movable, moved = 0, 0
     for seed in range(60):
-        texts = [draw(ends[-1], seed)[0] - SPECIALS for draw in (free, always, half)]
-        expected, begin = [], 0
+        drawn_texts = [draw(documents, seed, all_ends) for draw in (free, always, half)]
+        texts = [rows[rows[:, 0] == 1][0, 1:] - SPECIALS for rows in drawn_texts]
+        expected, begin = [], 500
         for drawn, least in zip(texts[0], (30, 31), strict=True):
             fitting = [end - begin for end in ends if least <= end - begin <= drawn]
             expected.append(max(fitting, default=drawn))
@@ -278,8 +334,19 @@ def test_a_sentence_end_cuts_back_what_was_drawn():
         if encoders[0] != encoders[1]:
             movable += 1
             moved += encoders[2] == encoders[1]
-    assert movable > 40
+    assert movable > 30
     assert scipy.stats.binomtest(moved, movable).pvalue > 1e-3
+
+
+def test_sentence_ends_are_chosen_whatever_was_drawn():
+    ends = np.arange(40, 5001, 40)
+    kept, cut = (drawing(sampler(sentence_end_probability=share)) for share in (0.0, 0.5))
+    table = np.zeros([2, 2])
+    for seed in range(300):
+        drawn = kept([5000], seed)[0, 1]
+        moved = cut([5000], seed, ends)[0, 1] != drawn
+        table[int(drawn > 272), int(moved)] += 1
+    assert scipy.stats.chi2_contingency(table).pvalue > 1e-3
 
 
 def test_bad_options():

@@ -188,6 +188,40 @@ def test_a_token_outside_the_vocabulary_is_an_error():
         mask_tokens([30], [0, 0], FakeVocabulary(), rate=0.15)
 
 
+def ragged_batch(lengths, seed=0):
+    """Text of these lengths, each between [CLS] and [SEP], as one batch [b, None]."""
+    rng = np.random.default_rng(seed)
+    return tf.ragged.stack([[CLS, *rng.integers(5, 30, n).tolist(), SEP] for n in lengths])
+
+
+def test_a_batch_is_masked_as_examples_are():
+    lengths = np.random.default_rng(1).integers(0, 60, 3000)
+    batch = tf.cast(ragged_batch(lengths), tf.int32)
+    numbers = tf.range(len(lengths))
+    dataset = tf.data.Dataset.from_tensors({"encoder_original_tokens": batch, "document": numbers})
+    with seqio.map_seed_manager(4):
+        dataset = masked_language_model(dataset, vocabulary=FakeVocabulary())
+    (after,) = dataset
+    original = after["encoder_original_tokens"]
+    assert original.to_list() == batch.to_list()
+    np.testing.assert_array_equal(after["document"], numbers)
+    for name in ("encoder_input_tokens", "encoder_loss_weights"):
+        assert after[name].dtype == tf.int32
+        np.testing.assert_array_equal(after[name].row_splits, batch.row_splits)
+    before = batch.flat_values.numpy()
+    inputs = after["encoder_input_tokens"].flat_values.numpy()
+    selected = after["encoder_loss_weights"].flat_values.numpy() == 1
+    special = before < 5
+    assert not selected[special].any()
+    np.testing.assert_array_equal(inputs[~selected], before[~selected])
+    assert_binomial(selected.sum(), (~special).sum(), 0.15)
+    assert_binomial((inputs[selected] == MASK).sum(), selected.sum(), 0.8)
+    # Wherever a token stands in its example, and whatever the example's place in the batch.
+    starts = batch.row_splits.numpy()[:-1][lengths > 0]
+    for first in (starts + 1, starts[:1000] + 1, starts + lengths[lengths > 0]):
+        assert_binomial(selected[first].sum(), first.size, 0.15)
+
+
 def test_rate_zero_masks_nothing():
     rows = text_rows(20, 40)
     assert inputs_of(masked(rows, mask_rate=0.0)) == rows.tolist()

@@ -10,10 +10,11 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from plug_jax.data.batches import rows_of_process
 from plug_jax.data.drops import count_drops, reset_counts
 from plug_jax.data.features import palm_features, structbert_features
 from plug_jax.data.packing import unpack_examples
-from plug_jax.data.pipeline import DatasetConfig, make_iterator, vocabulary_of
+from plug_jax.data.pipeline import DatasetConfig, _batches, make_iterator, vocabulary_of
 from plug_jax.errors import PlugError
 
 VOCABULARY = seqio.PassThroughVocabulary(1000)
@@ -182,18 +183,75 @@ def test_epochs_draw_anew_and_seeds_repeat(add_task):
     assert (read(seed=4)[0]["encoder_loss_weights"] != batches[0]["encoder_loss_weights"]).any()
 
 
-def test_restored_iterator_goes_on_exactly(add_task, tmp_path):
-    name = add_task(function_source(lines_of(range(1, 200))))
-    config = config_of(name, shuffle=True, packing_window=30)
-    processes = {"process_index": 1, "process_count": 2}
-    iterator = make_iterator(config, **processes)
-    list(itertools.islice(iterator, 7))
-    iterator.save(tmp_path / "data")
-    expected = list(itertools.islice(iterator, 60))
-    restored = make_iterator(config, **processes)
-    restored.restore(tmp_path / "data")
-    assert_same(list(itertools.islice(restored, 60)), expected)
-    assert (tmp_path / "data" / "process_00001-of-00002.index").exists()
+def read_processes(config, count, batches, *, restore=None, save=None):
+    """What `count` processes read together, as the batches of one."""
+    iterators = [make_iterator(config, process_index=i, process_count=count) for i in range(count)]
+    parts = []
+    for iterator in iterators:
+        if restore is not None:
+            iterator.restore(restore)
+        parts.append(list(itertools.islice(iterator, batches)))
+        if save is not None:
+            iterator.save(save)
+    return [
+        {name: np.concatenate([part[name] for part in batch]) for name in batch[0]}
+        for batch in zip(*parts, strict=True)
+    ]
+
+
+@pytest.fixture
+def streams_config(add_task, tmp_path):
+    """Four streams of two files each, shuffled and packed."""
+    (tmp_path / "text").mkdir()
+    name = add_task(file_source(tmp_path / "text", lines_of(range(1, 400)), 8))
+    return config_of(name, batch_size=8, shuffle=True, packing_window=16, streams=4)
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_the_number_of_processes_does_not_change_the_batches(streams_config, count):
+    assert_same(read_processes(streams_config, count, 5), read_processes(streams_config, 1, 5))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (4, 4), (4, 2), (2, 8), (8, 1)])
+def test_restored_by_another_number_of_processes_it_goes_on_exactly(
+    streams_config, tmp_path, before, after
+):
+    expected = read_processes(streams_config, 1, 30)
+    first = read_processes(streams_config, before, 7, save=tmp_path / "data")
+    files = sorted(path.name for path in (tmp_path / "data").glob("*.index"))
+    assert files == [f"stream_{i:05d}-of-00004.index" for i in range(4)]
+    # A run that does not name its streams keeps those that it began with.
+    config = dataclasses.replace(streams_config, streams=None)
+    then = read_processes(config, after, 23, restore=tmp_path / "data")
+    assert_same(first + then, expected)
+
+
+def test_every_epoch_of_all_streams_is_the_whole_data_once(streams_config):
+    # A buffer that shuffles examples mixes the end of an epoch with the start of the next.
+    config = dataclasses.replace(streams_config, pack=False, shuffle=False)
+    for count in (1, 4):
+        # 399 examples, of which each stream reads about a hundred an epoch.
+        batches = read_processes(config, count, 60)
+        for stream in range(4):
+            rows = [
+                ids_of({k: v[stream * 2 : stream * 2 + 2] for k, v in b.items()}) for b in batches
+            ]
+            seen = list(itertools.chain.from_iterable(rows))
+            own = len({i for i in seen})
+            assert sorted(seen[:own]) == sorted(set(seen)) and 90 <= own <= 110
+        everything = {i for batch in batches for i in ids_of(batch)}
+        assert everything == set(range(1, 400))
+
+
+def test_threads_do_not_change_the_batches(streams_config):
+    def read(threads):
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = threads
+        options.autotune.enabled = threads > 1
+        stream = _batches(streams_config, seqio.ShardInfo(1, 4)).with_options(options)
+        return list(stream.take(20).as_numpy_iterator())
+
+    assert_same(read(1), read(7))
 
 
 def test_restoring_at_the_end_of_an_epoch(add_task, tmp_path):
@@ -208,12 +266,10 @@ def test_restoring_at_the_end_of_an_epoch(add_task, tmp_path):
 
 def test_unusable_positions(add_task, tmp_path):
     name = add_task(function_source(lines_of(range(1, 20))))
-    with pytest.raises(PlugError, match="process_00000-of-00001.index is missing"):
+    with pytest.raises(PlugError, match="holds no place in the data"):
         make_iterator(config_of(name)).restore(tmp_path / "nowhere")
     iterator = make_iterator(config_of(name))
     iterator.save(tmp_path)
-    with pytest.raises(PlugError, match="a run with 1 processes, but this one has 2"):
-        make_iterator(config_of(name), process_index=1, process_count=2).restore(tmp_path)
     (data,) = tmp_path.glob("*.data-*")
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(PlugError, match="cannot be restored"):
@@ -258,7 +314,7 @@ def test_task_that_drops_everything(add_task, num_epochs):
 def test_process_without_examples(add_task):
     reset_counts()
     name = add_task(function_source(lines_of([1])))
-    with pytest.raises(PlugError, match="for process 1 of 2.*its source is empty"):
+    with pytest.raises(PlugError, match="for data stream 1 of 2.*its source is empty"):
         next(make_iterator(config_of(name), process_index=1, process_count=2))
 
 
@@ -342,9 +398,30 @@ def test_numbers_below_one(changes):
         config_of("any", **changes)
 
 
-def test_batch_size_must_divide_by_the_processes():
-    with pytest.raises(PlugError, match="4 rows cannot be split evenly over 3"):
-        make_iterator(config_of("any"), process_count=3)
+def test_rows_streams_and_processes_must_divide(add_task, tmp_path):
+    name = add_task(function_source(lines_of(range(1, 200))))
+    with pytest.raises(PlugError, match="4 rows cannot be split evenly over 3 data streams and 3"):
+        make_iterator(config_of(name), process_count=3)
+    config = config_of(name, batch_size=12, streams=4)
+    with pytest.raises(PlugError, match="4 data streams cannot be shared by 6 processes"):
+        make_iterator(config, process_count=6)
+    iterator = make_iterator(config)
+    next(iterator)
+    iterator.save(tmp_path)
+    unlike = make_iterator(config_of(name, batch_size=12), process_count=3)
+    with pytest.raises(PlugError, match="4 data streams cannot be shared by 3 processes"):
+        unlike.restore(tmp_path)
+
+
+def test_the_rows_of_a_process():
+    def rows(index, count):
+        found = rows_of_process(batch_size=8, streams=4, process_index=index, process_count=count)
+        return [(stream, part.start, part.stop) for stream, part in found]
+
+    assert rows(1, 2) == [(2, 0, 2), (3, 0, 2)]
+    assert rows(4, 8) == [(2, 0, 1)]
+    assert rows(5, 8) == [(2, 1, 2)]
+    assert rows(0, 1) == [(stream, 0, 2) for stream in range(4)]
 
 
 def test_vocabulary_of_a_task(add_task):

@@ -10,16 +10,20 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plug_jax.data.documents import batch_documents, tokenize_documents, unbatch_examples
 from plug_jax.data.drops import drop_counts, reset_counts
+from plug_jax.data.groups import locate_groups
 from plug_jax.data.sentence_order import (
+    choose_segments,
+    draw_cuts,
     draw_labels,
-    group_sentences,
     sentence_pairs,
     trim_pair,
 )
 from plug_jax.errors import PlugError
 
 TOKENS = "encoder_original_tokens"
+FEATURES = (TOKENS, "encoder_token_types", "sentence_labels", "sentence_weights")
 
 
 class CharacterVocabulary:
@@ -55,8 +59,10 @@ class Corpus:
 
     def locate(self, segment):
         """(document, begin, end) of a segment, which is checked to be of consecutive text."""
-        document, begin = self.place[segment[0]]
-        assert self.documents[document].startswith(segment, begin)
+        stops = len(segment) - len(segment.lstrip("。"))  # a group may begin with a stop
+        document, begin = self.place[segment[stops]]
+        begin -= stops
+        assert begin >= 0 and self.documents[document].startswith(segment, begin)
         return document, begin, begin + len(segment)
 
 
@@ -68,13 +74,14 @@ def no_counts():
 
 
 def pairs_dataset(documents, seed=0, sequence_length=None, **kwargs):
+    texts = tf.data.Dataset.from_tensor_slices({"text": documents})
+    blocks = tokenize_documents(batch_documents(texts), vocabulary=VOCABULARY)
     with seqio.utils.map_seed_manager(seed):
-        return sentence_pairs(
-            tf.data.Dataset.from_tensor_slices({"text": documents}),
-            sequence_length,
-            vocabulary=VOCABULARY,
-            **kwargs,
-        )
+        batches = sentence_pairs(blocks, sequence_length, vocabulary=VOCABULARY, **kwargs)
+    assert batches.element_spec == dict.fromkeys(
+        FEATURES, tf.RaggedTensorSpec([None, None], tf.int32)
+    )
+    return unbatch_examples(batches, features=FEATURES)
 
 
 def make_pairs(documents, seed=0, sequence_length=None, **kwargs):
@@ -103,11 +110,11 @@ def check(corpus, examples, max_length):
     labels = []
     for example in examples:
         a, b, label = segments_of(example, max_length)
-        (a_document, a_begin, a_end), (b_document, b_begin, b_end) = map(corpus.locate, (a, b))
-        assert (a_document == b_document) == (label != 0)
-        assert label != 1 or a_end == b_begin
-        assert label != 2 or b_end == a_begin
         labels.append(label)
+        if label:
+            corpus.locate(a + b if label == 1 else b + a)
+        elif a.strip("。") and b.strip("。"):
+            assert corpus.locate(a)[0] != corpus.locate(b)[0]
     return labels
 
 
@@ -130,7 +137,12 @@ def test_docstring_example():
         ("[下雨。]我走。]",): 1,
         ("[我走。]下雨。]",): 2,
     }
-    examples = make_pairs(["天亮。", "下雨。我走。"] * 40, window=2)
+    # Each of 40 blocks, and of 40 windows, is of these two documents.
+    texts = tf.data.Dataset.from_tensors({"text": ["天亮。", "下雨。我走。"]}).repeat(40)
+    blocks = tokenize_documents(texts, vocabulary=VOCABULARY)
+    with seqio.utils.map_seed_manager(0):
+        batches = sentence_pairs(blocks, vocabulary=VOCABULARY, window=1)
+    examples = list(unbatch_examples(batches, features=FEATURES).as_numpy_iterator())
     seen = collections.Counter()
     while examples:
         (outcome,) = (
@@ -152,7 +164,7 @@ def test_docstring_example():
 
 @pytest.mark.parametrize(
     ("max_length", "window", "length"),
-    [(512, 128, (2, 60)), (64, 7, (2, 90)), (9, 3, (2, 9))],
+    [(512, 8, (2, 60)), (64, 1, (2, 90)), (9, 3, (2, 9))],
 )
 def test_labels_hold_and_nothing_is_lost(max_length, window, length):
     corpus = random_corpus(60, (2, 40), length)
@@ -165,7 +177,7 @@ def test_labels_hold_and_nothing_is_lost(max_length, window, length):
     # Only groups of one sentence are used twice, and they can only come last in a document.
     assert sum(count == 2 for count in counts.values()) <= 60 * max_length // 2
     assert max(counts.values()) <= 2
-    assert drops["no_other_document"] <= (0 if window == 128 else 60)
+    assert drops["no_other_document"] <= (0 if window == 8 else 60)
 
 
 def test_every_token_is_used_exactly_once_or_counted():
@@ -179,7 +191,9 @@ def test_every_token_is_used_exactly_once_or_counted():
 
 
 @pytest.mark.parametrize(
-    ("num_documents", "sentences"), [(2500, (2, 5)), (20, (600, 601))], ids=["news", "novels"]
+    ("num_documents", "sentences"),
+    [(2500, (2, 5)), (20, (600, 601))],
+    ids=["news", "novels"],
 )
 def test_labels_are_equally_likely(num_documents, sentences):
     corpus = random_corpus(num_documents, sentences, (3, 9))
@@ -191,13 +205,73 @@ def test_labels_are_equally_likely(num_documents, sentences):
     assert set(drop_counts()) <= {"truncated_tokens"}
 
 
+def test_cuts_do_not_depend_on_labels():
+    corpus = Corpus([[5, 5, 5]] * 2000)
+    pairs = [segments_of(e, 18) for e in make_pairs(corpus.documents, max_length=18)]
+    for label in range(3):
+        lengths = [len(a) for a, _, here in pairs if here == label]
+        assert set(lengths) == {5, 10} and len(lengths) > 600
+        assert scipy.stats.binomtest(lengths.count(5), len(lengths)).pvalue > 1e-4
+
+
+def test_groups_are_full():
+    corpus = random_corpus(20, (300, 301), (3, 40))
+    examples = make_pairs(corpus.documents, max_length=256)
+    lengths = np.array([len(example[TOKENS]) for example in examples])
+    labels = np.array(check(corpus, examples, 256))
+    # All but the last two groups of a document, whose text stays together for labels 1 and 2.
+    assert np.count_nonzero(lengths[labels > 0] < 256) <= 2 * 20
+    assert drop_counts()["truncated_tokens"] < 0.01 * lengths.sum()
+
+
+@pytest.fixture(scope="module")
+def mixed_pairs():
+    """Many pairs of documents of all lengths, and the corpus, for groups of 125 tokens."""
+    rng = np.random.default_rng(5)
+    corpus = Corpus([rng.integers(3, 12, rng.integers(2, 60)).tolist() for _ in range(900)])
+    return corpus, make_pairs(corpus.documents, seed=1, max_length=128)
+
+
+def test_lengths_do_not_tell_the_label(mixed_pairs):
+    corpus, examples = mixed_pairs
+    labels = np.array(check(corpus, examples, 128))
+    lengths = np.array([len(example[TOKENS]) for example in examples])
+    short = [np.sort(lengths[(labels == label) & (lengths < 110)]) for label in range(3)]
+    for one, two in [(0, 1), (0, 2), (1, 2)]:
+        assert scipy.stats.ks_2samp(short[one], short[two]).pvalue > 1e-3
+    # Those that were full differ by less than a sentence.
+    full = [np.mean(lengths[labels == label] >= 128 - 11) for label in range(3)]
+    assert np.ptp(full) < 0.05
+    means = [lengths[labels == label].mean() for label in range(3)]
+    assert np.ptp(means) < 3
+
+
+def test_segments_are_whole_where_they_meet(mixed_pairs):
+    """Only a border of groups cuts a sentence, not the border of A and B, nor a truncation."""
+    corpus, examples = mixed_pairs
+    for example in examples:
+        a, b, label = segments_of(example, 128)
+        first, second = (b, a) if label == 2 else (a, b)
+        assert first[-1] == "。"
+        begin = corpus.locate(second)[1] if second.strip("。") else 0
+        document = corpus.documents[corpus.locate(second)[0]] if second.strip("。") else ""
+        assert begin == 0 or document[begin - 1] == "。"
+
+
 def test_single_sentences_pair_up_across_documents():
     corpus = random_corpus(50, (1, 2), (5, 9))
-    examples = make_pairs(corpus.documents, window=16)
+    examples = make_pairs(corpus.documents)
     assert set(check(corpus, examples, 512)) == {0}
     pairs = [segments_of(example, 512)[:2] for example in examples]
     firsts, seconds = zip(*pairs, strict=True)
     assert sorted(firsts) == sorted(seconds) == sorted(corpus.documents)
+
+
+def test_documents_of_other_blocks_are_others():
+    texts = tf.data.Dataset.from_tensor_slices({"text": [["天。"], ["地。"], ["人。"], ["和。"]]})
+    blocks = tokenize_documents(texts, vocabulary=VOCABULARY)
+    (batch,) = sentence_pairs(blocks, vocabulary=VOCABULARY, window=4)
+    assert batch[TOKENS].nrows() == 4 and drop_counts() == {}
 
 
 def test_a_lone_document_keeps_its_own_text():
@@ -215,8 +289,10 @@ def test_long_lines_without_a_stop():
     examples = make_pairs(corpus.documents)
     labels = check(corpus, examples, 512)
     assert np.bincount(labels).min() > 100
-    counts = count_letters(corpus, examples).values()  # 2: a last group of one piece, used twice
-    assert min(counts) == 1 and sum(counts) <= len(counts) + 2 * 254
+    counts = list(count_letters(corpus, examples).values())
+    assert set(drop_counts()) <= {"truncated_tokens"}
+    assert counts.count(0) <= drop_counts().get("truncated_tokens", 0)
+    assert counts.count(2) <= 2 * 254 and max(counts) <= 2  # last groups of one piece
     assert max(map(len, (e[TOKENS] for e in examples))) > 500
 
 
@@ -226,7 +302,6 @@ def test_documents_without_text_are_counted():
     examples = make_pairs([first, "", *others, ""])
     assert len(check(corpus, examples, 512)) == 4
     assert drop_counts() == {"empty_document": 2}
-    assert make_pairs(["", ""]) == []
 
 
 @pytest.mark.parametrize("row_length", [40, 2000])
@@ -243,14 +318,14 @@ def test_bad_options():
         with pytest.raises(PlugError, match="no room"):
             make_pairs(["一。"], **options)
     with pytest.raises(PlugError, match="window"):
-        make_pairs(["一。"], window=1)
+        make_pairs(["一。"], window=0)
 
 
 def test_the_seed_decides_everything():
     corpus = random_corpus(80, (1, 20), (2, 30))
 
     def texts(seed):
-        examples = make_pairs(corpus.documents, seed, max_length=64, window=32)
+        examples = make_pairs(corpus.documents, seed, max_length=64, window=2)
         return [VOCABULARY.text(e[TOKENS]) + str(e["sentence_labels"][0]) for e in examples]
 
     first = texts(1)
@@ -260,13 +335,13 @@ def test_the_seed_decides_everything():
 
 def test_iterators_restore_exactly(tmp_path):
     corpus = random_corpus(60, (1, 60), (2, 30))
-    dataset = pairs_dataset(corpus.documents, max_length=64, window=16)
+    dataset = pairs_dataset(corpus.documents, max_length=64, window=2)
     iterator = iter(dataset)
     for _ in range(101):
         next(iterator)
     path = tf.train.Checkpoint(iterator=iterator).write(str(tmp_path / "iterator"))
     rest = list(iterator)
-    other = iter(pairs_dataset(corpus.documents, max_length=64, window=16))
+    other = iter(pairs_dataset(corpus.documents, max_length=64, window=2))
     tf.train.Checkpoint(iterator=other).read(path).assert_consumed()
     restored = list(other)
     assert len(rest) == len(restored) > 300
@@ -293,60 +368,48 @@ def test_trimming_is_berts_rule():
         np.testing.assert_array_equal(np.stack(trimmed, axis=1), expected)
 
 
-def group_greedily(lengths, budget):
-    """Groups of sentence lengths, one sentence after the other."""
-    pieces = []
-    for length in lengths:
-        count = -(-length // (budget // 2))
-        pieces += [length // count + (i < length % count) for i in range(count)]
-    groups = []
-    for piece in pieces:
-        if groups and sum(groups[-1]) + piece <= budget:
-            groups[-1].append(piece)
-        else:
-            groups.append([piece])
-    if len(groups) > 1 and len(groups[-1]) == 1 and len(groups[-2]) > 2:
-        groups[-1].insert(0, groups[-2].pop())
-    return groups
+def over_seeds(draw, seeds):
+    """`draw(seed)` for int64 scalars 0 to `seeds`, stacked."""
+    numbers = tf.data.Dataset.range(seeds).map(draw, num_parallel_calls=2)
+    return [values.numpy() for values in tf.nest.flatten(next(iter(numbers.batch(seeds))))]
 
 
-@settings(deadline=None, max_examples=80)
-@given(st.lists(st.integers(0, 40), max_size=30), st.integers(2, 60), st.integers(0, 1000))
-def test_groups_are_filled_in_order(lengths, budget, seed):
-    tokens = tf.range(sum(lengths))
-    sentences = tf.RaggedTensor.from_row_lengths(tokens, tf.constant(lengths, tf.int64))
-    groups, a_lengths = group_sentences(sentences, tf.constant([seed, 0]), budget=budget)
-    expected = group_greedily(lengths, budget)
-    np.testing.assert_array_equal(groups.row_lengths(), [sum(group) for group in expected])
-    np.testing.assert_array_equal(groups.flat_values, tokens)
-    for group, a_length in zip(expected, a_lengths.numpy(), strict=True):
-        assert a_length in np.cumsum(group[:-1] if len(group) > 1 else group)
-
-
-def test_all_sentence_borders_are_equally_likely():
-    sentences = tf.RaggedTensor.from_row_lengths(tf.zeros([30_000]), [2] * 15_000)
-    groups, a_lengths = group_sentences(sentences, tf.constant([1, 2]), budget=10)
-    assert groups.nrows() == 3000
-    counts = np.bincount(a_lengths, minlength=11)[[2, 4, 6, 8]]
-    assert counts.sum() == 3000 and scipy.stats.chisquare(counts).pvalue > 1e-3
+def four_seeds(seed):
+    """Unlike each other and those of other numbers."""
+    return [tf.stack([104_729 * seed + 7 * i, 7919 * i - seed]) for i in range(4)]
 
 
 WINDOWS = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=40)
 
 
+@tf.function(
+    input_signature=[
+        tf.TensorSpec([None], tf.int64),
+        tf.TensorSpec([None], tf.bool),
+        tf.TensorSpec([], tf.int64),
+    ]
+)
+def draw_window(documents, has_b, seed):
+    return draw_labels(documents, has_b, four_seeds(seed))
+
+
 def label_window(documents, has_b, seed):
-    seeds = [tf.constant([seed, i]) for i in range(3)]
-    drawn = draw_labels(tf.constant(documents, tf.int64), tf.constant(has_b), seeds)
-    return [tensor.numpy() for tensor in drawn]
+    drawn = draw_window(
+        tf.constant(documents, tf.int64), tf.constant(has_b, tf.bool), tf.constant(seed, tf.int64)
+    )
+    labels, partners = (tensor.numpy() for tensor in drawn)
+    assert labels.dtype == np.int32 and partners.dtype == np.int64
+    return labels, partners
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=200)
 @given(WINDOWS, st.integers(0, 1000))
 def test_partners_are_exchanged_between_documents(window, seed):
     documents, has_b = (np.array(column) for column in zip(*window, strict=True))
     labels, partners = label_window(documents, has_b, seed)
     receivers = np.flatnonzero(labels == 0)
     assert sorted(partners[receivers]) == receivers.tolist()
+    np.testing.assert_array_equal(partners[partners[receivers]], receivers)  # couples
     assert not np.any(documents[partners[receivers]] == documents[receivers])
     assert np.all(has_b[labels != 0] | (labels[labels != 0] == -1))
     assert not np.any(has_b[labels == -1])
@@ -356,16 +419,167 @@ def test_partners_are_exchanged_between_documents(window, seed):
     assert not np.any(has_b[(labels == 0) & np.isin(documents, left)])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 1000))
 def test_as_many_partners_as_possible(documents, seed):
     labels, _ = label_window(documents, [False] * len(documents), seed)
     total, largest = len(documents), np.bincount(documents).max()
-    assert np.count_nonzero(labels == 0) == min(total, 2 * (total - largest))
+    even = total - total % 2
+    assert np.count_nonzero(labels == 0) == min(even, 2 * (total - largest))
     assert set(labels) <= {0, -1}
+
+
+def test_an_empty_window():
+    labels, partners = label_window([], [], 0)
+    assert labels.shape == partners.shape == (0,)
 
 
 def test_documents_meet_at_random():
     """No document always gets its partner from the same other document."""
     met = {label_window([0, 1, 2, 3], [False] * 4, seed)[1][0] for seed in range(40)}
     assert met == {1, 2, 3}
+
+
+@pytest.mark.parametrize(("groups", "runs"), [(3, 20_000), (8, 5_000)])
+def test_small_windows_keep_the_labels_equally_likely(groups, runs):
+    documents, has_b = tf.range(groups, dtype=tf.int64), tf.ones([groups], tf.bool)
+    labels, _ = over_seeds(lambda seed: draw_labels(documents, has_b, four_seeds(seed)), runs)
+    assert np.all(np.count_nonzero(labels == 0, axis=1) % 2 == 0)
+    for label in range(3):
+        # Each group on its own; those of a window depend on each other.
+        for count in np.count_nonzero(labels == label, axis=0):
+            assert scipy.stats.binomtest(int(count), runs, 1 / 3).pvalue > 1e-5
+        shares = np.mean(labels == label, axis=1)
+        error = max(np.std(shares), 1e-9) / runs**0.5
+        assert abs(np.mean(shares) - 1 / 3) < 4 * error + 1e-9
+
+
+def test_groups_of_a_sentence_leave_the_others_their_labels():
+    runs = 5_000
+    documents = tf.range(9, dtype=tf.int64)
+    has_b = tf.constant([False, True, True, True, True, False, True, True, False])
+    labels, _ = over_seeds(lambda seed: draw_labels(documents, has_b, four_seeds(seed)), runs)
+    assert np.all(labels[:, ~has_b.numpy()] == 0)
+    for label in range(3):
+        for count in np.count_nonzero(labels[:, has_b.numpy()] == label, axis=0):
+            assert scipy.stats.binomtest(int(count), runs, 1 / 3).pvalue > 1e-5
+
+
+def test_labels_and_partners_draw_on_their_own():
+    runs = 5_000
+    documents, has_b = tf.range(6, dtype=tf.int64), tf.ones([6], tf.bool)
+    labels, partners = over_seeds(lambda s: draw_labels(documents, has_b, four_seeds(s)), runs)
+    assert np.all(np.count_nonzero(labels == 0, axis=1) == 2)
+    pairs = collections.Counter(tuple(np.flatnonzero(row == 0)) for row in labels)
+    assert len(pairs) == 15 and scipy.stats.chisquare(list(pairs.values())).pvalue > 1e-4
+    assert np.all(partners[labels == 0] < 6)
+    table = np.zeros([2, 2])  # the labels of the first two groups that keep their text
+    for row in labels:
+        one, two = row[row > 0][:2]
+        table[one - 1, two - 1] += 1
+    assert scipy.stats.chisquare(table.ravel()).pvalue > 1e-4
+
+
+# Where groups are cut.
+
+
+def couple(first, second):
+    """A window of two groups, lists of tokens of their sentences, that exchange their B."""
+    groups = locate_groups(
+        tf.constant([*first, *second], tf.int64),
+        tf.constant([len(first), len(second)], tf.int64),
+    )
+    return groups, tf.constant([0, 0]), tf.constant([1, 0], tf.int64)
+
+
+def cut_couple(first, second, runs):
+    """A's lengths in the two groups, [runs, 2]."""
+    window = couple(first, second)
+    (cuts,) = over_seeds(lambda seed: draw_cuts(*window, tf.stack([7919 * seed, -seed])), runs)
+    return cuts
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+def test_partners_are_cut_alike(longer):
+    """The longer has a boundary wherever one is wanted, so one example is as long as each group."""
+    runs = 4000
+    lengths = [[1] * 40, [5, 9, 4]]
+    if not longer:
+        lengths.reverse()
+    totals = np.array([sum(group) for group in lengths])
+    cuts = cut_couple(*lengths, runs)
+    shorter, long_cuts = cuts[:, longer], cuts[:, 1 - longer]
+    assert collections.Counter(shorter.tolist()).keys() == {5, 14}
+    assert scipy.stats.binomtest(int(np.sum(shorter == 5)), runs).pvalue > 1e-4
+    a_aligned = long_cuts == shorter
+    b_aligned = totals[1 - longer] - long_cuts == totals[longer] - shorter
+    assert np.all(a_aligned ^ b_aligned)
+    assert scipy.stats.binomtest(int(a_aligned.sum()), runs).pvalue > 1e-4
+    table = [np.bincount(shorter[which], minlength=15)[[5, 14]] for which in (a_aligned, b_aligned)]
+    assert scipy.stats.chi2_contingency(table).pvalue > 1e-4
+    examples = cuts + (totals - cuts)[:, ::-1]
+    np.testing.assert_array_equal(np.sort(examples), np.tile(np.sort(totals), [runs, 1]))
+
+
+def test_the_nearest_boundary_is_taken():
+    cuts = cut_couple([10, 20, 30, 7], [9, 16], 200)  # boundaries 10, 30, 60; and 9
+    # A as long as 9, or B as long as 16, which is a cut at 51.
+    assert set(map(tuple, cuts.tolist())) == {(10, 9), (60, 9)}
+    cuts = cut_couple([3, 2], [100, 30, 1], 200)  # wanted: 3, or 129
+    assert set(map(tuple, cuts.tolist())) == {(3, 100), (3, 130)}
+
+
+def test_groups_of_equal_length_follow_one_another():
+    cuts = cut_couple([1] * 30, [1] * 30, 500)
+    assert np.all(cuts[:, 0] == cuts[:, 1])
+    assert set(cuts[:, 0]) == set(range(1, 30))
+
+
+def test_groups_of_a_sentence_are_not_cut():
+    cuts = cut_couple([30], [4, 4, 4], 200)
+    assert set(map(tuple, cuts.tolist())) == {(30, 4), (30, 8)}
+
+
+def test_all_sentence_borders_are_equally_likely():
+    """Of groups that keep their text, and of the shorter one of each couple."""
+    window = 4000
+    groups = locate_groups(
+        tf.fill([window * 5], tf.constant(2, tf.int64)), tf.fill([window], tf.constant(5, tf.int64))
+    )
+    partners = tf.reverse(tf.reshape(tf.range(window, dtype=tf.int64), [-1, 2]), [1])
+    partners = tf.reshape(partners, [-1])
+    for labels in (tf.tile([1, 2], [window // 2]), tf.zeros([window], tf.int32)):
+        cuts = draw_cuts(groups, labels, partners, tf.constant([1, 2])).numpy()[::2]
+        counts = np.bincount(cuts, minlength=11)[[2, 4, 6, 8]]
+        assert counts.sum() == window // 2 and scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_only_couples_are_cut_alike():
+    groups, _, _ = couple([1] * 50, [1] * 30)
+    # A partner's number means nothing without label 0.
+    draws = over_seeds(
+        lambda seed: draw_cuts(
+            groups, tf.constant([1, 2]), tf.constant([1, 0], tf.int64), tf.stack([seed, 5 * seed])
+        ),
+        300,
+    )
+    (cuts,) = draws
+    alike = (cuts[:, 0] == cuts[:, 1]) | (50 - cuts[:, 0] == 30 - cuts[:, 1])
+    assert np.mean(alike) < 0.2
+
+
+def test_segments_are_chosen_by_label():
+    groups = locate_groups(
+        tf.constant([2, 3, 4, 5, 6, 7, 8], tf.int64), tf.constant([2, 2, 1, 2], tf.int64)
+    )  # starts 0, 5, 14, 20; lengths 5, 9, 6, 15
+    cuts = tf.constant([2, 4, 6, 7], tf.int64)
+    chosen = {
+        (1, 2, -1, 1): [[[0, 2], [2, 3]], [[9, 5], [5, 4]], [[20, 7], [27, 8]]],
+        (0, 0, -1, 2): [[[0, 2], [9, 5]], [[5, 4], [2, 3]], [[27, 8], [20, 7]]],
+        # The group without a B gives all it has.
+        (1, 1, 0, 0): [[[0, 2], [2, 3]], [[5, 4], [9, 5]], [[14, 6], [27, 8]], [[20, 7], [14, 6]]],
+    }
+    partners = tf.constant([1, 0, 3, 2], tf.int64)
+    for labels, expected in chosen.items():
+        segments = choose_segments(groups, cuts, tf.constant(labels), partners)
+        assert segments.numpy().tolist() == expected

@@ -1,5 +1,7 @@
+import gzip
 import json
 import pickle
+import random
 
 import pytest
 import seqio
@@ -100,7 +102,76 @@ def test_a_paragraph_document_of_many_lines(write):
     assert read(train=path, file_format="paragraphs") == ["\n".join(lines), "尾"]
 
 
+# --- compressed files
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_compressed_files_read_as_plain_ones(write, tmp_path, file_format):
+    content = MARK + in_format(["一", "坏", "二\x00"], file_format).encode()
+    content = content.replace("坏".encode(), b"\xff")
+    write(content)
+    write(gzip.compress(content), "b.txt.gz")
+    documents = read(train=[f"{tmp_path}/a.txt"], file_format=file_format)
+    # In JSON the bad byte stands in for an escape.
+    assert documents[0] == "一" and len(documents) in (2, 3)
+    expected = drop_counts()
+    reset_counts()
+    assert read(train=f"{tmp_path}/*.gz", file_format=file_format) == documents
+    assert drop_counts() == expected
+
+
+def test_compressed_files_of_several_members(write):
+    """As `cat a.gz b.gz` and parallel compressors write them; plain files may stand among them."""
+    members = gzip.compress("一\n二\n三".encode()) + gzip.compress(b"3\n4\n") + gzip.compress(b"")
+    paths = [write(members, "a.gz"), write("五", "b.txt")]
+    assert read(train=paths) == ["一", "二", "三3", "4", "五"]
+    assert drop_counts() == {}
+
+
+def noise(count):
+    """Lines that hardly compress."""
+    draw = random.Random(1)
+    return "".join(f"{draw.getrandbits(200):x}\n" for _ in range(count)).encode()
+
+
+DAMAGE = {
+    "cut short": lambda packed: packed[: len(packed) // 2],
+    "without its checksum": lambda packed: packed[:-3],
+    "bytes changed": lambda packed: packed[:70_000] + b"XXXXXXXX" + packed[70_008:],
+    "not compressed": lambda packed: gzip.decompress(packed),
+    "an empty part in the middle": lambda packed: packed + gzip.compress(b"") + packed,
+    "followed by something": lambda packed: packed + b"\x00\x00",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_left_out_and_counted(write, damage):
+    bad = write(DAMAGE[damage](gzip.compress(noise(5000))), "a.gz")
+    assert read(train=[bad, write(gzip.compress("好".encode()), "b.gz")]) == ["好"]
+    assert drop_counts() == {"damaged_file": 1}
+
+
+def test_nothing_but_empty_and_damaged_files(write):
+    blank = gzip.compress(MARK + b"\n \n")
+    paths = [write(b"", "a.gz"), write(blank, "b.gz"), write(b"no gzip", "c.gz")]
+    with pytest.raises(PlugError, match=r"empty or damaged: .*a\.gz, .*b\.gz, .*c\.gz\."):
+        read(train=paths)
+    assert read(train=[*paths, write("一", "d.txt")]) == ["一"]
+    assert drop_counts() == {"empty_file": 2, "damaged_file": 1}
+
+
 # --- which files are read
+
+
+def test_any_file_system_of_tensorflow():
+    """As gs:// is one; this one is in memory."""
+    for name, text in {"a.txt": "一".encode(), "b.txt.gz": gzip.compress("二".encode())}.items():
+        with tf.io.gfile.GFile(f"ram://sources/{name}", "wb") as file:
+            file.write(text)
+    assert read(train="ram://sources/*") == ["一", "二"]
+    assert read(train=["ram://sources/b.txt.gz"]) == ["二"]
+    with pytest.raises(PlugError, match="No text file matches ram://sources/c"):
+        read(train="ram://sources/c*")
 
 
 def test_paths_globs_and_lists_of_them(write, tmp_path):
@@ -151,9 +222,11 @@ def test_a_task_reads_it(write, file_format):
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_iterators_restore_exactly(write, tmp_path, file_format):
     for name in ("a", "b"):
-        content = in_format([f"{name}{i}" for i in range(60)], file_format).encode()
-        write(content[:200] + b"\n\n\xff\n\n" + content[200:], f"{name}.txt")
-    source = TextSource(train=f"{tmp_path}/*.txt", file_format=file_format)
+        content = in_format([f"{name}{i}" for i in range(30)], file_format).encode()
+        content = content[:100] + b"\n\n\xff\n\n" + content[100:]
+        write(content, f"{name}.txt")
+        write(gzip.compress(content), f"{name}.txt.gz")
+    source = TextSource(train=f"{tmp_path}/*.txt*", file_format=file_format)
 
     def start():
         return iter(source.get_dataset("train", shuffle=True, seed=3))
@@ -162,7 +235,7 @@ def test_iterators_restore_exactly(write, tmp_path, file_format):
         return [example["text"].numpy() for example in iterator]
 
     expected = drain(start())
-    assert len(expected) >= 118
+    assert len(expected) >= 116
     for position in (0, 47):
         iterator = start()
         for _ in range(position):
@@ -213,7 +286,9 @@ def test_a_split_without_files(write):
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_nothing_but_empty_files(write, file_format):
     paths = [write(b""), write("\n \n\u3000\n", "b.txt"), write(MARK + b"\n", "c.txt")]
-    with pytest.raises(PlugError, match=r"every file is empty: .*a\.txt, .*b\.txt, .*c\.txt\."):
+    with pytest.raises(
+        PlugError, match=r"every file is empty or damaged: .*a\.txt, .*b\.txt, .*c\.txt\."
+    ):
         read(train=paths, file_format=file_format)
 
 

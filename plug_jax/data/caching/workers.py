@@ -1,0 +1,138 @@
+"""Processes that work on shards on this machine, and a look at how far they are."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+
+import tensorflow as tf
+
+from plug_jax.data.caching.files import SplitFiles, read_json
+from plug_jax.data.caching.process import start_worker
+from plug_jax.data.caching.shards import ShardWork
+from plug_jax.errors import PlugError
+
+_POLL_SECONDS = 0.5
+
+# The processes that work for a local runner; None on a remote worker, which works itself.
+_pool: futures.ProcessPoolExecutor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far one pass over a split is."""
+
+    split: str
+    step: str  # "comparing" or "writing"
+    shards_done: int
+    shards: int
+    documents: int  # so far, those of earlier runs included
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def work_on(
+    shards: Sequence[int],
+    *,
+    function: Callable[[ShardWork, int], None],
+    work: ShardWork,
+    processes: int,
+) -> None:
+    """Does the shards here, or in so many of the `worker_processes`, as they get free.
+
+    Raises PlugError if one of them dies.
+    """
+    if _pool is None or processes < 2:
+        for index in shards:
+            function(work, index)
+        return
+    running: set[futures.Future[None]] = set()
+    try:
+        for index in shards:
+            if len(running) == processes:
+                done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+                _raise_errors(done)
+            running.add(_pool.submit(function, work, index))
+        _raise_errors(futures.as_completed(running))
+    except BrokenProcessPool as error:
+        raise PlugError(
+            "A worker process was killed, perhaps because memory ran out. What is finished is "
+            "kept: run the command again, with fewer --workers if it was the memory."
+        ) from error
+
+
+@contextlib.contextmanager
+def worker_processes(most: int) -> Iterator[None]:
+    """Has processes for `work_on` while the block runs; they start as they are needed."""
+    global _pool
+    others = set(multiprocessing.active_children())
+    # Neither tensorflow nor gRPC survives a fork.
+    context = multiprocessing.get_context("spawn")
+    _pool = futures.ProcessPoolExecutor(most, context, initializer=start_worker)
+    try:
+        yield
+        _pool.shutdown()
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        _pool = None
+
+
+def _raise_errors(done: Iterable[futures.Future[None]]) -> None:
+    for future in done:
+        future.result()
+
+
+@contextlib.contextmanager
+def watch(
+    directory: str, files: SplitFiles, step: str, report: Callable[[Progress], None] | None
+) -> Iterator[None]:
+    """Reports the progress of shards in a directory while the block runs."""
+    if report is None:
+        yield
+        return
+    stop = threading.Event()
+    documents: dict[str, int] = {}
+
+    def look() -> None:
+        names = tf.io.gfile.listdir(directory)
+        counts = dict(documents)
+        for name in names:
+            if name not in documents and (is_done(name) or name.endswith(".progress")):
+                known = read_json(os.path.join(directory, name)) or {}
+                of_shard = known.get("statistics", known)
+                counts[name] = of_shard.get("documents", of_shard.get("examples", 0))
+                if is_done(name):
+                    documents[name] = counts[name]
+        report(Progress(files.split, step, len(documents), files.shards, sum(counts.values())))
+
+    def keep_looking() -> None:
+        while not stop.wait(_POLL_SECONDS):
+            look()
+
+    look()
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    look()
+
+
+def is_done(name: str) -> bool:
+    """Whether a file of this name says that a shard is finished."""
+    return re.fullmatch(r"\d{5,}\.json", name) is not None

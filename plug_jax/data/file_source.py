@@ -1,0 +1,70 @@
+"""What all sources over files share: splits, globs, and which files a split has."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import seqio
+import tensorflow as tf
+
+from plug_jax.errors import PlugError
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class FileSource(seqio.FileDataSource):
+    """A seqio source over the files of a train and maybe a validation split, sharded by file.
+
+    Paths and globs may be on any file system of tf.io.gfile, such as gs://. Raises PlugError when a
+    split is listed or read, before any training, for one that matches no file.
+    """
+
+    KIND: ClassVar[str]  # what its files are called in messages, such as "text file"
+
+    def __init__(
+        self,
+        read: Callable[[tf.Tensor], tf.data.Dataset],
+        *,
+        train: Paths,
+        validation: Paths | None,
+    ) -> None:
+        """Describes the files; none is opened yet. `read` is from a path to a dataset."""
+        patterns = {"train": self._as_list(train)}
+        if validation is not None:
+            patterns["validation"] = self._as_list(validation)
+        super().__init__(read, patterns)
+
+    def list_shards(self, split: str) -> list[str]:
+        """Paths of the split's files, in the order given, each glob sorted, without repetition."""
+        if split not in self.splits:
+            raise PlugError(
+                f"There is no {split!r} split, only {', '.join(self.splits)}: name files for it "
+                "when you make the source."
+            )
+        patterns = self._split_to_filepattern[split]
+        return list(dict.fromkeys(file for pattern in patterns for file in self._match(pattern)))
+
+    def _as_list(self, paths: Paths) -> list[str]:
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
+        if not paths:
+            raise PlugError(f"Name at least one {self.KIND}.")
+        return [os.fspath(path) for path in paths]
+
+    def _match(self, pattern: str) -> list[str]:
+        if tf.io.gfile.isdir(pattern):
+            raise PlugError(f"{pattern} is a directory; name files, for example {pattern}/*.")
+        if tf.io.gfile.exists(pattern):
+            return [pattern]
+        files = sorted(tf.io.gfile.glob(pattern)) if glob.has_magic(pattern) else []
+        if not files:
+            raise PlugError(f"No {self.KIND} matches {pattern}.")
+        return files
+
+
+def name_some(files: Sequence[str]) -> str:
+    """The first few of the files, for a message."""
+    return ", ".join(files[:5]) + (", ..." if files[5:] else "")

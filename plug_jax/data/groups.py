@@ -1,0 +1,139 @@
+"""Groups of consecutive tokens of a document that fill a stage 1 example, and their sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# Groups go on in chunks of this many. The chunks of this many blocks are taken in turn, and so are
+# those of the documents of a block, so that a long document, a novel for instance, does not fill
+# whole windows, in which nobody would find a partner from another document.
+_GROUPS_A_CHUNK, _BLOCKS_AT_ONCE = 16, 16
+# The last group of a document has at least this share of a full one, from the group before.
+_LEAST_SHARE = 8
+
+
+def cut_groups(
+    document_lengths: tf.Tensor, sentence_lengths: tf.Tensor, *, budget: int
+) -> dict[str, tf.Tensor]:
+    """Cuts a block's documents into groups of `budget` tokens, the last of each being shorter.
+
+    A group's pieces are its sentences, or what the borders of groups leave of them.
+
+    Example: document_lengths [20, 3], sentence_lengths [4, 9, 7, 3] and budget 16 give groups of
+    16, 4 and 3 tokens. The sentence of 9 is cut because it is longer than 8, and that of 7 by
+    the border of the groups: piece_lengths [4, 5, 4, 3, 4, 3], group_pieces [4, 1, 1],
+    document [0, 0, 1].
+
+    Args:
+      document_lengths: int [d], tokens of each document, none 0.
+      sentence_lengths: int [s], tokens of each sentence, none 0.
+      budget: tokens of a full group, at least 2; sentences longer than half of it are cut.
+
+    Returns:
+      piece_lengths int64 [p], tokens of each piece; group_pieces int64 [g], pieces of each group;
+      document int64 [g], the document of each group.
+    """
+    lengths = tf.cast(document_lengths, tf.int64)
+    counts = -(-lengths // budget)  # groups of each document
+    least = tf.minimum(tf.maximum(lengths - (counts - 1) * budget, budget // _LEAST_SHARE), lengths)
+    document = tf.repeat(tf.range(tf.size(lengths, tf.int64)), counts)
+    ends = tf.cumsum(counts)
+    groups = tf.range(tf.size(document, tf.int64))
+    left = tf.gather(ends, document) - groups  # groups of the document, this one included
+    last = tf.gather(least, document)
+    full = tf.gather(lengths, document) - (tf.gather(counts, document) - 2) * budget - last
+    group_lengths = tf.where(left == 1, last, tf.where(left == 2, full, budget))
+
+    sentence_ends = tf.cumsum(_cut_long_sentences(tf.cast(sentence_lengths, tf.int64), budget // 2))
+    group_ends = tf.cumsum(group_lengths)
+    piece_ends, _ = tf.unique(tf.sort(tf.concat([sentence_ends, group_ends], axis=0)))
+    pieces_up_to = tf.searchsorted(piece_ends, group_ends, side="right", out_type=tf.int64)
+    return {
+        "piece_lengths": _differences(piece_ends),
+        "group_pieces": _differences(pieces_up_to),
+        "document": document,
+    }
+
+
+def _differences(ends: tf.Tensor) -> tf.Tensor:
+    """Lengths of what ends at `ends`, the first beginning at 0: the inverse of tf.cumsum."""
+    return ends - tf.concat([[0], ends[:-1]], axis=0)
+
+
+def _cut_long_sentences(lengths: tf.Tensor, longest: int) -> tf.Tensor:
+    """Lengths int64 [s] of sentences to those of even pieces of at most `longest` tokens."""
+    counts = -(-lengths // longest)
+    sentence = tf.repeat(tf.range(tf.size(lengths)), counts)
+    first_piece = tf.gather(tf.cumsum(counts, exclusive=True), sentence)
+    piece = tf.range(tf.size(sentence, tf.int64)) - first_piece
+    lengths, counts = tf.gather(lengths, sentence), tf.gather(counts, sentence)
+    return lengths // counts + tf.cast(piece < lengths % counts, tf.int64)
+
+
+def chunks_in_turn(blocks: tf.data.Dataset) -> tf.data.Dataset:
+    """Groups of blocks, up to 16 at a time: one chunk of each of 16 blocks, then the next ones.
+
+    Takes what `cut_groups` gives with the block's `tokens`, int32 [t]; the chunks have the same
+    features.
+    """
+    return blocks.interleave(_chunks, cycle_length=_BLOCKS_AT_ONCE)
+
+
+def _chunks(block: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
+    """A block's groups, `_GROUPS_A_CHUNK` at a time, with their pieces and tokens.
+
+    First come the chunks that begin in another document than the one before, then the second ones
+    that begin in the same document, and so on.
+    """
+    group_ends = tf.cumsum(block["group_pieces"])
+    piece_ends = tf.cumsum(block["piece_lengths"])
+    num_groups = tf.size(group_ends, tf.int64)
+
+    def chunk(first: tf.Tensor) -> dict[str, tf.Tensor]:
+        groups = tf.stack([first, tf.minimum(first + _GROUPS_A_CHUNK, num_groups)])
+        pieces = _ends_before(group_ends, groups)
+        tokens = _ends_before(piece_ends, pieces)
+        return {
+            "document": block["document"][groups[0] : groups[1]],
+            "group_pieces": block["group_pieces"][groups[0] : groups[1]],
+            "piece_lengths": block["piece_lengths"][pieces[0] : pieces[1]],
+            "tokens": block["tokens"][tokens[0] : tokens[1]],
+        }
+
+    firsts = tf.range(0, num_groups, _GROUPS_A_CHUNK)
+    document = tf.gather(block["document"], firsts)  # increasing
+    turns = tf.range(tf.size(document)) - tf.searchsorted(document, document)
+    firsts = tf.gather(firsts, tf.argsort(turns, stable=True))
+    return tf.data.Dataset.from_tensor_slices(firsts).map(chunk)
+
+
+def _ends_before(ends: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+    """Where the first `counts` of the things that end at `ends` end."""
+    return tf.where(counts > 0, tf.gather(ends, tf.maximum(counts - 1, 0)), 0)
+
+
+class Groups(NamedTuple):
+    """The groups of a window, w of them, in the window's tokens; all int64.
+
+    Group i has its boundaries, where A may end, at boundaries[first_boundary[i] :
+    first_boundary[i] + num_boundaries[i]].
+    """
+
+    starts: tf.Tensor  # [w]
+    lengths: tf.Tensor  # [w]
+    first_boundary: tf.Tensor  # [w]
+    num_boundaries: tf.Tensor  # [w]
+    boundaries: tf.Tensor  # [b], increasing
+
+
+def locate_groups(piece_lengths: tf.Tensor, group_pieces: tf.Tensor) -> Groups:
+    """Where groups and their boundaries lie, from int64 [p] and [w] as from `cut_groups`."""
+    ends = tf.cumsum(piece_lengths)
+    beyond = tf.cumsum(group_pieces)
+    first = beyond - group_pieces
+    group_ends = tf.gather(ends, beyond - 1)
+    lengths = _differences(group_ends)
+    return Groups(group_ends - lengths, lengths, first, group_pieces - 1, ends)

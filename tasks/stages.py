@@ -1,0 +1,138 @@
+"""The tasks of both stages of PLUG, StructBERT's and PALM's, over any seqio source."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from plug_jax.data.documents import (
+    CleaningStep,
+    batch_documents,
+    clean_documents,
+    tokenize_documents,
+    unbatch_examples,
+)
+from plug_jax.data.features import palm_features, structbert_features
+from plug_jax.data.lengths import sample_lengths
+from plug_jax.data.masking import masked_language_model
+from plug_jax.data.sentence_order import sentence_pairs
+from plug_jax.data.token_source import TokenSource, check_tokens
+from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.word_order import shuffle_windows
+from plug_jax.errors import PlugError
+
+
+def structbert_task(
+    name: str,
+    source: seqio.DataSource,
+    vocabulary: PlugVocabulary,
+    *,
+    cleaning: Sequence[CleaningStep] = (),
+    max_length: int = 512,
+    mask_rate: float = 0.15,
+    shuffle_rate: float = 0.05,
+    shuffle_window: int = 3,
+) -> seqio.Task:
+    """A stage-1 task, not registered: sentence pairs, masked LM, and shuffled windows.
+
+    `source` gives {"text": document}, or is a `TokenSource`; `cleaning` are steps of
+    `plug_jax.data.cleaning`, which tokens cannot go through (PlugError).
+    `max_length` counts the tokens of an example, [CLS] and [SEP] included.
+    """
+    objectives = [
+        functools.partial(sentence_pairs, vocabulary=vocabulary, max_length=max_length),
+        functools.partial(masked_language_model, vocabulary=vocabulary, mask_rate=mask_rate),
+        functools.partial(
+            shuffle_windows, vocabulary=vocabulary, window=shuffle_window, rate=shuffle_rate
+        ),
+    ]
+    documents = _documents(source, vocabulary, cleaning)
+    return _task(name, source, [*documents, *objectives], structbert_features(vocabulary))
+
+
+def palm_task(
+    name: str,
+    source: seqio.DataSource,
+    vocabulary: PlugVocabulary,
+    *,
+    cleaning: Sequence[CleaningStep] = (),
+    min_length: int = 32,
+    max_length: int = 512,
+    mask_rate: float = 0.15,
+    close_at_document_end_only: bool = False,
+    sentence_end_probability: float = 0.0,
+) -> seqio.Task:
+    """A stage-2 task, not registered: windows of random encoder and decoder length, and masked LM.
+
+    `source` and `cleaning` are as in `structbert_task`. Lengths are drawn in [min_length,
+    max_length], [CLS] and [SEP] included.
+    """
+    objectives = [
+        functools.partial(
+            sample_lengths,
+            vocabulary=vocabulary,
+            min_length=min_length,
+            max_length=max_length,
+            close_at_document_end_only=close_at_document_end_only,
+            sentence_end_probability=sentence_end_probability,
+        ),
+        functools.partial(masked_language_model, vocabulary=vocabulary, mask_rate=mask_rate),
+    ]
+    documents = _documents(source, vocabulary, cleaning)
+    return _task(name, source, [*documents, *objectives], palm_features(vocabulary))
+
+
+def add_structbert(
+    name: str, source: seqio.DataSource, vocabulary: PlugVocabulary, **options: Any
+) -> seqio.Task:
+    """Register `structbert_task` in place of a task that has the name already."""
+    return _register(structbert_task(name, source, vocabulary, **options))
+
+
+def add_palm(
+    name: str, source: seqio.DataSource, vocabulary: PlugVocabulary, **options: Any
+) -> seqio.Task:
+    """Register `palm_task` in place of a task that has the name already."""
+    return _register(palm_task(name, source, vocabulary, **options))
+
+
+def _documents(
+    source: seqio.DataSource, vocabulary: PlugVocabulary, cleaning: Sequence[CleaningStep]
+) -> list[Callable[..., tf.data.Dataset]]:
+    """What turns documents into blocks of tokens, once for all epochs; then the cache, if any."""
+    if isinstance(source, TokenSource):
+        if cleaning:
+            raise PlugError(
+                "Tokens cannot be cleaned: leave out `cleaning`, and clean the text before it is "
+                "tokenised (`plug-jax cache` does both)."
+            )
+        return [functools.partial(check_tokens, vocabulary=vocabulary)]
+    return [
+        batch_documents,
+        functools.partial(clean_documents, steps=tuple(cleaning)),
+        functools.partial(tokenize_documents, vocabulary=vocabulary),
+        seqio.CacheDatasetPlaceholder(),
+    ]
+
+
+def _task(
+    name: str,
+    source: seqio.DataSource,
+    preprocessors: Sequence[Callable[..., tf.data.Dataset]],
+    features: dict[str, seqio.Feature],
+) -> seqio.Task:
+    select = functools.partial(unbatch_examples, features=tuple(features))
+    return seqio.Task(
+        name, source=source, preprocessors=[*preprocessors, select], output_features=features
+    )
+
+
+def _register(task: seqio.Task) -> seqio.Task:
+    if task.name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(task.name)
+    seqio.TaskRegistry.add_provider(task.name, task)
+    return task

@@ -1,0 +1,211 @@
+"""Groups fill examples, hold every token once and in order, and take turns."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plug_jax.data.groups import chunks_in_turn, cut_groups, locate_groups
+
+# Each document a list of the tokens of its sentences.
+DOCUMENTS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12), max_size=6)
+
+
+def cut(documents, budget):
+    document_lengths = tf.constant([sum(lengths) for lengths in documents], tf.int32)
+    sentence_lengths = tf.constant([n for lengths in documents for n in lengths], tf.int32)
+    groups = cut_groups(document_lengths, sentence_lengths, budget=budget)
+    assert all(values.dtype == tf.int64 for values in groups.values())
+    return {name: values.numpy() for name, values in groups.items()}
+
+
+def pieces_of(groups):
+    """(document, tokens of each piece) of each group."""
+    ends = np.cumsum(groups["group_pieces"])
+    pieces = np.split(groups["piece_lengths"], ends)
+    assert pieces.pop().size == 0
+    return [
+        (document, here.tolist())
+        for document, here in zip(groups["document"].tolist(), pieces, strict=True)
+    ]
+
+
+def test_docstring_example():
+    groups = cut([[4, 9, 7], [3]], budget=16)
+    assert groups["piece_lengths"].tolist() == [4, 5, 4, 3, 4, 3]
+    assert groups["group_pieces"].tolist() == [4, 1, 1]
+    assert groups["document"].tolist() == [0, 0, 1]
+
+
+def group_by_hand(documents, budget):
+    """The groups, token by token."""
+    groups = []
+    for number, sentences in enumerate(documents):
+        piece_of_token = []  # any two tokens of one piece have the same
+        for sentence, length in enumerate(sentences):
+            parts = -(-length // (budget // 2))
+            sizes = [length // parts + (part < length % parts) for part in range(parts)]
+            piece_of_token += [
+                (sentence, part) for part, size in enumerate(sizes) for _ in range(size)
+            ]
+        sizes = []
+        while len(piece_of_token) - sum(sizes) > budget:
+            sizes.append(budget)
+        sizes.append(len(piece_of_token) - sum(sizes))
+        if len(sizes) > 1 and (missing := budget // 8 - sizes[-1]) > 0:
+            sizes[-2:] = sizes[-2] - missing, sizes[-1] + missing
+        for size in sizes:
+            here, piece_of_token = piece_of_token[:size], piece_of_token[size:]
+            runs = [len(list(run)) for _, run in itertools.groupby(here)]
+            groups.append((number, runs))
+    return groups
+
+
+@settings(deadline=None, max_examples=100)
+@given(DOCUMENTS, st.integers(2, 60))
+def test_groups_are_filled_in_order(documents, budget):
+    assert pieces_of(cut(documents, budget)) == group_by_hand(documents, budget)
+
+
+@settings(deadline=None, max_examples=100)
+@given(DOCUMENTS, st.integers(2, 60))
+def test_what_a_group_promises(documents, budget):
+    groups = pieces_of(cut(documents, budget))
+    for document, sentences in enumerate(documents):
+        sizes = [sum(pieces) for number, pieces in groups if number == document]
+        assert sum(sizes) == sum(sentences)
+        assert all(size == budget for size in sizes[:-2])
+        assert budget // 8 <= sizes[-1] <= budget or len(sizes) == 1
+        assert len(sizes) < 2 or budget - budget // 8 <= sizes[-2] <= budget
+    for (one, _), (other, _), (_, pieces) in zip(groups, groups[1:], groups, strict=False):
+        assert len(pieces) > 1 or one != other  # only the last one of a document has no B
+    assert all(1 <= piece <= budget // 2 for _, pieces in groups for piece in pieces)
+
+
+def test_sentences_stay_whole_within_a_group():
+    sentences = np.random.default_rng(0).integers(1, 31, 1000)
+    pieces = cut([sentences.tolist()], budget=60)["piece_lengths"]
+    ends, wanted = np.cumsum(pieces), np.cumsum(sentences)
+    assert set(wanted) <= set(ends)
+    assert set(ends) - set(wanted) <= set(range(60, wanted[-1], 60)) | {wanted[-1] - 7}
+
+
+def test_no_document():
+    groups = cut([], budget=9)
+    assert all(values.size == 0 for values in groups.values())
+
+
+# Chunks.
+
+
+def random_block(rng, first_token, groups, documents, budget):
+    """A block of so many documents of so many groups, and what its groups should be."""
+    lengths = []
+    for _ in range(documents):
+        total = int(rng.integers((groups - 1) * budget + 1, groups * budget + 1))
+        sentences = []
+        while total:
+            sentences.append(min(total, int(rng.integers(1, 9))))
+            total -= sentences[-1]
+        lengths.append(sentences)
+    cut_up = cut(lengths, budget)
+    tokens = np.arange(first_token, first_token + cut_up["piece_lengths"].sum())
+    return cut_up | {"tokens": tokens.astype(np.int32)}
+
+
+BLOCK = {
+    name: tf.TensorSpec([None], tf.int32 if name == "tokens" else tf.int64)
+    for name in ("piece_lengths", "group_pieces", "document", "tokens")
+}
+
+
+def chunk_up(shapes, budget=10):
+    """Chunks of blocks of these shapes, (groups of a document, documents), and the blocks."""
+    rng = np.random.default_rng(0)
+    blocks, first_token = [], 0
+    for number, (groups, documents) in enumerate(shapes):
+        block = random_block(rng, first_token, groups, documents, budget)
+        block["document"] += 100 * number
+        first_token += block["tokens"].size
+        blocks.append(block)
+    dataset = tf.data.Dataset.from_generator(lambda: iter(blocks), output_signature=BLOCK)
+    chunks = chunks_in_turn(dataset)
+    assert chunks.element_spec == BLOCK
+    return list(chunks.as_numpy_iterator()), blocks
+
+
+def groups_with_tokens(part):
+    """(document, tokens of each piece) of each group of a block or a chunk."""
+    pieces = np.split(part["tokens"], np.cumsum(part["piece_lengths"]))
+    assert pieces.pop().size == 0
+    counts = [len(lengths) for _, lengths in pieces_of(part)]
+    ends = np.cumsum(counts)
+    return [
+        (document, [piece.tolist() for piece in pieces[end - count : end]])
+        for document, count, end in zip(part["document"].tolist(), counts, ends, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(1, 16)] * 40,
+        [(33, 2), (16, 1), (17, 1), (1, 3), (5, 16), (100, 1)] * 4,
+        [(1, 1)],
+        [(3, 0), (2, 2)],
+    ],
+)
+def test_chunks_hold_every_group_once(shapes):
+    chunks, blocks = chunk_up(shapes)
+    found = [group for chunk in chunks for group in groups_with_tokens(chunk)]
+    assert sorted(found) == sorted(group for block in blocks for group in groups_with_tokens(block))
+    for chunk in chunks:
+        assert 1 <= len(chunk["document"]) <= 16
+        assert len({document // 100 for document in chunk["document"]}) == 1
+        assert np.all(np.diff(chunk["tokens"]) == 1)
+    for number, block in enumerate(blocks):
+        sizes = [len(c["document"]) for c in chunks if c["document"][0] // 100 == number]
+        assert len(sizes) == -(-len(block["document"]) // 16)
+
+
+def test_blocks_take_turns():
+    chunks, _ = chunk_up([(40, 1)] * 20)  # three chunks a block
+    blocks = [int(chunk["document"][0]) // 100 for chunk in chunks]
+    assert blocks == [*range(16), *range(16), *range(16), *(4 * [16, 17, 18, 19])[:12]]
+
+
+def test_documents_of_a_block_take_turns():
+    chunks, _ = chunk_up([(48, 5)])  # three chunks a document
+    assert [set(chunk["document"].tolist()) for chunk in chunks] == [{i} for i in range(5)] * 3
+    tokens = [chunk["tokens"][0] for chunk in chunks]
+    assert all(early < late for early, late in zip(tokens, tokens[5:], strict=False))
+
+
+def test_short_documents_stay_in_order():
+    chunks, blocks = chunk_up([(3, 16)])
+    tokens = np.concatenate([chunk["tokens"] for chunk in chunks])
+    np.testing.assert_array_equal(tokens, blocks[0]["tokens"])
+
+
+# Places.
+
+
+@settings(deadline=None, max_examples=60)
+@given(DOCUMENTS, st.integers(2, 30))
+def test_groups_are_located(documents, budget):
+    cut_up = cut(documents, budget)
+    located = locate_groups(
+        tf.constant(cut_up["piece_lengths"]), tf.constant(cut_up["group_pieces"])
+    )
+    assert all(values.dtype == tf.int64 for values in located)
+    starts, lengths, first, number, boundaries = (values.numpy() for values in located)
+    begin = 0
+    for row, (_, pieces) in enumerate(pieces_of(cut_up)):
+        assert (starts[row], lengths[row]) == (begin, sum(pieces))
+        here = boundaries[first[row] : first[row] + number[row]]
+        assert here.tolist() == (begin + np.cumsum(pieces[:-1])).tolist()
+        begin += sum(pieces)
+    assert len(starts) == len(lengths) == len(first) == len(number) == len(cut_up["document"])

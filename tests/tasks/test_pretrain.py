@@ -1,0 +1,331 @@
+"""The pre-training tasks and mixtures that gin names, over each kind of source."""
+
+import collections
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from plug_jax.data import pipeline
+from plug_jax.data.cleaning import MinLength
+from plug_jax.data.drops import change_counts, drop_counts, reset_counts
+from plug_jax.data.features import PALM_FEATURES, STRUCTBERT_FEATURES
+from plug_jax.data.token_source import TokenSource
+from plug_jax.data.vocabularies import SPECIAL_PIECES, default_vocabulary, load_vocabulary
+from plug_jax.errors import PlugError
+from tasks import pretrain
+from tests.cached_corpus import cache
+from tests.tfds_data import build_tfds
+
+ROOT = Path(__file__).resolve().parents[2]
+SENTENCE = "天地人你我他她它们的，天地人你我他她它们的。"
+ARTICLE = (
+    f"\n_START_ARTICLE_\n天地\n_START_SECTION_\n人\n_START_PARAGRAPH_\n{SENTENCE}_NEWLINE_"
+    + (SENTENCE * 12)
+)
+TFDS = {
+    "wiki40b_zh": ("wiki40b/zh-cn:1.3.0", ["train", "validation", "test"]),
+    "wikipedia_zh": ("wikipedia/20230601.zh:1.0.0", ["train"]),
+    "mc4_zh": ("c4/multilingual:3.1.0", ["zh", "zh-validation"]),
+}
+DOMAINS = {"news": "天", "novels": "地", "poems": "人", "qa": "你"}
+
+
+@pytest.fixture(autouse=True)
+def fresh_counts():
+    reset_counts()
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    """The path of one with an id for each character of the sentence."""
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    pieces = [*SPECIAL_PIECES, *dict.fromkeys(SENTENCE)]
+    path.write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def examples(name, split="train", **lengths):
+    dataset = seqio.get_mixture_or_task(name).get_dataset(
+        lengths or None, split=split, shuffle=False, seed=1, num_epochs=1,
+    )  # fmt: skip
+    return list(dataset.as_numpy_iterator())
+
+
+# --- TFDS
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tfds")
+    for dataset, splits in TFDS.values():
+        text = ARTICLE if dataset.startswith("wiki40b") else SENTENCE * 13
+        build_tfds(directory, dataset, {split: [text] * 100 for split in splits})
+    return directory
+
+
+@pytest.fixture
+def prepared(tfds_dir):
+    """The registered tasks, with data."""
+    for stage in ("structbert", "palm"):
+        for name in TFDS:
+            loader = seqio.TaskRegistry.get(f"{stage}_{name}").source.tfds_dataset
+            loader.override_data_dir(str(tfds_dir))
+    yield
+    for stage in ("structbert", "palm"):
+        for name in TFDS:
+            seqio.TaskRegistry.get(f"{stage}_{name}").source.tfds_dataset.override_data_dir(None)
+
+
+@pytest.mark.parametrize("name", TFDS)
+def test_tfds_tasks_are_registered_and_read(prepared, name):
+    for stage, features in {"structbert": STRUCTBERT_FEATURES, "palm": PALM_FEATURES}.items():
+        task = seqio.TaskRegistry.get(f"{stage}_{name}")
+        assert task.output_features["encoder_input_tokens"].vocabulary == default_vocabulary()
+        by_split = {split: len(examples(task.name, split)) for split in task.splits}
+        assert all(by_split.values()) and {"train", "validation"} <= set(by_split)
+        if name == "wikipedia_zh":  # the last hundredth is held out
+            assert by_split["train"] > 50 * by_split["validation"]
+        example = examples(task.name, "validation")[0]
+        assert set(example) == set(features)
+        text = default_vocabulary().decode(example["encoder_original_tokens"])
+        assert set(text) <= {*SENTENCE} and len(text) > 20
+    marked = name == "wiki40b_zh"
+    assert ("wiki40b_markup" in change_counts()) == marked
+    assert drop_counts().keys() <= {"tail_too_short", "tail_tokens", "no_other_document"}
+
+
+def test_tfds_tasks_without_data_are_listed_and_say_what_to_do(tmp_path):
+    source = seqio.TaskRegistry.get("palm_wiki40b_zh").source
+    source.tfds_dataset.override_data_dir(str(tmp_path))
+    try:
+        config = pipeline.DatasetConfig(
+            "palm_wiki40b_zh", {"encoder": 512, "decoder": 512}, "train", 1, True, 0
+        )
+        with pytest.raises(PlugError, match="tfds build wiki40b/zh-cn:1.3.0 --data_dir"):
+            next(pipeline.make_iterator(config))
+    finally:
+        source.tfds_dataset.override_data_dir(None)
+    assert tuple(seqio.TaskRegistry.get("palm_mc4_zh").splits) == ("train", "validation")
+
+
+def test_a_tfds_dataset_of_ones_own(tmp_path, vocabulary):
+    build_tfds(tmp_path, "wiki40b/ja:1.3.0", {"train": [ARTICLE, "天"]}, text_feature="body")
+    options = dict(
+        dataset="wiki40b/ja:1.3.0",
+        splits={"train": "train"},
+        text_feature="body",
+        data_dir=str(tmp_path),
+        vocabulary=vocabulary,
+        cleaning=[MinLength(5)],
+    )
+    name = pretrain.palm_tfds(min_length=8, max_length=20, **options)
+    assert name == "palm_wiki40b_ja_1_3_0"
+    found = examples(name)
+    assert {len(example["encoder_input_tokens"]) for example in found} <= {*range(8, 21)}
+    assert change_counts() == {"wiki40b_markup": 1} and drop_counts()["too_short_text"] == 1
+    assert pretrain.structbert_tfds(max_length=20, name="own_tfds", **options) == "own_tfds"
+    assert max(len(example["encoder_input_tokens"]) for example in examples("own_tfds")) <= 20
+
+
+def test_seqios_own_tool_runs_on_our_tasks(tfds_dir, vocabulary, tmp_path):
+    """It stops where its questions are answered with c. The demo's tasks are there too."""
+    (tmp_path / "corpus").mkdir()
+    for name in ("train.txt", "validation.txt"):
+        (tmp_path / "corpus" / name).write_text(SENTENCE * 20, encoding="utf-8")
+    (tmp_path / "vocabulary").mkdir()
+    (tmp_path / "vocabulary" / "vocab.txt").write_bytes(Path(vocabulary).read_bytes())
+    run = subprocess.run(
+        [
+            sys.executable, "-m", "seqio.scripts.inspect_tasks_main",
+            "--module_import=tasks.pretrain", "--module_import=tasks.demo",
+            "--tasks=demo_palm,palm_wiki40b_zh", "--decode_features",
+            "--sequence_length={'encoder_input_tokens': 40, 'decoder_target_tokens': 50}",
+        ],
+        cwd=ROOT, text=True, input="\nc\nc\n\nc\nc\nc\n", capture_output=True, check=True,
+        env={
+            **os.environ,
+            "PLUG_JAX_DEMO_DIR": str(tmp_path),
+            "PLUG_JAX_VOCABULARY": str(tmp_path / "vocabulary"),
+            "TFDS_DATA_DIR": str(tfds_dir),
+        },
+    )  # fmt: skip
+    for task, splits in {"demo_palm": 2, "palm_wiki40b_zh": 3}.items():
+        (output,) = re.findall(
+            rf"\*\*\* Task: {task} (.*) Inspecting Task: {task}", run.stdout, re.S
+        )
+        assert output.count("* Split: ") == splits
+        # Tokens are decoded to one string; weights and token types pass as they are.
+        shapes = dict(re.findall(r"'(\w+)': <tf\.Tensor: shape=\((\d*),?\)", output))
+        assert shapes.keys() == {*PALM_FEATURES}
+        decoded = {name for name, shape in shapes.items() if not shape}
+        assert decoded == {name for name in PALM_FEATURES if name.endswith("_tokens")}
+        assert int(shapes["encoder_token_types"]) <= 40
+
+
+# --- files
+
+
+def test_stage_2_reads_the_cache_of_stage_1(tmp_path, vocabulary):
+    (tmp_path / "a.txt").write_text(f"{SENTENCE * 5}\n" * 20, encoding="utf-8")
+    files = dict(validation_files=None, vocabulary=vocabulary)
+    name = pretrain.structbert_text(train_files=str(tmp_path / "a.txt"), name="cached", **files)
+    cache(seqio.TaskRegistry.get(name), tmp_path)
+    records = str(tmp_path / "cached" / "train.tfrecord-*")
+    windows = {}
+    for file_format, path in {"lines": str(tmp_path / "a.txt"), "tokens": records}.items():
+        windows[file_format] = examples(
+            pretrain.palm_text(
+                train_files=path, file_format=file_format, name=f"palm_{file_format}", **files
+            )
+        )
+    assert len(windows["lines"]) >= 20
+    for of_text, of_tokens in zip(windows["lines"], windows["tokens"], strict=True):
+        for feature in PALM_FEATURES:
+            np.testing.assert_array_equal(of_text[feature], of_tokens[feature])
+    pretrain.structbert_text(train_files=records, file_format="tokens", name="again", **files)
+    assert examples("again")
+    with pytest.raises(PlugError, match="'again' cannot be cached"):
+        cache(seqio.TaskRegistry.get("again"), tmp_path / "other")
+
+
+def test_tokens_are_not_cleaned():
+    source = TokenSource(train="none")
+    for make in (pretrain.structbert_task, pretrain.palm_task):
+        with pytest.raises(PlugError, match="Tokens cannot be cleaned"):
+            make("cleaned", source, default_vocabulary(), cleaning=[MinLength(5)])
+
+
+def test_tokens_of_another_vocabulary_end_the_run(tmp_path, vocabulary):
+    path = str(tmp_path / "a.tfrecord")
+    ids = tf.train.Feature(int64_list=tf.train.Int64List(value=[5, 6, 7] * 50 + [999]))
+    example = tf.train.Example(features=tf.train.Features(feature={"tokens": ids}))
+    with tf.io.TFRecordWriter(path) as writer:
+        writer.write(example.SerializeToString())
+    name = pretrain.palm_text(
+        train_files=path,
+        validation_files=None,
+        vocabulary=vocabulary,
+        file_format="tokens",
+        name="foreign",
+    )
+    config = pipeline.DatasetConfig(
+        name, {"encoder": 512, "decoder": 512}, "train", 1, False, 0, num_epochs=1
+    )
+    with pytest.raises(PlugError, match="^A record has the id 999, but WordPieceVocabulary"):
+        next(pipeline.make_iterator(config))
+
+
+def test_files_and_vocabulary_are_asked_for(vocabulary):
+    for make in (pretrain.structbert_text, pretrain.palm_text):
+        with pytest.raises(PlugError, match="TRAIN_FILES is not set"):
+            make(train_files=None, validation_files=None, vocabulary=vocabulary)
+        with pytest.raises(PlugError, match="VOCABULARY is not set"):
+            make(train_files="a.txt", validation_files=None, vocabulary=None)
+
+
+# --- mixtures
+
+
+@pytest.fixture(scope="module")
+def domains(tmp_path_factory, vocabulary):
+    """Files of documents of one character each, by domain: 1 document of "news", 2 of "novels"."""
+    directory = tmp_path_factory.mktemp("domains")
+    files = {"train_files": {}, "validation_files": {}}
+    for number, (domain, character) in enumerate(DOMAINS.items(), start=1):
+        for argument, of_domains in files.items():
+            path = directory / f"{argument}_{domain}.txt"
+            path.write_text(f"{character * 61}\n" * number, encoding="utf-8")
+            of_domains[domain] = str(path)
+    return {**files, "vocabulary": vocabulary}
+
+
+def count_domains(found, vocabulary):
+    pieces = load_vocabulary(vocabulary)
+    names = {pieces.encode(character)[0]: name for name, character in DOMAINS.items()}
+    return collections.Counter(
+        names[int(example["encoder_original_tokens"][1])] for example in found
+    )
+
+
+def test_a_mixture_has_the_rates_asked_for(domains):
+    rates = {"news": 4, "novels": 3, "poems": 1, "qa": 2}
+    name = pretrain.palm_mixture(rates=rates, **domains)
+    dataset = seqio.get_mixture_or_task(name).get_dataset(
+        {}, split="train", shuffle=False, seed=1, num_epochs=None
+    )
+    found = count_domains(dataset.take(2000).as_numpy_iterator(), domains["vocabulary"])
+    for domain, rate in rates.items():
+        assert found[domain] / 2000 == pytest.approx(rate / 10, abs=0.05)  # 4 deviations
+
+
+def test_evaluation_reads_every_domain_wholly(domains):
+    name = pretrain.palm_mixture(rates=dict.fromkeys(DOMAINS, 1.0), name="whole", **domains)
+    assert {task.name for task in seqio.get_subtasks(seqio.get_mixture_or_task(name))} == {
+        f"whole_{domain}" for domain in DOMAINS
+    }
+    config = pipeline.DatasetConfig(
+        name, {"encoder": 64, "decoder": 64}, "validation", 4, False, 0, num_epochs=1, pack=False
+    )
+    rows = [
+        row for batch in pipeline.make_iterator(config) for row in batch["encoder_input_tokens"]
+    ]
+    assert sum(bool(row.any()) for row in rows) == 1 + 2 + 3 + 4
+
+
+def test_a_mixture_for_stage_1_of_several_formats(domains, tmp_path):
+    (tmp_path / "qa.jsonl").write_text(
+        '{"text": "' + "你" * 40 + '。我我"}\n' * 3, encoding="utf-8"
+    )
+    train = {"news": domains["train_files"]["news"], "qa": str(tmp_path / "qa.jsonl")}
+    name = pretrain.structbert_mixture(
+        rates={"news": 1, "qa": 1},
+        train_files=train,
+        validation_files=None,
+        vocabulary=domains["vocabulary"],
+        file_format={"news": "lines", "qa": "jsonl"},
+        cleaning=[MinLength(10)],
+        max_length=24,
+    )
+    again = pretrain.structbert_mixture(
+        rates={"news": 1, "qa": 3},
+        train_files=train,
+        validation_files=None,
+        vocabulary=domains["vocabulary"],
+        file_format={"news": "lines", "qa": "jsonl"},
+    )
+    assert again == name  # in its place
+    mixture = seqio.get_mixture_or_task(name)
+    assert tuple(mixture.splits) == ("train",) and mixture.total_rate == 4
+    assert set(mixture.output_features) == set(STRUCTBERT_FEATURES)
+    found = count_domains(examples(f"{name}_qa", encoder_input_tokens=24), domains["vocabulary"])
+    assert found["qa"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_files": {"news": "a"}}, "rates and train_files differ in poems:"),
+        ({"validation_files": {"news": "a"}}, "rates and validation_files differ in poems:"),
+        ({"file_format": {"news": "lines"}}, "rates and file_format differ in poems:"),
+        ({"rates": {"news": 1, "poems": 0}}, "rate of 'poems' in the mixture is 0"),
+        ({"rates": {"news": float("nan"), "poems": 1}}, "rate of 'news' in the mixture is nan"),
+        ({"rates": {}, "train_files": {}}, "has no domain"),
+    ],
+)
+def test_mixtures_that_are_refused(vocabulary, change, message):
+    arguments = {
+        "rates": {"news": 1, "poems": 1},
+        "train_files": {"news": "a", "poems": "b"},
+        "validation_files": None,
+        "vocabulary": vocabulary,
+    }
+    for make in (pretrain.structbert_mixture, pretrain.palm_mixture):
+        with pytest.raises(PlugError, match=message):
+            make(**(arguments | change))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 import resource
 import statistics
 import time
@@ -18,12 +19,14 @@ from plug_jax.benchmarks import python_sampler
 from plug_jax.data.documents import batch_documents, tokenize_documents
 from plug_jax.data.feature_converters import PalmFeatureConverter, StructBertFeatureConverter
 from plug_jax.data.features import DECODER, ENCODER, feature_lengths
+from plug_jax.data.pipeline import DatasetConfig, make_iterator
 
 if TYPE_CHECKING:
     from plug_jax.data.vocabularies import PlugVocabulary
 
 _ALL = 1 << 62  # more elements than there are
 _ROWS_A_BATCH = 8
+_EXAMPLES_A_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +130,30 @@ def measure_task(
     ]
 
 
+def measure_resuming(config: DatasetConfig, directory: str, *, batches: int) -> dict[str, float]:
+    """Seconds to save and to restore the place in the data after `batches`, and its megabytes.
+
+    Restoring is timed up to the place, not to the batch that follows.
+    """
+    iterator = make_iterator(config)
+    for _ in range(batches):
+        next(iterator)
+    start = time.perf_counter()
+    iterator.save(directory)
+    saved = time.perf_counter()
+    other = make_iterator(config)
+    built = time.perf_counter()
+    other.restore(directory)
+    restored = time.perf_counter()
+    files = [os.path.join(directory, name) for name in os.listdir(directory)]
+    return {
+        "batches": batches,
+        "save_seconds": saved - start,
+        "restore_seconds": restored - built,
+        "megabytes": sum(map(os.path.getsize, files)) / 1e6,
+    }
+
+
 class _Way(abc.ABC):
     """One way to make the examples; what a pass gives is counted once, untimed."""
 
@@ -185,8 +212,8 @@ class _PipelineWay(_Way):
             try_in_mem_cache=False,
         )
         if row_lengths is None:
-            self._dataset = examples.prefetch(tf.data.AUTOTUNE)
-            self._count_examples()
+            self._count_examples(examples)
+            self._dataset = examples.padded_batch(_EXAMPLES_A_BATCH).prefetch(tf.data.AUTOTUNE)
         else:
             converter = (
                 PalmFeatureConverter() if DECODER in row_lengths else (StructBertFeatureConverter())
@@ -200,15 +227,15 @@ class _PipelineWay(_Way):
         for _ in self._dataset.skip(_ALL):  # nothing of it goes through Python
             pass
 
-    def _count_examples(self) -> None:
-        texts = [name for name in _TEXTS if name in self._dataset.element_spec]
+    def _count_examples(self, dataset: tf.data.Dataset) -> None:
+        texts = [name for name in _TEXTS if name in dataset.element_spec]
         none = (tf.constant(0, tf.int64), tf.constant(0, tf.int64))
 
         def add(counts: tuple[tf.Tensor, tf.Tensor], example: dict) -> tuple[tf.Tensor, tf.Tensor]:
             tokens = tf.add_n([tf.size(example[name], tf.int64) for name in texts])
             return counts[0] + 1, counts[1] + tokens
 
-        examples, tokens = self._dataset.reduce(none, add)
+        examples, tokens = dataset.reduce(none, add)
         self.examples, self.tokens = int(examples), int(tokens)
 
     def _count_rows(self, row_lengths: Mapping[str, int]) -> None:

@@ -24,6 +24,7 @@ EXAMPLE = """examples:
   plug-jax bench data --input 'news/*.txt' --vocabulary vocabulary --json
 """
 
+_BATCHES_BEFORE_SAVING = 500  # of 8 rows
 _STAGES = {
     "structbert": ({"encoder": 512}, {"encoder": 1024}),
     "palm": ({"encoder": 1024, "decoder": 1024},),
@@ -73,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
     import seqio
 
-    from plug_jax.benchmarks.data import in_memory, measure_task
+    from plug_jax.benchmarks.data import in_memory, measure_resuming, measure_task
     from plug_jax.data.demo_corpus import write_corpus
+    from plug_jax.data.pipeline import DatasetConfig
     from plug_jax.data.sources import TextSource
     from plug_jax.data.vocabularies import default_vocabulary, load_vocabulary
 
@@ -97,9 +99,10 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
         "passes": args.passes,
         "cores": len(os.sched_getaffinity(0)),
         "tasks": {},
+        "resuming": {},
     }
     for stage, all_lengths in _STAGES.items():
-        task = getattr(tasks, f"{stage}_task")(
+        task = getattr(tasks, f"add_{stage}")(
             f"bench_{stage}", source, vocabulary, max_length=args.max_length
         )
         _write_cache(task, cache)
@@ -115,6 +118,11 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
             )
             rows = " + ".join(str(length) for length in lengths.values())
             results["tasks"][f"{stage}, rows of {rows}"] = _with_ratios(speeds)
+        results["resuming"][stage] = measure_resuming(
+            DatasetConfig(task.name, lengths, "train", 8, shuffle=True, seed=0, use_cached=True),
+            os.path.join(directory, f"place_{stage}"),
+            batches=_BATCHES_BEFORE_SAVING,
+        )
     return results
 
 
@@ -158,3 +166,9 @@ def _print_table(results: dict[str, Any]) -> None:
                 ", ".join(f"{side} {share:.2%}" for side, share in padding.items()),
             )
         console.print(table)
+    for stage, place in results["resuming"].items():
+        console.print(
+            f"{stage}: after {place['batches']:,} batches the place in the data is "
+            f"{place['megabytes']:.1f} MB, saved in {place['save_seconds']:.2f} s and restored in "
+            f"{place['restore_seconds']:.2f} s"
+        )

@@ -11,50 +11,66 @@ import tensorflow as tf
 # those of the documents of a block, so that a long document, a novel for instance, does not fill
 # whole windows, in which nobody would find a partner from another document.
 _GROUPS_A_CHUNK, _BLOCKS_AT_ONCE = 16, 16
-# The last group of a document has at least this share of a full one, from the group before.
+# The last group of a document has at least this part of a full one, if need be from the one before.
 _LEAST_SHARE = 8
 
 
 def cut_groups(
     document_lengths: tf.Tensor, sentence_lengths: tf.Tensor, *, budget: int
 ) -> dict[str, tf.Tensor]:
-    """Cuts a block's documents into groups of `budget` tokens, the last of each being shorter.
+    """Cuts a block's documents into groups of whole sentences that just fill `budget` tokens.
 
-    A group's pieces are its sentences, or what the borders of groups leave of them.
+    A group ends with the first sentence that reaches `budget`, so most are a little too long: what
+    is cut off them later, at the ends of an example, is the same for all labels. Only the last
+    group of a document is shorter, and the one before it where the last would have less than an
+    eighth of a full one. A group's pieces are its sentences; sentences longer than half a group are
+    cut into even pieces.
 
-    Example: document_lengths [20, 3], sentence_lengths [4, 9, 7, 3] and budget 16 give groups of
-    16, 4 and 3 tokens. The sentence of 9 is cut because it is longer than 8, and that of 7 by
-    the border of the groups: piece_lengths [4, 5, 4, 3, 4, 3], group_pieces [4, 1, 1],
-    document [0, 0, 1].
+    Example: document_lengths [26, 3], sentence_lengths [4, 9, 7, 6, 3] and budget 16 give groups of
+    20, 6 and 3 tokens, with the sentence of 9 in two pieces: piece_lengths [4, 5, 4, 7, 6, 3],
+    group_pieces [4, 1, 1], document [0, 0, 1].
 
     Args:
       document_lengths: int [d], tokens of each document, none 0.
       sentence_lengths: int [s], tokens of each sentence, none 0.
-      budget: tokens of a full group, at least 2; sentences longer than half of it are cut.
+      budget: tokens of a full group, at least 2.
 
     Returns:
       piece_lengths int64 [p], tokens of each piece; group_pieces int64 [g], pieces of each group;
       document int64 [g], the document of each group.
     """
-    lengths = tf.cast(document_lengths, tf.int64)
-    counts = -(-lengths // budget)  # groups of each document
-    least = tf.minimum(tf.maximum(lengths - (counts - 1) * budget, budget // _LEAST_SHARE), lengths)
-    document = tf.repeat(tf.range(tf.size(lengths, tf.int64)), counts)
-    ends = tf.cumsum(counts)
-    groups = tf.range(tf.size(document, tf.int64))
-    left = tf.gather(ends, document) - groups  # groups of the document, this one included
-    last = tf.gather(least, document)
-    full = tf.gather(lengths, document) - (tf.gather(counts, document) - 2) * budget - last
-    group_lengths = tf.where(left == 1, last, tf.where(left == 2, full, budget))
+    document_ends = tf.cumsum(tf.cast(document_lengths, tf.int64))
+    piece_lengths = _cut_long_sentences(tf.cast(sentence_lengths, tf.int64), budget // 2)
+    piece_ends = tf.cumsum(piece_lengths)
+    # Where the last group of each document has to begin at the latest.
+    latest = document_ends - budget // _LEAST_SHARE
+    latest = _ends_before(piece_ends, tf.searchsorted(piece_ends, latest, side="right"))
 
-    sentence_ends = tf.cumsum(_cut_long_sentences(tf.cast(sentence_lengths, tf.int64), budget // 2))
-    group_ends = tf.cumsum(group_lengths)
-    piece_ends, _ = tf.unique(tf.sort(tf.concat([sentence_ends, group_ends], axis=0)))
+    def end_groups(
+        number: tf.Tensor, starts: tf.Tensor, group_ends: tf.TensorArray
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
+        """The n-th groups of all documents; of documents that have ended, their end again."""
+        reached = tf.minimum(starts + budget, document_ends)
+        ends = tf.gather(piece_ends, tf.searchsorted(piece_ends, reached))
+        too_late = (ends > latest) & (ends < document_ends) & (latest > starts)
+        ends = tf.where(too_late, latest, ends)
+        return number + 1, ends, group_ends.write(number, ends)
+
+    _, _, group_ends = tf.while_loop(
+        lambda number, starts, _: (number == 0) | tf.reduce_any(starts < document_ends),
+        end_groups,
+        (
+            0,
+            document_ends - tf.cast(document_lengths, tf.int64),
+            tf.TensorArray(tf.int64, size=0, dynamic_size=True, element_shape=[None]),
+        ),
+    )
+    group_ends, _ = tf.unique(tf.reshape(tf.transpose(group_ends.stack()), [-1]))
     pieces_up_to = tf.searchsorted(piece_ends, group_ends, side="right", out_type=tf.int64)
     return {
-        "piece_lengths": _differences(piece_ends),
+        "piece_lengths": piece_lengths,
         "group_pieces": _differences(pieces_up_to),
-        "document": document,
+        "document": tf.searchsorted(document_ends, group_ends, out_type=tf.int64),
     }
 
 
@@ -111,8 +127,8 @@ def _chunks(block: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
 
 
 def _ends_before(ends: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
-    """Where the first `counts` of the things that end at `ends` end."""
-    return tf.where(counts > 0, tf.gather(ends, tf.maximum(counts - 1, 0)), 0)
+    """Where the first `counts` of the things that end at `ends` end; 0 for none of them."""
+    return tf.gather(tf.concat([[0], ends], axis=0), counts)
 
 
 class Groups(NamedTuple):

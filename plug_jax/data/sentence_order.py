@@ -39,16 +39,14 @@ def sentence_pairs(
     sentence can only get label 0. For label 0, two groups of different documents exchange their B,
     cut so that both examples are as long as their groups were, but for part of a sentence.
 
-    All groups but the last two of a document are full, which may cut a sentence in two: whole
-    sentences would leave 5% of a row empty. The last has at least an eighth of a full one, which
-    the one before it gives. Sentences longer than half an example are cut into even pieces, each of
-    which counts as a sentence for the boundary of A and B.
+    Groups are of whole sentences, see `plug_jax.data.groups.cut_groups`, and most reach a little
+    beyond an example's length. A pair that is too long loses tokens of its longer segment, A at its
+    start and B at its end (BERT's rule), counted as "truncated_tokens". So examples are full, and
+    where A and B meet there are whole sentences, whatever the label.
 
     Where a document fills most of a window, some groups find no partner: these get label 1 or 2, or
-    are dropped and counted as "no_other_document" when they have one sentence. A pair that is too
-    long, which only label 0 makes, loses tokens of its longer segment (BERT's rule), counted as
-    "truncated_tokens": A at its start and B at its end, as a sentence cut short where A meets B
-    would tell the label. Seeded by `seqio.map_seed_manager`.
+    are dropped and counted as "no_other_document" when they have one sentence. Seeded by
+    `seqio.map_seed_manager`.
 
     Example, with one id a character: the documents are "天亮。" and "下雨。我走。". The second
     becomes one of these; with label 0 the first takes "我走。" in exchange, else it is dropped.

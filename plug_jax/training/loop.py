@@ -192,7 +192,9 @@ class _Trainer:
         values = self._evaluate(self._state.params)
         if self._writer:
             self._writer.write(step, "validation", values)
-        shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k != "pad_fraction")
+        shown = "  ".join(
+            f"{k} {v:.4g}" for k, v in values.items() if not k.endswith("pad_fraction")
+        )
         self._progress.say(f"validation at step {step}: {shown}")
         return values
 

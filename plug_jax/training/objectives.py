@@ -174,13 +174,20 @@ def decoder_metrics(
 
 
 def batch_metrics(batch: Batch) -> dict[str, Mean]:
-    """`pad_fraction` over all rows of both sides, and `tokens`: the count of real tokens."""
-    segments = [batch[k] for k in ("encoder_segment_ids", "decoder_segment_ids") if k in batch]
-    size = float(sum(s.size for s in segments))
-    real = sum(jnp.sum(s > 0) for s in segments)
-    tokens = jnp.asarray(real, jnp.float32)
+    """`pad_fraction` over all rows, that of each side, and `tokens`: the count of real tokens."""
     one = jnp.ones((), jnp.float32)
-    return {"pad_fraction": Mean(size - tokens, size * one), "tokens": Mean(tokens, one)}
+    metrics = {}
+    for side in ("encoder", "decoder"):
+        if (segments := batch.get(f"{side}_segment_ids")) is not None:
+            real = jnp.sum(segments > 0).astype(jnp.float32)
+            metrics[f"{side}_pad_fraction"] = Mean(segments.size - real, segments.size * one)
+    padding = sum((mean.total for mean in metrics.values()), 0 * one)
+    size = sum((mean.weight for mean in metrics.values()), 0 * one)
+    return {
+        **metrics,
+        "pad_fraction": Mean(padding, size),
+        "tokens": Mean(size - padding, one),
+    }
 
 
 def training_metrics(

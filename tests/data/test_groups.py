@@ -1,7 +1,5 @@
 """Groups fill examples, hold every token once and in order, and take turns."""
 
-import itertools
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -34,37 +32,35 @@ def pieces_of(groups):
 
 
 def test_docstring_example():
-    groups = cut([[4, 9, 7], [3]], budget=16)
-    assert groups["piece_lengths"].tolist() == [4, 5, 4, 3, 4, 3]
+    groups = cut([[4, 9, 7, 6], [3]], budget=16)
+    assert groups["piece_lengths"].tolist() == [4, 5, 4, 7, 6, 3]
     assert groups["group_pieces"].tolist() == [4, 1, 1]
     assert groups["document"].tolist() == [0, 0, 1]
 
 
 def group_by_hand(documents, budget):
-    """The groups, token by token."""
+    """The groups, piece by piece."""
     groups = []
     for number, sentences in enumerate(documents):
-        piece_of_token = []  # any two tokens of one piece have the same
-        for sentence, length in enumerate(sentences):
+        pieces = []
+        for length in sentences:
             parts = -(-length // (budget // 2))
-            sizes = [length // parts + (part < length % parts) for part in range(parts)]
-            piece_of_token += [
-                (sentence, part) for part, size in enumerate(sizes) for _ in range(size)
-            ]
-        sizes = []
-        while len(piece_of_token) - sum(sizes) > budget:
-            sizes.append(budget)
-        sizes.append(len(piece_of_token) - sum(sizes))
-        if len(sizes) > 1 and (missing := budget // 8 - sizes[-1]) > 0:
-            sizes[-2:] = sizes[-2] - missing, sizes[-1] + missing
-        for size in sizes:
-            here, piece_of_token = piece_of_token[:size], piece_of_token[size:]
-            runs = [len(list(run)) for _, run in itertools.groupby(here)]
-            groups.append((number, runs))
+            pieces += [length // parts + (part < length % parts) for part in range(parts)]
+        while pieces:
+            count = 1
+            while count < len(pieces) and sum(pieces[:count]) < budget:
+                count += 1
+            fewer = count
+            while sum(pieces[fewer:]) < budget // 8:
+                fewer -= 1
+            if count < len(pieces) and fewer > 0:
+                count = fewer  # what comes last needs an eighth
+            groups.append((number, pieces[:count]))
+            del pieces[:count]
     return groups
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=200)
 @given(DOCUMENTS, st.integers(2, 60))
 def test_groups_are_filled_in_order(documents, budget):
     assert pieces_of(cut(documents, budget)) == group_by_hand(documents, budget)
@@ -77,20 +73,18 @@ def test_what_a_group_promises(documents, budget):
     for document, sentences in enumerate(documents):
         sizes = [sum(pieces) for number, pieces in groups if number == document]
         assert sum(sizes) == sum(sentences)
-        assert all(size == budget for size in sizes[:-2])
-        assert budget // 8 <= sizes[-1] <= budget or len(sizes) == 1
-        assert len(sizes) < 2 or budget - budget // 8 <= sizes[-2] <= budget
-    for (one, _), (other, _), (_, pieces) in zip(groups, groups[1:], groups, strict=False):
-        assert len(pieces) > 1 or one != other  # only the last one of a document has no B
+        assert all(budget <= size < budget + budget // 2 for size in sizes[:-2])
+        assert sizes[-1] < budget + budget // 2
+        assert len(sizes) < 2 or sizes[-2] >= min(budget, budget - budget // 8 - budget // 2)
     assert all(1 <= piece <= budget // 2 for _, pieces in groups for piece in pieces)
 
 
-def test_sentences_stay_whole_within_a_group():
+def test_groups_end_with_sentences():
     sentences = np.random.default_rng(0).integers(1, 31, 1000)
-    pieces = cut([sentences.tolist()], budget=60)["piece_lengths"]
-    ends, wanted = np.cumsum(pieces), np.cumsum(sentences)
-    assert set(wanted) <= set(ends)
-    assert set(ends) - set(wanted) <= set(range(60, wanted[-1], 60)) | {wanted[-1] - 7}
+    groups = cut([sentences.tolist()], budget=60)
+    assert groups["piece_lengths"].tolist() == sentences.tolist()
+    sizes = [sum(pieces) for _, pieces in pieces_of(groups)]
+    assert min(sizes[:-2]) >= 60 and 4 < np.mean(sizes[:-2]) - 60 < 16
 
 
 def test_no_document():

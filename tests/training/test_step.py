@@ -163,7 +163,7 @@ def test_overfits_one_batch_in_every_objective() -> None:
 def test_metrics_of_a_step_have_their_names() -> None:
     common = {
         "loss", "tokens_loss", "mlm_loss", "mlm_accuracy", "prediction_overflow",
-        "pad_fraction", "tokens", "grad_norm", "learning_rate",
+        "pad_fraction", "encoder_pad_fraction", "tokens", "grad_norm", "learning_rate",
     }  # fmt: skip
     _, (stage_1,) = run_steps(synthetic.tiny_config(**STAGE_1), [synthetic.batch()])
     assert set(stage_1) == common | {
@@ -171,11 +171,16 @@ def test_metrics_of_a_step_have_their_names() -> None:
     }  # fmt: skip
     one = synthetic.batch(decoder=24)
     _, (stage_2,) = run_steps(synthetic.tiny_config(), [one])
-    assert set(stage_2) == common | {"decoder_loss", "decoder_accuracy", "decoder_perplexity"}
+    assert set(stage_2) == common | {
+        "decoder_loss", "decoder_accuracy", "decoder_perplexity", "decoder_pad_fraction",
+    }  # fmt: skip
     assert stage_2["decoder_perplexity"] == pytest.approx(np.exp(stage_2["decoder_loss"]))
     real = (one["encoder_segment_ids"] > 0).sum() + (one["decoder_segment_ids"] > 0).sum()
     assert stage_2["tokens"] == real
     assert stage_2["pad_fraction"] == pytest.approx(1 - real / (8 * 48))
+    for side in ("encoder", "decoder"):
+        padding = (one[f"{side}_segment_ids"] == 0).mean()
+        assert stage_2[f"{side}_pad_fraction"] == pytest.approx(padding)
 
 
 def test_select_predictions_example() -> None:

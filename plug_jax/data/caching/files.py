@@ -33,7 +33,7 @@ _IN_WORDS = {
     "deduplication": "other deduplication",
 }
 # Drops that are no documents.
-_NO_DOCUMENTS = ("empty_file",)
+_NO_DOCUMENTS = ("damaged_file", "empty_file")
 _FORMAT = 1
 _READERS = 32  # threads, for the latency of remote file systems
 

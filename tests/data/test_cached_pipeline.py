@@ -1,0 +1,78 @@
+"""Training reads a cache as it reads the text, and refuses one that does not fit."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import seqio
+
+from plug_jax.data.caching.run import cache_task
+from plug_jax.data.cleaning import MinLength
+from plug_jax.data.pipeline import DatasetConfig, make_iterator
+from plug_jax.errors import PlugError
+from tasks.pretrain import add_palm, add_structbert
+from tests.cached_corpus import random_text, vocabulary_of, write_corpus
+
+NAMES = ("cached_structbert", "cached_palm")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    documents = ["".join(random_text(rng) for _ in range(rng.integers(1, 9))) for _ in range(150)]
+    return write_corpus(tmp_path_factory.mktemp("text"), [documents])
+
+
+def register(source, vocabulary, **options):
+    cleaning = (MinLength(20),)
+    return (
+        add_structbert(NAMES[0], source, vocabulary, cleaning=cleaning, max_length=64, **options),
+        add_palm(NAMES[1], source, vocabulary, cleaning=cleaning, min_length=8, max_length=40),
+    )
+
+
+@pytest.fixture(scope="module")
+def cached(source, tmp_path_factory):
+    """Where both tasks are cached."""
+    directory = tmp_path_factory.mktemp("cache")
+    for task in register(source, vocabulary_of(directory)):
+        cache_task(task, str(directory), splits=["train"], workers=1)
+    yield directory
+    for name in NAMES:
+        seqio.TaskRegistry.remove(name)
+
+
+def config_of(name, directory):
+    lengths = {"encoder": 64} if name == NAMES[0] else {"encoder": 64, "decoder": 64}
+    return DatasetConfig(
+        mixture_or_task_name=name,
+        feature_lengths=lengths,
+        split="train",
+        batch_size=4,
+        shuffle=True,
+        seed=2,
+        packing_window=64,
+        use_cached=True,
+        cache_dirs=(str(directory),),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cache_gives_the_same_batches_as_the_text(cached, source, name):
+    register(source, vocabulary_of(cached))
+    config = config_of(name, cached)
+    from_cache = make_iterator(config)
+    from_text = make_iterator(dataclasses.replace(config, use_cached=False))
+    batches = list(itertools.islice(zip(from_cache, from_text, strict=True), 40))
+    for one, other in batches:
+        assert one.keys() == other.keys()
+        for feature in one:
+            np.testing.assert_array_equal(one[feature], other[feature])
+    assert len({batch["encoder_input_tokens"].tobytes() for batch, _ in batches}) == 40
+
+
+def test_a_cache_of_another_vocabulary_is_refused(cached, source):
+    register(source, vocabulary_of(cached, more=["xyz"]))
+    with pytest.raises(PlugError, match="was made with another vocabulary than the task has now"):
+        make_iterator(config_of(NAMES[1], cached))

@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-parity lint clean
+.PHONY: help setup demo test test-slow test-parity lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,8 +24,11 @@ setup: $(VENV)/.installed  ## Make .venv with plug-jax and its pinned dependenci
 demo: $(VENV)/.installed  ## Train a small PLUG on this machine and generate with it
 	$(BIN)/plug-jax demo
 
-test: $(VENV)/.installed  ## Run the tests, without those that need PyTorch
-	$(PYTEST) -m 'not parity' $(ARGS)
+test: $(VENV)/.installed  ## Run the tests, without the slow ones and those that need PyTorch
+	$(PYTEST) -m 'not parity and not slow' $(ARGS)
+
+test-slow: $(VENV)/.installed  ## Run the slow tests
+	$(PYTEST) -m 'slow and not parity' $(ARGS)
 
 test-parity: $(VENV)/.installed-parity  ## Install PyTorch and run the tests that compare with it
 	$(PYTEST) -m parity $(ARGS)

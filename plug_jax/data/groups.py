@@ -23,12 +23,15 @@ def cut_groups(
     A group ends with the first sentence that reaches `budget`, so most are a little too long: what
     is cut off them later, at the ends of an example, is the same for all labels. Only the last
     group of a document is shorter, and the one before it where the last would have less than an
-    eighth of a full one. A group's pieces are its sentences; sentences longer than half a group are
-    cut into even pieces.
+    eighth of a full one. A group's pieces are its sentences; one longer than half a full group
+    is cut into even pieces of at most an eighth.
 
     Example: document_lengths [26, 3], sentence_lengths [4, 9, 7, 6, 3] and budget 16 give groups of
-    20, 6 and 3 tokens, with the sentence of 9 in two pieces: piece_lengths [4, 5, 4, 7, 6, 3],
-    group_pieces [4, 1, 1], document [0, 0, 1].
+    20, 6 and 3 tokens, with the sentence of 9 in five pieces:
+
+        piece_lengths  [4, 2, 2, 2, 2, 1, 7, 6, 3]
+        group_pieces   [7, 1, 1]
+        document       [0, 0, 1]
 
     Args:
       document_lengths: int [d], tokens of each document, none 0.
@@ -80,8 +83,9 @@ def _differences(ends: tf.Tensor) -> tf.Tensor:
 
 
 def _cut_long_sentences(lengths: tf.Tensor, longest: int) -> tf.Tensor:
-    """Lengths int64 [s] of sentences to those of even pieces of at most `longest` tokens."""
-    counts = -(-lengths // longest)
+    """Lengths int64 [s] of sentences to those of pieces: even ones, of those over `longest`."""
+    at_most = max(longest // 4, 1)
+    counts = tf.where(lengths > longest, -(-lengths // at_most), 1)
     sentence = tf.repeat(tf.range(tf.size(lengths)), counts)
     first_piece = tf.gather(tf.cumsum(counts, exclusive=True), sentence)
     piece = tf.range(tf.size(sentence, tf.int64)) - first_piece

@@ -18,6 +18,8 @@ from plug_jax.data.vocabulary_training import train_sentencepiece
 from tasks.pretrain import palm_task, structbert_task
 from tests.fuzzed_documents import fuzzed_documents
 
+pytestmark = pytest.mark.slow
+
 COUNT = 10_000
 LONG_LINE_BYTES = 10_000_000
 MIN_LENGTH, MAX_LENGTH = 8, 512

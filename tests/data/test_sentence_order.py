@@ -102,10 +102,14 @@ def check(corpus, examples, max_length):
     for example in examples:
         a, b, label = segments_of(example, max_length)
         labels.append(label)
-        if label:
-            corpus.locate(a + b if label == 1 else b + a)
+        if label == 1:
+            corpus.locate(a + b)
         elif a.strip("。") and b.strip("。"):
-            assert corpus.locate(a)[0] != corpus.locate(b)[0]
+            (a_document, a_begin, _), (b_document, _, b_end) = corpus.locate(a), corpus.locate(b)
+            assert (a_document == b_document) == (label == 2)
+            # B comes before A; what did not fit is missing between them.
+            full = len(a) + len(b) + 3 == max_length
+            assert label == 0 or 0 <= a_begin - b_end <= full * max_length // 2
     return labels
 
 
@@ -239,15 +243,14 @@ def test_lengths_do_not_tell_the_label(mixed_pairs):
 
 
 def test_segments_are_whole_where_they_meet(mixed_pairs):
-    """Only a border of groups cuts a sentence, not the border of A and B, nor a truncation."""
+    """What is too long is cut off the ends of the example, whatever the label."""
     corpus, examples = mixed_pairs
     for example in examples:
-        a, b, label = segments_of(example, 128)
-        first, second = (b, a) if label == 2 else (a, b)
-        assert first[-1] == "。"
-        begin = corpus.locate(second)[1] if second.strip("。") else 0
-        document = corpus.documents[corpus.locate(second)[0]] if second.strip("。") else ""
-        assert begin == 0 or document[begin - 1] == "。"
+        a, b, _ = segments_of(example, 128)
+        assert a[-1] == "。"
+        if b.strip("。"):
+            document, begin, _ = corpus.locate(b)
+            assert begin == 0 or corpus.documents[document][begin - 1] == "。"
 
 
 def test_single_sentences_pair_up_across_documents():

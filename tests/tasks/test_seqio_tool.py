@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from plug_jax.data.features import PALM_FEATURES
 from plug_jax.data.vocabularies import SPECIAL_PIECES
 from tests.tfds_data import build_tfds
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "天地人你我他她它们的，天地人你我他她它们的。"

@@ -18,6 +18,8 @@ from tests.cached_corpus import (
     write_corpus,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_bytes_do_not_depend_on_the_workers(tmp_path):
     rng = np.random.default_rng(0)

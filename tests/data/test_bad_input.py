@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from plug_jax.data import cleaning
 from plug_jax.data.drops import drop_counts, reset_counts
+from plug_jax.data.groups import cut_groups
 from plug_jax.data.sources import TextSource
 from plug_jax.data.vocabularies import SPECIAL_PIECES, WordPieceVocabulary
 from plug_jax.data.vocabulary_training import train_sentencepiece
@@ -120,17 +121,23 @@ def vocabularies(tmp_path_factory):
 
 
 def run(task):
-    """Sums of the lengths of the features over all examples, the number of examples, and the
-    tokens of each document that gets as far as the objectives."""
+    """Sums of the lengths of the features over all examples and the number of examples; the
+    tokens of each document that gets as far as the objectives, and their groups for stage 1."""
     reset_counts()
-    tokens = []
+    tokens, groups = [], []
 
-    def record(document_lengths):
+    def record(document_lengths, documents_of_groups):
         tokens.extend(document_lengths)
+        groups.extend(documents_of_groups)
         return document_lengths
 
     def watch(block):
-        lengths = tf.numpy_function(record, [block["document_lengths"]], tf.int32, stateful=False)
+        cut = cut_groups(
+            block["document_lengths"], block["sentence_lengths"], budget=MAX_LENGTH - 3
+        )
+        lengths = tf.numpy_function(
+            record, [block["document_lengths"], cut["document"]], tf.int32, stateful=False
+        )
         return {**block, "document_lengths": tf.ensure_shape(lengths, [None])}
 
     stages = list(task.preprocessors)
@@ -150,7 +157,7 @@ def run(task):
             assert rows.bounding_shape()[1] <= MAX_LENGTH
             totals[name] += len(ids)
         totals["examples"] += int(rows.nrows())
-    return totals, np.array(tokens)
+    return totals, np.array(tokens), len(groups)
 
 
 def of_documents(counts):
@@ -167,18 +174,17 @@ def test_every_document_is_used_or_counted(file_format, vocabularies, tmp_path):
     options = {"cleaning": CLEANING[file_format], "max_length": MAX_LENGTH}
     vocabulary = vocabularies[file_format]
 
-    totals, tokens = run(structbert_task("stage_1", source, vocabulary, **options))
+    totals, tokens, groups = run(structbert_task("stage_1", source, vocabulary, **options))
     counts = collections.Counter(drop_counts())
     dropped = of_documents(counts)
     assert dropped["invalid_utf8"] == invalid
     assert len(tokens) + sum(dropped.values()) == count
     assert tokens.min() > 0
-    # Each group of tokens that fills an example, [CLS] and two [SEP] apart, became one.
-    groups = -(-tokens // (MAX_LENGTH - 3))
-    assert totals["examples"] + counts["no_other_document"] == groups.sum()
+    # Each group of sentences became an example, or found no partner.
+    assert totals["examples"] + counts["no_other_document"] == groups
 
     palm = palm_task("stage_2", source, vocabulary, min_length=MIN_LENGTH, **options)
-    totals, same_tokens = run(palm)
+    totals, same_tokens, _ = run(palm)
     counts = collections.Counter(drop_counts())
     assert sorted(same_tokens) == sorted(tokens)  # blocks are watched in any order
     too_short = tokens < 2 * MIN_LENGTH - 3

@@ -76,7 +76,9 @@ def configured(build: Callable[..., T], *, files: Sequence[str], bindings: Seque
     # gin logs an error for each place where it looks for a file in vain before it finds it.
     logging.disable(logging.ERROR)
     try:
-        gin.parse_config_files_and_bindings(list(files), [*_imports(files), *bindings])
+        # Names after @ are found by imports; other bindings are of what the files have registered.
+        imports = _imports(files) if any("@" in binding for binding in bindings) else []
+        gin.parse_config_files_and_bindings(list(files), [*imports, *bindings])
         return gin.get_configurable(build)()
     except PlugError as error:
         raise PlugError(str(error).split("\n  In call to configurable")[0]) from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gin
 import pytest
 
 from plug_jax.cli import gin_config
+from plug_jax.cli.cache import CacheConfig
 from plug_jax.cli.generate import GenerateConfig
 from plug_jax.cli.train import configure
 from plug_jax.errors import PlugError
@@ -112,3 +114,23 @@ def test_overrides() -> None:
     ]
     with pytest.raises(PlugError, match=r"unknown argument '--steps=3'"):
         gin_config.overrides(["--steps=3"])
+
+
+def test_the_command_line_names_what_files_import():
+    steps = "(@cleaning.HalfWidth(), @cleaning.MinLength())"
+    bindings = [
+        "TRAIN_FILES = 'a.txt'",
+        "VOCABULARY = 'v'",
+        f"CLEANING = {steps}",
+        "cleaning.MinLength.characters = 7",
+    ]
+    # The task would read the files: its steps are enough here.
+    gin_config.configured(CacheConfig, files=["runs/cache.gin"], bindings=["TASK = 'x'", *bindings])
+    assert gin.query_parameter("cleaning.MinLength.characters") == 7
+    assert gin.query_parameter("CLEANING/macro.value") is not None
+    with pytest.raises(PlugError, match="has no attribute Halfwidth"):
+        gin_config.configured(
+            CacheConfig,
+            files=["runs/cache.gin"],
+            bindings=["TASK = 'x'", *bindings, "CLEANING = (@cleaning.Halfwidth(),)"],
+        )

@@ -1,8 +1,7 @@
 """The examples of both stages in plain Python: what the data pipeline is measured against.
 
-Written as one would without tf.data, over tokens in memory: it draws examples of the same objectives
-one after the other, B of another document from any of them, and neither shuffles, packs nor can be
-resumed. Only for benchmarks.
+Written as one would without tf.data, over tokens in memory: it draws examples of the same
+objectives one after the other, and neither shuffles, packs nor can be resumed. Only for benchmarks.
 """
 
 from __future__ import annotations

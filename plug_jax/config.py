@@ -10,7 +10,20 @@ from typing import Any, Literal, get_args
 from plug_jax.errors import PlugError
 
 NormPlacement = Literal["pre", "post"]
-RematPolicy = Literal["none", "dots", "full"]
+RematPolicy = Literal["none", "dots", "full", "names", "offload"]
+# What of a block may be saved for the backward pass; the memory that it takes in plug_27b's
+# encoder, in KiB a token and layer in bfloat16 (qkv, context, wi: divided by `tensor`); and which
+# part of the block's matrix products it spares. The MLP's second, a third of them, is never done
+# twice. A decoder block has qkv, context and out of both self- and cross-attention.
+#   input    16       the block's input: saved anyway, but "offload" can take it off the device
+#   qkv      48  25%  queries, keys and values
+#   context  16       attention's output by head: spares the weighting of values, or all of splash
+#   out      16   8%  its projection to the hidden size
+#   wi       64  33%  the MLP's hidden layer before the GELU
+# With splash, context takes 32.5 KiB: heads of 64 padded to the 128 of a TPU's tile, and the
+# log-sum-exp. That pays for long rows, where attention is a larger part of the work.
+RematName = Literal["input", "qkv", "context", "out", "wi"]
+Attention = Literal["dot", "splash"]
 ComputeDtype = Literal["float32", "bfloat16"]
 
 
@@ -43,10 +56,18 @@ class PlugConfig:
     dtype: ComputeDtype = "float32"  # of matmuls; parameters, norms, softmax, losses stay float32
     vocab_multiple: int = 128  # the embedding table is padded to this multiple of rows
     scan_layers: bool = True  # one compiled layer in a loop; False: unrolled, the same parameters
-    # What the backward pass recomputes: nothing, all but matmul outputs, or everything.
+    # In training and scoring: "dot" holds all scores of a row, on any device; "splash" is a TPU
+    # kernel that does not, for rows of a multiple of 128 tokens. Cached decoding is always "dot".
+    attention: Attention = "dot"
+    attention_block_size: int = 512  # queries and keys that splash takes at a time
+    # What the backward pass computes again: nothing; all but matmul outputs ("dots"); everything
+    # ("full"); all but `remat_saved_names`, kept on the device ("names") or its host ("offload").
     remat_policy: RematPolicy = "none"
+    remat_saved_names: tuple[RematName, ...] = ("qkv", "out")
 
     def __post_init__(self) -> None:
+        # JSON and gin make lists of tuples.
+        object.__setattr__(self, "remat_saved_names", tuple(self.remat_saved_names))
         self.validate()
 
     @property
@@ -68,6 +89,7 @@ class PlugConfig:
             "num_token_types",
             "num_sentence_classes",
             "vocab_multiple",
+            "attention_block_size",
         ):
             if getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -88,6 +110,18 @@ class PlugConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 problems.append(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if self.attention == "splash" and self.attention_dropout_rate > 0.0:
+            problems.append(
+                "attention='splash' has no dropout; set attention_dropout_rate = 0.0, or attention "
+                "= 'dot'"
+            )
+        if self.attention_block_size % 128:
+            problems.append(
+                f"attention_block_size must be a multiple of 128, got {self.attention_block_size}"
+            )
+        names = get_args(RematName)
+        if unknown := [n for n in self.remat_saved_names if n not in names]:
+            problems.append(f"remat_saved_names may hold {names}, got {unknown}")
         if problems:
             raise PlugError("PlugConfig: " + "; ".join(problems))
 
@@ -115,4 +149,5 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "norm_placement": get_args(NormPlacement),
     "remat_policy": get_args(RematPolicy),
     "dtype": get_args(ComputeDtype),
+    "attention": get_args(Attention),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from plug_jax.errors import PlugError
@@ -32,6 +35,7 @@ DEFAULT_RULES: LogicalRules = (
     ("layers", None),
     ("activation_batch", ("data", "fsdp")),
     ("activation_length", None),
+    ("activation_norm_length", None),
     ("activation_embed", None),
     ("activation_heads", "tensor"),
     ("activation_mlp", "tensor"),
@@ -50,14 +54,37 @@ class Partitioner:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    rules: LogicalRules = DEFAULT_RULES
+    # TPU slices joined by the data-centre network. They lie along `data`, which they divide: only
+    # gradients cross that network.
+    slices: int = 1
+    rules: LogicalRules = ()  # what differs from DEFAULT_RULES
+    devices: tuple[Any, ...] | None = None  # by default all there are
 
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The mesh over all devices. PlugError when the sizes do not multiply to their number."""
+        devices = jax.devices() if self.devices is None else self.devices
+        sizes = self._sizes(len(devices))
+        self._check_slices(devices, sizes)
+        if self.slices == 1:
+            grid = mesh_utils.create_device_mesh(
+                sizes, devices, allow_split_physical_axes=devices[0].platform == "tpu"
+            )
+        elif devices[0].platform == "tpu":
+            grid = mesh_utils.create_hybrid_device_mesh(
+                (sizes[0] // self.slices, *sizes[1:]),
+                (self.slices, 1, 1),
+                devices,
+                allow_split_physical_axes=True,
+            )
+        else:  # neighbours in the list of devices are near each other
+            grid = np.asarray(devices).reshape(sizes)
+        return Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
+
+    def _sizes(self, count: int) -> tuple[int, ...]:
+        """The three sizes, without -1."""
         sizes = [self.data, self.fsdp, self.tensor]
-        wanted = " x ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
-        count = jax.device_count()
+        wanted = _describe(sizes)
         if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
             raise PlugError(f"mesh {wanted}: sizes are positive, and at most one is -1 (the rest)")
         known = math.prod(s for s in sizes if s != -1)
@@ -69,13 +96,48 @@ class Partitioner:
                 f"their product is {count} (or one of them to -1). On a CPU, XLA_FLAGS="
                 "--xla_force_host_platform_device_count=N makes N devices."
             )
-        auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=auto)
+        return tuple(sizes)
+
+    def _check_slices(self, devices: Sequence[Any], sizes: Sequence[int]) -> None:
+        if self.slices < 1 or sizes[0] % self.slices:
+            raise PlugError(
+                f"mesh {_describe(sizes)} over slices={self.slices}: each slice holds whole "
+                f"copies of the parameters, so data must be a multiple of the slices; set data="
+                f"{max(1, self.slices)} (or a multiple) and divide the rest over fsdp and tensor"
+            )
+        if devices[0].platform == "tpu":
+            found = len({getattr(d, "slice_index", 0) for d in devices})
+            if found != self.slices:
+                raise PlugError(
+                    f"these TPUs are {found} slices, the mesh is for {self.slices}; set "
+                    f"partitioning.Partitioner.slices = {found}, and data to a multiple of it"
+                )
+
+    @functools.cached_property
+    def logical_rules(self) -> LogicalRules:
+        """DEFAULT_RULES with `rules` in place of those of the same name. PlugError if unknown."""
+        merged = dict(DEFAULT_RULES)
+        for name, axes in self.rules:
+            if name not in merged:
+                close = difflib.get_close_matches(name, merged, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise PlugError(
+                    f"Partitioner.rules: there is no logical axis {name!r}{hint} "
+                    f"(there are {', '.join(merged)})"
+                )
+            for axis in _names(axes):
+                if axis not in MESH_AXES:
+                    raise PlugError(
+                        f"Partitioner.rules: {name!r} goes to {axis!r}, which is no mesh axis "
+                        f"(they are {', '.join(MESH_AXES)})"
+                    )
+            merged[name] = axes
+        return tuple(merged.items())
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
         """Within it, the logical constraints inside the model refer to this mesh."""
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.logical_rules):
             yield
 
     @property
@@ -86,43 +148,64 @@ class Partitioner:
     @property
     def batch_sharding(self) -> NamedSharding:
         """Rows over the data and fsdp axes, everything else whole."""
+        return self.sharding("activation_batch")
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """Of an array with these logical axes; those that are left out are whole."""
         return NamedSharding(
-            self.mesh, nn.logical_to_mesh(PartitionSpec("activation_batch"), self.rules)
+            self.mesh, nn.logical_to_mesh(PartitionSpec(*axes), self.logical_rules)
         )
 
     def check_batch(self, batch_size: int, micro_batches: int = 1) -> None:
         """PlugError unless every micro-batch divides evenly over the mesh."""
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        if batch_size % (shards * micro_batches):
+        names = self.batch_sharding.spec[0]
+        multiple = _shards(self.mesh, names) * micro_batches
+        if batch_size < 1 or batch_size % multiple:
+            above = -(-max(batch_size, 1) // multiple) * multiple
+            nearest = [str(n) for n in (above - multiple, above) if n]
             raise PlugError(
                 f"BATCH_SIZE {batch_size} does not divide into {micro_batches} micro-batches over "
-                f"data x fsdp = {shards} devices; use a multiple of {shards * micro_batches}"
+                f"{' x '.join(_names(names))} = {multiple // micro_batches} devices; the nearest "
+                f"that {'do' if len(nearest) > 1 else 'does'}: {', '.join(nearest)} (multiples of "
+                f"{multiple})"
             )
 
     def param_shardings(self, boxed: Any) -> Any:
         """NamedShardings of a parameter tree that still carries its logical axes (abstract).
 
         Raises:
-            PlugError: naming each dimension that its mesh axes do not divide.
+            PlugError: naming each dimension that its mesh axes do not divide, and what would.
         """
-        specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), self.rules)
+        logical = nn.get_partition_spec(boxed)
+        specs = nn.logical_to_mesh(logical, self.logical_rules)
+        sharded: dict[str, set[int]] = {}  # mesh axis -> sizes of the dimensions along it
         problems: list[str] = []
 
-        def check(path: Any, leaf: jax.ShapeDtypeStruct, spec: PartitionSpec) -> NamedSharding:
+        def check(
+            path: Any, leaf: jax.ShapeDtypeStruct, spec: PartitionSpec, axes: PartitionSpec
+        ) -> NamedSharding:
             for axis, (size, names) in enumerate(zip(leaf.shape, spec, strict=True)):
                 shards = _shards(self.mesh, names)
+                for name in _names(names):
+                    sharded.setdefault(name, set()).add(size)
                 if size % shards:
-                    name = jax.tree_util.keystr(path, simple=True, separator="/")
+                    where = jax.tree_util.keystr(path, simple=True, separator="/")
                     problems.append(
-                        f"{name} {leaf.shape}: dimension {axis} of {size} over {names}={shards}"
+                        f"{where} {leaf.shape}: {axes[axis]!r} of {size} over "
+                        f"{' x '.join(_names(names))} = {shards}"
                     )
             return NamedSharding(self.mesh, spec)
 
-        shardings = jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), specs)
+        shardings = jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), specs, logical)
         if problems:
+            fitting = [
+                f"{axis} may be {', '.join(map(str, _common_divisors(sizes, self.mesh.size)))}"
+                for axis, sizes in sorted(sharded.items())
+            ]
             raise PlugError(
-                "the mesh does not divide the model; change the mesh, or the size (vocab_multiple "
-                "for the vocabulary):\n  " + "\n  ".join(problems)
+                f"the mesh {_describe(self.mesh.devices.shape)} does not divide the model:\n  "
+                + "\n  ".join(problems)
+                + f"\nWith this model {'; '.join(fitting)} (vocab_multiple pads the vocabulary)."
             )
         return shardings
 
@@ -146,25 +229,45 @@ class Partitioner:
             for start in range(len(path)):
                 if path[start:] in by_path:
                     shape, spec = by_path[path[start:]]
-                    return NamedSharding(self.mesh, _slot_spec(leaf.shape, shape, spec))
+                    return NamedSharding(self.mesh, _slot_spec(self.mesh, leaf.shape, shape, spec))
             return self.replicated
 
         return jax.tree_util.tree_map_with_path(slot, opt_state)
 
 
+def _names(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if names is None else (names,) if isinstance(names, str) else names
+
+
 def _shards(mesh: Mesh, names: str | tuple[str, ...] | None) -> int:
-    if names is None:
-        return 1
-    return math.prod(mesh.shape[n] for n in ((names,) if isinstance(names, str) else names))
+    return math.prod(mesh.shape[n] for n in _names(names))
 
 
-def _slot_spec(slot: tuple[int, ...], param: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
+def _describe(sizes: Sequence[int]) -> str:
+    return " x ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
+
+
+def _common_divisors(sizes: set[int], largest: int) -> list[int]:
+    common = math.gcd(*sizes)
+    return [n for n in range(1, largest + 1) if common % n == 0]
+
+
+def _slot_spec(
+    mesh: Mesh, slot: tuple[int, ...], param: tuple[int, ...], spec: PartitionSpec
+) -> PartitionSpec:
     if slot == param:
         return spec
-    for axis in range(len(param)):
-        if slot == param[:axis] + param[axis + 1 :]:
-            return PartitionSpec(*spec[:axis], *spec[axis + 1 :])
-    return PartitionSpec()
+    # Without any one axis of the parameter; where two are of one size, the most sharded reading.
+    candidates = [
+        PartitionSpec(*spec[:axis], *spec[axis + 1 :])
+        for axis in range(len(param))
+        if slot == param[:axis] + param[axis + 1 :]
+    ]
+    return max(
+        candidates,
+        key=lambda s: math.prod(_shards(mesh, names) for names in s),
+        default=PartitionSpec(),
+    )
 
 
 def put_batch(batch: Mapping[str, Any], sharding: NamedSharding) -> dict[str, jax.Array]:

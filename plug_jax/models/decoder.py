@@ -8,17 +8,19 @@ import math
 import flax.linen as nn
 import flax.struct
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from plug_jax.config import PlugConfig
-from plug_jax.models.layers import CrossAttention, Mlp, SelfAttention, layer_norm, residual, stack
+from plug_jax.models.attention import CrossAttention, SelfAttention, Visible
+from plug_jax.models.layers import Mlp, layer_norm, residual, stack
 
 
 @flax.struct.dataclass
 class DecoderContext:
     """What every block of the decoder reads besides its own input."""
 
-    self_mask: jax.Array  # bool, broadcastable to [B,H,D,D] or, cached, [B,H,T,S]
-    cross_mask: jax.Array  # bool, broadcastable to [B,H,D,E]
+    self_visible: Visible  # of the decoder's row; cached, bool, broadcastable to [B,H,T,S]
+    cross_visible: Visible  # of the encoder's row
     encoded: jax.Array | None = None  # [B,E,M]; None when the keys and values are cached
     cache_index: jax.Array | None = None  # int32 scalar: where new tokens are written
 
@@ -59,7 +61,7 @@ class DecoderBlock(nn.Module):
             nonlocal new_cache
             output, new_cache = self.self_attention(
                 y,
-                mask=context.self_mask,
+                visible=context.self_visible,
                 deterministic=deterministic,
                 cache=None if cache is None else cache.self_key_value,
                 cache_index=context.cache_index,
@@ -73,12 +75,13 @@ class DecoderBlock(nn.Module):
                 assert context.encoded is not None
                 key_value = self.cross_attention.project(context.encoded)
             return self.cross_attention(
-                y, key_value, mask=context.cross_mask, deterministic=deterministic
+                y, key_value, visible=context.cross_visible, deterministic=deterministic
             )
 
         add = functools.partial(
             residual, self.config, dropout=self.dropout, deterministic=deterministic
         )
+        x = checkpoint_name(x, "input")
         x = add(x, attend_self, norm=self.self_attention_norm)
         x = add(x, attend_encoder, norm=self.cross_attention_norm)
         x = add(x, self.mlp, norm=self.mlp_norm)

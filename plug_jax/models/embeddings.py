@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plug_jax import losses
 from plug_jax.config import PlugConfig
 from plug_jax.models.layers import ACTIVATION_EMBED, layer_norm, partitioned_normal
 
@@ -37,24 +40,47 @@ class Embeddings(nn.Module):
         deterministic: bool,
     ) -> jax.Array:
         """int32 [B,S] each -> [B,S,M] in the compute dtype."""
+        # Whole rows are looked up: of rows sharded over `embed`, GSPMD would make every device look
+        # up the tokens of all, and gather their activations.
+        word, position, token_type = (
+            nn.with_logical_constraint(table, (axis, None))
+            for table, axis in (
+                (self.word_embeddings, "vocab"),
+                (self.position_embeddings, "position"),
+                (self.token_type_embeddings, None),
+            )
+        )
         x = (
-            jnp.take(self.word_embeddings, tokens, axis=0)
-            + jnp.take(self.position_embeddings, positions, axis=0)
-            + jnp.take(self.token_type_embeddings, token_types, axis=0)
+            jnp.take(word, tokens, axis=0)
+            + jnp.take(position, positions, axis=0)
+            + jnp.take(token_type, token_types, axis=0)
         )
         x = self.layer_norm(x).astype(self.config.dtype)
         x = self.dropout(x, deterministic=deterministic)
         return nn.with_logical_constraint(x, ACTIVATION_EMBED)
 
-    def attend(self, hidden: jax.Array) -> jax.Array:
-        """Scores [B,S,V] (float32, V padded) of every vocabulary row against hidden [B,S,M]."""
-        table = self.word_embeddings.astype(self.config.dtype)
+    def attend(self, hidden: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        """float32 logits [B,S,V] (V padded) of hidden [B,S,M], plus a bias [V] if there is one."""
+        return self._logits(self.word_embeddings, bias, hidden)
+
+    def score(
+        self, hidden: jax.Array, labels: jax.Array, bias: jax.Array | None = None, *, chunk: int
+    ) -> losses.Scores:
+        """How well hidden [B,P,M] predicts int32 labels [B,P]; see `losses.chunked_score`."""
+        # Gathered once, before the chunks; the vocabulary stays sharded.
+        table = nn.with_logical_constraint(self.word_embeddings, ("vocab", None))
+        project = functools.partial(self._logits, table, bias)
+        return losses.chunked_score(project, hidden, labels, chunk=chunk)
+
+    def _logits(self, table: jax.Array, bias: jax.Array | None, hidden: jax.Array) -> jax.Array:
+        dtype = self.config.dtype
         logits = jnp.einsum(
             "bsm,vm->bsv",
-            hidden.astype(self.config.dtype),
-            table,
+            hidden.astype(dtype),
+            table.astype(dtype),
             preferred_element_type=jnp.float32,
         )
         return nn.with_logical_constraint(
-            logits, ("activation_batch", "activation_length", "activation_vocab")
+            logits if bias is None else logits + bias,
+            ("activation_batch", "activation_length", "activation_vocab"),
         )

@@ -6,9 +6,11 @@ import functools
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from plug_jax.config import PlugConfig
-from plug_jax.models.layers import Mlp, SelfAttention, layer_norm, residual, stack
+from plug_jax.models.attention import Segments, SelfAttention
+from plug_jax.models.layers import Mlp, layer_norm, residual, stack
 
 
 class EncoderBlock(nn.Module):
@@ -25,16 +27,17 @@ class EncoderBlock(nn.Module):
         self.dropout = nn.Dropout(self.config.dropout_rate)
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array, deterministic: bool
+        self, x: jax.Array, segments: Segments, deterministic: bool
     ) -> tuple[jax.Array, None]:
-        """x [B,E,M], mask bool [B,1,E,E] -> (x, None): the scan's carry, and no output."""
+        """x [B,E,M] -> (x, None): the scan's carry, and no output."""
 
         def attend(y: jax.Array) -> jax.Array:
-            return self.attention(y, mask=mask, deterministic=deterministic)[0]
+            return self.attention(y, visible=segments, deterministic=deterministic)[0]
 
         add = functools.partial(
             residual, self.config, dropout=self.dropout, deterministic=deterministic
         )
+        x = checkpoint_name(x, "input")
         x = add(x, attend, norm=self.attention_norm)
         x = add(x, self.mlp, norm=self.mlp_norm)
         return x, None
@@ -56,9 +59,9 @@ class Encoder(nn.Module):
         if self.config.norm_placement == "pre":
             self.final_norm = layer_norm(self.config)
 
-    def __call__(self, x: jax.Array, *, mask: jax.Array, deterministic: bool) -> jax.Array:
-        """x [B,E,M], mask bool [B,1,E,E] -> [B,E,M] in the compute dtype."""
-        x, _ = self.layers(x, mask, deterministic)
+    def __call__(self, x: jax.Array, *, segment_ids: jax.Array, deterministic: bool) -> jax.Array:
+        """x [B,E,M], segment_ids int32 [B,E] (0: padding) -> [B,E,M] in the compute dtype."""
+        x, _ = self.layers(x, Segments(segment_ids, segment_ids), deterministic)
         if self.config.norm_placement == "pre":
             # Released inference applies the same final norm twice, released training once.
             for _ in range(self.config.encoder_final_norm_repeats):

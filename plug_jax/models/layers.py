@@ -1,9 +1,10 @@
-"""The pieces that encoder, decoder and heads share: projections, norms, attention, MLP, stacking.
+"""The pieces that encoder, decoder and heads share: projections, norms, MLP, stacking.
 
-Axis letters: B batch, Q query length, S key length, M model, H heads, K head size, F feed-forward.
+Axis letters: B batch, Q row length, M model, F feed-forward.
 Logical axis names of parameters: embed, mlp, heads, kv, vocab, position, layers (None: never
-sharded); of activations: activation_batch, activation_length, activation_embed, activation_heads,
-activation_mlp, activation_vocab. `plug_jax.partitioning` maps them to the mesh.
+sharded); of activations: activation_batch, activation_length, activation_norm_length (the length
+between the blocks' matmuls), activation_embed, activation_heads, activation_mlp, activation_vocab.
+`plug_jax.partitioning` maps them to the mesh.
 """
 
 from __future__ import annotations
@@ -14,18 +15,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from plug_jax.config import PlugConfig
-from plug_jax.ops import attention, kv_cache
 
-ACTIVATION_EMBED = ("activation_batch", "activation_length", "activation_embed")
-_ACTIVATION_HEADS = ("activation_batch", "activation_length", "activation_heads", None)
+ACTIVATION_EMBED = ("activation_batch", "activation_norm_length", "activation_embed")
 _ACTIVATION_MLP = ("activation_batch", "activation_length", "activation_mlp")
-
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 def _partitioned(init: Any, axes: tuple[str | None, ...]) -> Any:
@@ -73,96 +68,6 @@ def layer_norm(config: PlugConfig) -> nn.LayerNorm:
     )
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with one fused projection of queries, keys and values."""
-
-    config: PlugConfig
-    output_std: float | None = None
-
-    def setup(self) -> None:
-        """Declare the two projections."""
-        c = self.config
-        self.qkv = projection(c, (3, c.num_heads, c.head_dim), axes=("embed", None, "heads", "kv"))
-        self.out = projection(
-            c, c.hidden_size, axes=("heads", "kv", "embed"), contract=2, std=self.output_std
-        )
-
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        mask: jax.Array,
-        deterministic: bool,
-        cache: jax.Array | None = None,
-        cache_index: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Attend within x [B,Q,M], or append x to a layer's `cache` [2,B,S,H,K] and attend to that.
-
-        `mask` is bool, broadcastable to [B,H,Q,S]. Returns ([B,Q,M], the new cache or None).
-        """
-        query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)  # each [B,Q,H,K]
-        if cache is not None:
-            assert cache_index is not None
-            cache = kv_cache.append(cache, jnp.stack([key, value]), cache_index)
-            key, value = cache.astype(x.dtype)
-        output = _attend(self, query, key, value, mask=mask, deterministic=deterministic)
-        return self.out(output), cache
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention from the decoder to the encoder's output."""
-
-    config: PlugConfig
-    output_std: float | None = None
-
-    def setup(self) -> None:
-        """Declare the three projections."""
-        c = self.config
-        self.query = projection(c, (c.num_heads, c.head_dim), axes=("embed", "heads", "kv"))
-        self.key_value = projection(
-            c, (2, c.num_heads, c.head_dim), axes=("embed", None, "heads", "kv")
-        )
-        self.out = projection(
-            c, c.hidden_size, axes=("heads", "kv", "embed"), contract=2, std=self.output_std
-        )
-
-    def project(self, encoded: jax.Array) -> jax.Array:
-        """Keys and values [2,B,E,H,K] of the encoder's output [B,E,M]."""
-        return jnp.moveaxis(self.key_value(encoded), -3, 0)
-
-    def __call__(
-        self, x: jax.Array, key_value: jax.Array, *, mask: jax.Array, deterministic: bool
-    ) -> jax.Array:
-        """Attend from x [B,Q,M] to `key_value` [2,B,E,H,K]; `mask` broadcasts to [B,H,Q,E]."""
-        key, value = key_value.astype(x.dtype)
-        output = _attend(self, self.query(x), key, value, mask=mask, deterministic=deterministic)
-        return self.out(output)
-
-
-def _attend(
-    module: SelfAttention | CrossAttention,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    mask: jax.Array,
-    deterministic: bool,
-) -> jax.Array:
-    rate = module.config.attention_dropout_rate
-    use_dropout = rate > 0.0 and not deterministic
-    query, key, value = (
-        nn.with_logical_constraint(a, _ACTIVATION_HEADS) for a in (query, key, value)
-    )
-    return attention.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=mask,
-        dropout_rate=rate,
-        dropout_rng=module.make_rng("dropout") if use_dropout else None,
-    )
-
-
 class Mlp(nn.Module):
     """W2 gelu(W1 x) with the exact (erf) GELU."""
 
@@ -177,7 +82,7 @@ class Mlp(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B,Q,M] -> [B,Q,M]."""
-        hidden = nn.gelu(self.wi(x), approximate=False)
+        hidden = nn.gelu(checkpoint_name(self.wi(x), "wi"), approximate=False)
         return self.wo(nn.with_logical_constraint(hidden, _ACTIVATION_MLP))
 
 
@@ -215,7 +120,7 @@ def stack(
     if config.remat_policy != "none":
         block = nn.remat(
             block,
-            policy=_REMAT_POLICIES[config.remat_policy],
+            policy=_remat_policy(config),
             prevent_cse=not config.scan_layers,
             static_argnums=(len(in_axes) + 1,),  # counting self
             methods=list(methods),
@@ -230,3 +135,22 @@ def stack(
         metadata_params={nn.PARTITION_NAME: "layers"},
         methods=list(methods),
     )
+
+
+def _remat_policy(config: PlugConfig) -> Any:
+    policies, names = jax.checkpoint_policies, config.remat_saved_names
+    match config.remat_policy:
+        case "full":
+            return policies.nothing_saveable
+        case "dots":
+            return policies.dots_with_no_batch_dims_saveable
+        case "names":
+            return policies.save_only_these_names(*names)
+        case "offload":
+            return policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=(),
+                names_which_can_be_offloaded=names,
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+    raise AssertionError(config.remat_policy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from plug_jax import losses
 from plug_jax.config import PlugConfig
 from plug_jax.models.embeddings import Embeddings
 from plug_jax.models.layers import layer_norm, partitioned_zeros, projection
@@ -24,5 +25,13 @@ class MlmHead(nn.Module):
 
     def __call__(self, hidden: jax.Array, embeddings: Embeddings) -> jax.Array:
         """[B,P,M] -> float32 logits [B,P,V] (V padded)."""
-        hidden = self.layer_norm(nn.gelu(self.dense(hidden), approximate=False))
-        return embeddings.attend(hidden) + self.bias
+        return embeddings.attend(self._transform(hidden), self.bias)
+
+    def score(
+        self, hidden: jax.Array, labels: jax.Array, embeddings: Embeddings, *, chunk: int
+    ) -> losses.Scores:
+        """How well [B,P,M] predicts int32 labels [B,P]; see `losses.chunked_score`."""
+        return embeddings.score(self._transform(hidden), labels, self.bias, chunk=chunk)
+
+    def _transform(self, hidden: jax.Array) -> jax.Array:
+        return self.layer_norm(nn.gelu(self.dense(hidden), approximate=False))

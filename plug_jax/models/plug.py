@@ -12,14 +12,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plug_jax import losses
 from plug_jax.config import PlugConfig
+from plug_jax.models.attention import Segments
 from plug_jax.models.decoder import Decoder, DecoderContext, LayerCache
 from plug_jax.models.embeddings import Embeddings
 from plug_jax.models.encoder import Encoder
 from plug_jax.models.layers import projection
 from plug_jax.models.mlm_head import MlmHead
-from plug_jax.ops import attention, kv_cache
+from plug_jax.ops import kv_cache
 from plug_jax.ops.kv_cache import DecoderCache
+
+# Of the decoder's keys and values [L,2,B,S,H,K]: rows and heads lie where they are computed.
+CACHE_AXES = ("layers", None, "activation_batch", None, "activation_heads", None)
 
 
 class PlugModel(nn.Module):
@@ -72,12 +77,15 @@ class PlugModel(nn.Module):
             token_types=jnp.zeros_like(tokens) if token_types is None else token_types,
             deterministic=deterministic,
         )
-        mask = attention.segment_mask(segment_ids, segment_ids)
-        return self.encoder(x, mask=mask, deterministic=deterministic)
+        return self.encoder(x, segment_ids=segment_ids, deterministic=deterministic)
 
     def mlm_logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [B,P,V] over the original token, from encoder states [B,P,M]."""
         return self.mlm_head(hidden, self.embeddings)
+
+    def mlm_scores(self, hidden: jax.Array, labels: jax.Array, *, chunk: int) -> losses.Scores:
+        """How well `mlm_logits` of [B,P,M] predict int32 [B,P]; see `losses.chunked_score`."""
+        return self.mlm_head.score(hidden, labels, self.embeddings, chunk=chunk)
 
     def pool(self, hidden: jax.Array) -> jax.Array:
         """tanh(dense h), [...,M] -> [...,M]: BERT's pooler; the identity where there is none."""
@@ -99,6 +107,34 @@ class PlugModel(nn.Module):
     ) -> jax.Array:
         """float32 logits [B,D,V] of the token after each of int32 tokens [B,D].
 
+        Arguments as in `decoder_states`.
+        """
+        states = self.decoder_states(
+            tokens,
+            encoded,
+            positions=positions,
+            segment_ids=segment_ids,
+            encoder_segment_ids=encoder_segment_ids,
+            deterministic=deterministic,
+        )
+        return self.embeddings.attend(states)
+
+    def decoder_scores(self, states: jax.Array, labels: jax.Array, *, chunk: int) -> losses.Scores:
+        """How well decoder states [B,D,M] predict int32 [B,D]; see `losses.chunked_score`."""
+        return self.embeddings.score(states, labels, chunk=chunk)
+
+    def decoder_states(
+        self,
+        tokens: jax.Array,
+        encoded: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        encoder_segment_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Decoder states [B,D,M] of int32 tokens [B,D] over the encoder's [B,E,M].
+
         The decoder shares the encoder's embeddings (token type 0). A decoder segment attends to
         the encoder segment of the same id; segment 0 is padding on both sides.
         """
@@ -106,9 +142,8 @@ class PlugModel(nn.Module):
         if encoder_segment_ids is None:
             encoder_segment_ids = jnp.ones(encoded.shape[:2], jnp.int32)
         context = DecoderContext(
-            self_mask=attention.segment_mask(segment_ids, segment_ids)
-            & attention.causal_mask(tokens.shape[1]),
-            cross_mask=attention.segment_mask(segment_ids, encoder_segment_ids),
+            self_visible=Segments(segment_ids, segment_ids, causal=True),
+            cross_visible=Segments(segment_ids, encoder_segment_ids),
             encoded=encoded,
         )
         x = self.embeddings(
@@ -118,7 +153,7 @@ class PlugModel(nn.Module):
             deterministic=deterministic,
         )
         x, _ = self.decoder(x, context=context, deterministic=deterministic)
-        return self.embeddings.attend(x)
+        return x
 
     def start_cache(
         self,
@@ -133,8 +168,10 @@ class PlugModel(nn.Module):
             encoder_segment_ids = jnp.ones(encoded.shape[:2], jnp.int32)
         shape = (c.num_decoder_layers, 2, encoded.shape[0], max_length, c.num_heads, c.head_dim)
         return DecoderCache(
-            self_key_value=jnp.zeros(shape, c.dtype),
-            cross_key_value=self.decoder.project_cross(encoded),
+            self_key_value=nn.with_logical_constraint(jnp.zeros(shape, c.dtype), CACHE_AXES),
+            cross_key_value=nn.with_logical_constraint(
+                self.decoder.project_cross(encoded), CACHE_AXES
+            ),
             cross_mask=(encoder_segment_ids > 0)[:, None, None, :],
             length=jnp.zeros((), jnp.int32),
         )
@@ -147,8 +184,8 @@ class PlugModel(nn.Module):
         """
         num_new, cache_length = tokens.shape[1], cache.self_key_value.shape[3]
         context = DecoderContext(
-            self_mask=kv_cache.visible(num_new, cache_length, cache.length),
-            cross_mask=cache.cross_mask,
+            self_visible=kv_cache.visible(num_new, cache_length, cache.length),
+            cross_visible=cache.cross_mask,
             cache_index=cache.length,
         )
         x = self.embeddings(
@@ -164,6 +201,7 @@ class PlugModel(nn.Module):
             deterministic=True,
         )
         assert self_key_value is not None
+        self_key_value = nn.with_logical_constraint(self_key_value, CACHE_AXES)
         cache = dataclasses.replace(
             cache, self_key_value=self_key_value, length=cache.length + num_new
         )

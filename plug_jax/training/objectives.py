@@ -7,6 +7,7 @@ objective share the predicted positions. B rows, E encoder length, P predictions
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ def select_predictions(batch: Batch, *, capacity: float) -> dict[str, jax.Array]
     batch = dict(batch)
     weights = batch.pop("encoder_loss_weights")
     shuffled = batch.pop("encoder_shuffled", jnp.zeros_like(weights))
-    num = min(weights.shape[1], int(-(-capacity * weights.shape[1] // 1)))
+    num = num_predictions(weights.shape[1], capacity=capacity)
     # top_k is stable: equal weights come in order of position.
     slots, positions = lax.top_k(weights, num)
 
@@ -51,6 +52,11 @@ def select_predictions(batch: Batch, *, capacity: float) -> dict[str, jax.Array]
     batch["prediction_shuffled"] = take(shuffled) * slots
     batch["prediction_overflow"] = jnp.sum(weights, axis=1) - jnp.sum(slots, axis=1)
     return batch
+
+
+def num_predictions(length: int, *, capacity: float) -> int:
+    """P of `select_predictions` for rows of `length`."""
+    return min(length, math.ceil(capacity * length))
 
 
 def without_masked_lm(batch: Batch, active: jax.Array) -> dict[str, jax.Array]:
@@ -89,16 +95,14 @@ def _apply(
     *args: jax.Array,
     rng: jax.Array | None = None,
     **kwargs: Any,
-) -> jax.Array:
+) -> Any:
     rngs = None if rng is None else {"dropout": rng}
-    output = model.apply({"params": params}, *args, rngs=rngs, method=method, **kwargs)
-    assert isinstance(output, jax.Array)
-    return output
+    return model.apply({"params": params}, *args, rngs=rngs, method=method, **kwargs)
 
 
 def encode(model: PlugModel, params: Any, batch: Batch, rng: jax.Array | None) -> jax.Array:
     """Encoder states [B,E,M] of the batch; `rng` switches dropout on."""
-    return _apply(
+    states: jax.Array = _apply(
         model,
         params,
         "encode",
@@ -109,10 +113,11 @@ def encode(model: PlugModel, params: Any, batch: Batch, rng: jax.Array | None) -
         segment_ids=batch["encoder_segment_ids"],
         deterministic=rng is None,
     )
+    return states
 
 
 def token_metrics(
-    model: PlugModel, params: Any, batch: Batch, encoded: jax.Array
+    model: PlugModel, params: Any, batch: Batch, encoded: jax.Array, chunk: int
 ) -> dict[str, Mean]:
     """Masked LM and word structural objective at the predicted positions.
 
@@ -120,20 +125,19 @@ def token_metrics(
     """
     positions = batch["prediction_positions"]
     hidden = jnp.take_along_axis(encoded, positions[..., None], axis=1)
-    logits = _apply(model, params, "mlm_logits", hidden)
-    labels, weights = batch["prediction_labels"], batch["prediction_weights"]
-    shuffled = batch["prediction_shuffled"]
+    scores = _apply(model, params, "mlm_scores", hidden, batch["prediction_labels"], chunk=chunk)
+    weights, shuffled = batch["prediction_weights"], batch["prediction_shuffled"]
     overflow = jnp.sum(batch["prediction_overflow"]).astype(jnp.float32)
     metrics = {
-        "tokens_loss": Mean(*losses.weighted_cross_entropy(logits, labels, weights)),
-        "mlm_loss": Mean(*losses.weighted_cross_entropy(logits, labels, weights - shuffled)),
-        "mlm_accuracy": Mean(*losses.weighted_accuracy(logits, labels, weights - shuffled)),
+        "tokens_loss": Mean(*losses.weighted(scores.losses, weights)),
+        "mlm_loss": Mean(*losses.weighted(scores.losses, weights - shuffled)),
+        "mlm_accuracy": Mean(*losses.weighted(scores.hits, weights - shuffled)),
         "prediction_overflow": Mean(overflow, overflow + jnp.sum(weights)),
     }
     if "sentence_labels" in batch:  # the word structural objective belongs to stage 1
         metrics |= {
-            "word_order_loss": Mean(*losses.weighted_cross_entropy(logits, labels, shuffled)),
-            "word_order_accuracy": Mean(*losses.weighted_accuracy(logits, labels, shuffled)),
+            "word_order_loss": Mean(*losses.weighted(scores.losses, shuffled)),
+            "word_order_accuracy": Mean(*losses.weighted(scores.hits, shuffled)),
         }
     return metrics
 
@@ -143,21 +147,27 @@ def sentence_metrics(
 ) -> dict[str, Mean]:
     """Sentence structural objective at each segment's [CLS]."""
     logits = _apply(model, params, "sentence_logits", encoded)
-    labels, weights = batch["sentence_labels"], batch["sentence_weights"]
+    scores = losses.score(logits, batch["sentence_labels"])
+    weights = batch["sentence_weights"]
     return {
-        "sentence_loss": Mean(*losses.weighted_cross_entropy(logits, labels, weights)),
-        "sentence_accuracy": Mean(*losses.weighted_accuracy(logits, labels, weights)),
+        "sentence_loss": Mean(*losses.weighted(scores.losses, weights)),
+        "sentence_accuracy": Mean(*losses.weighted(scores.hits, weights)),
     }
 
 
 def decoder_metrics(
-    model: PlugModel, params: Any, batch: Batch, encoded: jax.Array, rng: jax.Array | None
+    model: PlugModel,
+    params: Any,
+    batch: Batch,
+    encoded: jax.Array,
+    chunk: int,
+    rng: jax.Array | None = None,
 ) -> dict[str, Mean]:
     """PALM's objective: the decoder predicts the text that follows the encoder's."""
-    logits = _apply(
+    states = _apply(
         model,
         params,
-        "decode",
+        "decoder_states",
         batch["decoder_input_tokens"],
         encoded,
         rng=rng,
@@ -167,9 +177,10 @@ def decoder_metrics(
         deterministic=rng is None,
     )
     labels, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+    scores = _apply(model, params, "decoder_scores", states, labels, chunk=chunk)
     return {
-        "decoder_loss": Mean(*losses.weighted_cross_entropy(logits, labels, weights)),
-        "decoder_accuracy": Mean(*losses.weighted_accuracy(logits, labels, weights)),
+        "decoder_loss": Mean(*losses.weighted(scores.losses, weights)),
+        "decoder_accuracy": Mean(*losses.weighted(scores.hits, weights)),
     }
 
 
@@ -191,33 +202,38 @@ def batch_metrics(batch: Batch) -> dict[str, Mean]:
 
 
 def training_metrics(
-    model: PlugModel, params: Any, batch: Batch, rng: jax.Array
+    model: PlugModel, params: Any, batch: Batch, rng: jax.Array, *, chunk: int = 0
 ) -> dict[str, Mean]:
-    """All objectives of the batch with dropout; `TRAINED` names those whose sum is minimised."""
+    """All objectives of the batch with dropout; `TRAINED` names those whose sum is minimised.
+
+    `chunk`: see `losses.chunked_score`.
+    """
     encoder_rng, decoder_rng = jax.random.split(rng)
     encoded = encode(model, params, batch, encoder_rng)
-    metrics = token_metrics(model, params, batch, encoded)
+    metrics = token_metrics(model, params, batch, encoded, chunk)
     if "sentence_labels" in batch:
         metrics |= sentence_metrics(model, params, batch, encoded)
     if "decoder_target_tokens" in batch:
-        metrics |= decoder_metrics(model, params, batch, encoded, decoder_rng)
+        metrics |= decoder_metrics(model, params, batch, encoded, chunk, decoder_rng)
     return metrics
 
 
-def evaluation_metrics(model: PlugModel, params: Any, batch: Batch) -> dict[str, Mean]:
+def evaluation_metrics(
+    model: PlugModel, params: Any, batch: Batch, *, chunk: int = 0
+) -> dict[str, Mean]:
     """All objectives without dropout.
 
     The decoder is always scored on uncorrupted text, as it is used, and masked LM on corrupted
     text: so the figures before and after the phase switch can be compared.
     """
     encoded = encode(model, params, batch, None)
-    metrics = token_metrics(model, params, batch, encoded) | batch_metrics(batch)
+    metrics = token_metrics(model, params, batch, encoded, chunk) | batch_metrics(batch)
     if "sentence_labels" in batch:
         metrics |= sentence_metrics(model, params, batch, encoded)
     if "decoder_target_tokens" in batch:
         clean = dict(batch, encoder_input_tokens=batch["encoder_original_tokens"])
         encoded = encode(model, params, clean, None)
-        metrics |= decoder_metrics(model, params, batch, encoded, None)
+        metrics |= decoder_metrics(model, params, batch, encoded, chunk)
     return metrics
 
 

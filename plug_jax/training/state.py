@@ -68,7 +68,7 @@ def init_state(
     """A fresh state, made in place on its devices: none ever holds the whole of it."""
 
     def init() -> TrainState:
-        params = nn.unbox(_init_params(model, jax.random.key(seed)))
+        params = init_params(model, jax.random.key(seed))
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     return jax.jit(init, out_shardings=layout.shardings)()
@@ -76,8 +76,13 @@ def init_state(
 
 def abstract_params(model: PlugModel) -> Any:
     """The parameter tree as ShapeDtypeStructs, still boxed with its logical axes."""
-    return jax.eval_shape(lambda: _init_params(model, jax.random.key(0)))
+    return jax.eval_shape(lambda: _boxed_params(model, jax.random.key(0)))
 
 
-def _init_params(model: PlugModel, rng: jax.Array) -> Any:
+def init_params(model: PlugModel, rng: jax.Array) -> Any:
+    """Fresh parameters, a tree of float32 arrays."""
+    return nn.unbox(_boxed_params(model, rng))
+
+
+def _boxed_params(model: PlugModel, rng: jax.Array) -> Any:
     return model.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]

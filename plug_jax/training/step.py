@@ -32,10 +32,13 @@ class StepConfig:
     # Positions of an encoder row that may be predicted, as a part of it. Stage 1 predicts 24% on
     # average (15% masked, 9% shuffled), stage 2 15%; what a row has beyond is counted.
     prediction_capacity: float = 0.375
+    loss_chunk: int = 0  # positions of a row whose logits exist at one time; 0: all
 
     def __post_init__(self) -> None:
         if self.micro_batches < 1:
             raise PlugError(f"StepConfig.micro_batches must be 1 or more, got {self.micro_batches}")
+        if self.loss_chunk < 0:
+            raise PlugError(f"StepConfig.loss_chunk must be 0 or more, got {self.loss_chunk}")
         for name in ("mlm_fraction", "prediction_capacity"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise PlugError(f"StepConfig.{name} must be in [0, 1], got {getattr(self, name)}")
@@ -53,8 +56,13 @@ def make_train_step(
     *,
     train_steps: int,
     seed: int,
+    param_shardings: Any = None,
 ) -> TrainStep:
-    """The step (state, batch) -> (state, metrics). Dropout's randomness is folded from the step."""
+    """The step (state, batch) -> (state, metrics). Dropout's randomness is folded from the step.
+
+    Gradients take `param_shardings` (None: one device), and so does what micro-batches add them up
+    in.
+    """
     mlm_steps = config.mlm_steps(train_steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
@@ -62,7 +70,7 @@ def make_train_step(
         batch = objectives.select_predictions(batch, capacity=config.prediction_capacity)
         batch = objectives.without_masked_lm(batch, state.step < mlm_steps)
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, trained = _gradients(model, state.params, batch, rng, config.micro_batches)
+        grads, trained = _gradients(model, state.params, batch, rng, config, param_shardings)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         one = jnp.ones((), jnp.float32)
@@ -80,13 +88,18 @@ def make_eval_step(model: PlugModel, config: StepConfig) -> EvalStep:
 
     def eval_step(params: Any, batch: Batch) -> dict[str, Mean]:
         batch = objectives.select_predictions(batch, capacity=config.prediction_capacity)
-        return objectives.evaluation_metrics(model, params, batch)
+        return objectives.evaluation_metrics(model, params, batch, chunk=config.loss_chunk)
 
     return eval_step
 
 
 def _gradients(
-    model: PlugModel, params: Any, batch: Batch, rng: jax.Array, micro_batches: int
+    model: PlugModel,
+    params: Any,
+    batch: Batch,
+    rng: jax.Array,
+    config: StepConfig,
+    param_shardings: Any,
 ) -> tuple[Any, dict[str, Mean]]:
     """Gradient of the summed objectives, and their metrics, over all micro-batches.
 
@@ -94,9 +107,10 @@ def _gradients(
     gives the same gradient.
     """
     weights = objectives.objective_weights(batch)
+    micro_batches = config.micro_batches
 
     def loss(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
-        metrics = objectives.training_metrics(model, params, batch, rng)
+        metrics = objectives.training_metrics(model, params, batch, rng, chunk=config.loss_chunk)
         parts = [
             metrics[objectives.TRAINED[name]].total / jnp.maximum(weight, 1.0)
             for name, weight in weights.items()
@@ -106,7 +120,15 @@ def _gradients(
         metrics["loss"] = Mean(total, jnp.full((), 1.0 / micro_batches))
         return total, metrics
 
-    gradient = jax.grad(loss, has_aux=True)
+    def constrain(grads: Any) -> Any:
+        if param_shardings is None:
+            return grads
+        return lax.with_sharding_constraint(grads, param_shardings)
+
+    def gradient(params: Any, batch: Batch, rng: jax.Array) -> tuple[Any, dict[str, Mean]]:
+        grads, metrics = jax.grad(loss, has_aux=True)(params, batch, rng)
+        return constrain(grads), metrics
+
     if micro_batches == 1:
         return gradient(params, batch, rng)
 
@@ -122,5 +144,5 @@ def _gradients(
 
     slices = (jax.tree.map(split, batch), jnp.arange(micro_batches))
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], slices[0]), rng)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return lax.scan(body, zeros, slices)[0]
+    grads, metrics = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return lax.scan(body, (constrain(grads), metrics), slices)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -163,6 +164,8 @@ def test_scanned_unrolled_and_rematerialised_agree() -> None:
         {"scan_layers": False},
         {"remat_policy": "full"},
         {"remat_policy": "dots"},
+        {"remat_policy": "names"},
+        {"remat_policy": "offload", "remat_saved_names": ("input", "context", "wi")},
         {"scan_layers": False, "remat_policy": "full"},
     ):
         got = loss_and_gradient(dataclasses.replace(base, **change))
@@ -233,8 +236,14 @@ def test_config_says_what_is_wrong() -> None:
         synthetic.tiny_config(hidden_size=0, dropout_rate=1.5)
     with pytest.raises(PlugError, match="norm_placement must be one of"):
         synthetic.tiny_config(norm_placement="middle")
+    with pytest.raises(PlugError, match=r"'splash' has no dropout; set attention_dropout_rate = 0"):
+        synthetic.tiny_config(attention="splash", attention_dropout_rate=0.1)
+    with pytest.raises(PlugError, match=r"attention_block_size must be a multiple of 128, got 100"):
+        synthetic.tiny_config(attention_block_size=100)
+    with pytest.raises(PlugError, match=r"may hold \('input', 'qkv', .*'wi'\), got \['mlp'\]"):
+        synthetic.tiny_config(remat_saved_names=("qkv", "mlp"))
     values = synthetic.tiny_config().to_dict()
-    assert PlugConfig.from_dict(values) == synthetic.tiny_config()
+    assert PlugConfig.from_dict(json.loads(json.dumps(values))) == synthetic.tiny_config()
     with pytest.raises(PlugError, match=r"no field 'hiden_size'; did you mean 'hidden_size'"):
         PlugConfig.from_dict({**values, "hiden_size": 3})
     del values["num_heads"]

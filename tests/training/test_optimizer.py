@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from plug_jax.errors import PlugError
-from plug_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from plug_jax.training.optimizer import (
+    OptimizerConfig,
+    bfloat16_moments,
+    make_optimizer,
+    make_schedule,
+    round_at_random,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +63,53 @@ def test_config_says_what_is_wrong() -> None:
         OptimizerConfig(schedule="sqrt")  # type: ignore[arg-type]
     with pytest.raises(PlugError, match="learning_rate must be positive"):
         OptimizerConfig(learning_rate=0)
+
+
+def test_rounding_at_random_is_right_on_average() -> None:
+    x = jnp.full(4000, -(1 + 1 / 512), jnp.float32)
+    rounded = np.asarray(round_at_random(x, jax.random.key(0)).astype(jnp.float32))
+    assert set(rounded.tolist()) == {-1.0, -(1 + 1 / 128)}
+    # Binomial(4000, 1/4): five standard deviations are 137.
+    assert abs((rounded < -1).sum() - 1000) < 137
+    exact = jnp.asarray([0.0, 1.0, -1.5, 2.0**-100])
+    np.testing.assert_array_equal(round_at_random(exact, jax.random.key(1)), exact)
+
+
+def test_bfloat16_moments_follow_float32_ones() -> None:
+    """The second moment also falls, where rounding to the nearest would keep it for ever."""
+    adam = optax.scale_by_adam(b1=0.9, b2=0.999)
+    low = bfloat16_moments(adam)
+    params = {"w": jnp.zeros((256,))}
+    states = [adam.init(params), low.init(params)]
+    assert {x.dtype for x in jax.tree.leaves((states[1].mu, states[1].nu))} == {
+        jnp.dtype(jnp.bfloat16)
+    }
+    for step in range(400):  # large gradients, then small ones
+        grads = {"w": jnp.full((256,), 1.0 if step < 100 else 0.01)}
+        updates = []
+        for i, optimizer in enumerate((adam, low)):
+            update, states[i] = jax.jit(optimizer.update)(grads, states[i])
+            updates.append(update["w"])
+    full, kept = (np.asarray(s.nu["w"], np.float32) for s in states)
+    peak = 1 - 0.999**100
+    assert full[0] < 0.8 * peak
+    # Each element is a random walk around the truth; their mean is close to it.
+    np.testing.assert_allclose(kept.mean(), full[0], rtol=0.01)
+    np.testing.assert_allclose(np.mean(updates[1]), updates[0][0], rtol=0.02)
+
+
+def test_bfloat16_moments_train_as_float32_ones() -> None:
+    target = jax.random.normal(jax.random.key(0), (64,))
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        config = OptimizerConfig(learning_rate=0.03, schedule="constant", moment_dtype=dtype)
+        optimizer = make_optimizer(config, make_schedule(config, 100))
+        params = {"kernel": jnp.zeros(64)}
+        state = optimizer.init(params)
+        for _ in range(100):
+            grads = jax.grad(lambda p: jnp.sum((p["kernel"] - target) ** 2))(params)
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        losses.append(float(jnp.sum((params["kernel"] - target) ** 2)))
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert losses[0] < 0.1 * float(jnp.sum(target**2))

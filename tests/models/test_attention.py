@@ -1,0 +1,186 @@
+"""Splash attention in the whole model, what each remat policy saves, and the compiled TPU step."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plug_jax.config import PlugConfig
+from plug_jax.errors import PlugError
+from plug_jax.models.plug import PlugModel
+from plug_jax.partitioning import Partitioner
+from tests import synthetic
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOT = synthetic.tiny_config(
+    num_encoder_layers=1, num_decoder_layers=1, num_heads=2, head_dim=8, max_positions=256
+)
+SPLASH = dataclasses.replace(DOT, attention="splash", attention_block_size=128)
+
+
+def init(config: PlugConfig) -> dict:
+    variables = PlugModel(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    return nn.unbox(variables)["params"]
+
+
+def loss(config: PlugConfig, params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+    """A scalar over all logits that mean something, and the decoder's logits."""
+    model, variables = PlugModel(config), {"params": params}
+    encoder_segments, segments = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
+    encoded = model.apply(
+        variables, batch["encoder_input_tokens"], segment_ids=encoder_segments, method="encode"
+    )
+    logits = model.apply(
+        variables,
+        batch["decoder_input_tokens"],
+        encoded,
+        segment_ids=segments,
+        encoder_segment_ids=encoder_segments,
+        method="decode",
+    )
+    encoded = jnp.where(encoder_segments[..., None] > 0, encoded, 0)
+    logits = jnp.where(segments[..., None] > 0, logits, 0)
+    return jnp.mean(logits**2) + jnp.mean(jnp.sin(encoded)), logits
+
+
+def test_splash_on_a_mesh_equals_dot_on_one_device() -> None:
+    """Logits and parameter gradients; the residual stream's length over `tensor`, as it may be."""
+    batch = synthetic.batch(rows=4, encoder=256, decoder=128)
+    params = init(DOT)
+    gradient = jax.grad(loss, argnums=1, has_aux=True)
+    expected = jax.jit(gradient, static_argnums=0)(DOT, params, batch)
+    partitioner = Partitioner(
+        data=2, fsdp=2, tensor=2, rules=(("activation_norm_length", "tensor"),)
+    )
+    config = dataclasses.replace(SPLASH, remat_policy="names", remat_saved_names=("context",))
+    with partitioner.context():
+        boxed = jax.eval_shape(
+            lambda: PlugModel(DOT).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        )
+        shardings = (partitioner.param_shardings(boxed), partitioner.batch_sharding)
+        step = jax.jit(gradient, static_argnums=0, in_shardings=shardings)
+        assert '{"data", "fsdp"}, {"tensor"}, {}' in step.lower(config, params, batch).as_text()
+        got = step(config, params, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "spared"),
+    # By the encoder's block and the decoder's two attentions.
+    [("input", 0), ("qkv", 1 + 3), ("context", 1 + 2), ("out", 1 + 2), ("wi", 1 + 1)],
+)
+def test_a_saved_name_spares_its_matrix_products(name: str, spared: int) -> None:
+    batch = synthetic.batch(rows=1, encoder=8, decoder=8)
+
+    def products(*names: str) -> int:
+        config = dataclasses.replace(DOT, remat_policy="names", remat_saved_names=names)
+        gradient = jax.grad(lambda params: loss(config, params, batch)[0])
+        return str(jax.make_jaxpr(gradient)(jax.eval_shape(lambda: init(DOT)))).count("dot_general")
+
+    assert products() - products(name) == spared
+
+
+def test_splash_is_for_tpus() -> None:
+    device = jax.sharding.AbstractDevice("H100", num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    params = jax.eval_shape(lambda: init(SPLASH))
+    batch = synthetic.batch(rows=1, encoder=128, decoder=128)
+    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(PlugError, match="attention = 'dot'"):
+        jax.eval_shape(lambda params: loss(SPLASH, params, batch), params)
+
+
+def test_decoding_with_a_cache_needs_no_splash() -> None:
+    """A model that was trained with splash decodes rows of any length."""
+    params = init(SPLASH)
+    encoded = jnp.ones((1, 5, DOT.hidden_size))
+
+    def step(config: PlugConfig) -> jax.Array:
+        model, variables = PlugModel(config), {"params": params}
+        cache = model.apply(variables, encoded, max_length=3, method="start_cache")
+        return model.apply(variables, jnp.array([[7]]), cache, method="decode_step")[0]
+
+    np.testing.assert_array_equal(step(SPLASH), step(DOT))
+
+
+def compile_for_tpu() -> None:
+    """Print the compiled gradient of a small model on a v5e 2x2, and how much goes to the host."""
+    from jax.experimental import topologies
+
+    config = PlugConfig(
+        vocab_size=1024,
+        hidden_size=256,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        head_dim=64,
+        mlp_dim=512,
+        max_positions=1024,
+        attention_dropout_rate=0.0,
+        dtype="bfloat16",
+        attention="splash",
+        remat_policy="offload",
+        remat_saved_names=("input", "qkv", "context", "out", "wi"),
+    )
+    devices = topologies.get_topology_desc("v5e:2x2", "tpu").devices
+    partitioner = Partitioner(data=1, fsdp=2, tensor=2, devices=tuple(devices))
+    with partitioner.context():
+        boxed = jax.eval_shape(
+            lambda: PlugModel(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))[
+                "params"
+            ]
+        )
+        shardings = partitioner.param_shardings(boxed)
+        batch = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
+            synthetic.batch(rows=4, encoder=LENGTH, decoder=LENGTH),
+        )
+        gradient = jax.jit(
+            lambda params, batch: jax.grad(loss, argnums=1, has_aux=True)(config, params, batch)[0],
+            in_shardings=(shardings, partitioner.batch_sharding),
+            out_shardings=shardings,
+        )
+        compiled = gradient.lower(nn.unbox(boxed), batch).compile()
+    print(compiled.as_text())
+    print("host bytes:", compiled.memory_analysis().host_temp_size_in_bytes)
+
+
+LENGTH = 640  # of rows; no size of a parameter is a multiple of 5
+
+
+@pytest.mark.slow
+def test_compiled_for_tpu() -> None:
+    """The kernels run on each device's own heads and rows, the forward ones once; offload works."""
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", "from tests.models import test_attention as t; t.compile_for_tpu()"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    kernels = re.findall(r"%(splash_mha_(?:fwd|dkv))\S* = .* custom-call\(", run.stdout)
+    forward, backward = (kernels.count(f"splash_mha_{phase}") for phase in ("fwd", "dkv"))
+    assert forward == backward >= 3  # encoder, decoder, cross
+    assert re.search(r"bf16\[2,2,640,64\]", run.stdout)  # [B / fsdp, H / tensor, Q, K]
+    gathers = re.findall(r" = (.*) all-gather(?:-start)?\(", run.stdout)
+    sizes = {int(n) for shape in gathers for n in re.findall(r"\d+(?=[],\d]*])", shape)}
+    assert 256 in sizes  # parameters
+    assert not [n for n in sizes if n % 5 == 0]  # activations
+    assert int(run.stdout.split("host bytes:")[1]) > 0

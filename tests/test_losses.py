@@ -1,0 +1,82 @@
+"""Cross-entropy: worked examples, and chunks that change nothing but memory."""
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from plug_jax import losses
+
+
+def test_worked_example():
+    # softmax of [0, ln 3] is [1/4, 3/4]
+    scores = losses.score(jnp.array([[[0.0, np.log(3)], [0.0, np.log(3)]]]), jnp.array([[0, 1]]))
+    np.testing.assert_allclose(scores.losses, [[np.log(4), np.log(4 / 3)]], rtol=1e-6)
+    np.testing.assert_array_equal(scores.hits, [[0, 1]])
+    total, weight = losses.weighted(scores.losses, jnp.array([[0, 2]]))
+    np.testing.assert_allclose([total, weight], [2 * np.log(4 / 3), 2])
+
+
+def test_large_logits_stay_finite():
+    scores = losses.score(jnp.array([[1e4, -1e4]], jnp.bfloat16), jnp.array([1]))
+    assert scores.losses.dtype == jnp.float32
+    np.testing.assert_allclose(scores.losses, [2e4], rtol=1e-2)
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(4, 10, 8)), jnp.float32)
+    table = jnp.asarray(rng.normal(size=(24, 8)), jnp.float32)
+    return hidden, table, jnp.asarray(rng.integers(0, 24, (4, 10)), jnp.int32)
+
+
+def total(hidden, table, labels, chunk):
+    scores = losses.chunked_score(lambda h: h @ table.T, hidden, labels, chunk=chunk)
+    weights = jnp.arange(40.0).reshape(4, 10)
+    return losses.weighted(scores.losses, weights)[0], scores
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 9, 10, 11])
+def test_chunks_change_neither_scores_nor_gradients(problem, chunk):
+    hidden, table, labels = problem
+    (_, scores), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(*problem, chunk)
+    (_, whole), whole_grads = jax.value_and_grad(total, (0, 1), has_aux=True)(*problem, 0)
+    reference = optax.softmax_cross_entropy_with_integer_labels(hidden @ table.T, labels)
+    np.testing.assert_allclose(scores.losses, reference, rtol=1e-5)
+    np.testing.assert_array_equal(scores.hits, jnp.argmax(hidden @ table.T, -1) == labels)
+    np.testing.assert_allclose(scores.losses, whole.losses, rtol=1e-6)
+    for one, other in zip(grads, whole_grads, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_no_more_logits_are_held_than_the_chunk_s(problem):
+    """Neither forward nor backward has an array of all positions by the vocabulary."""
+    jaxpr = jax.make_jaxpr(jax.grad(lambda *a: total(*a, 2)[0], (0, 1)))(*problem)
+    shapes = {tuple(v.aval.shape) for v in _variables(jaxpr.jaxpr)}
+    assert (4, 2, 24) in shapes
+    assert not any(np.prod(s) >= 4 * 10 * 24 for s in shapes)
+
+
+def _variables(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from equation.outvars
+        for sub in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _variables(sub)
+
+
+def test_a_sharded_vocabulary_is_never_gathered(problem):
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"))
+    P = jax.sharding.PartitionSpec
+    specs = (P("data"), P("tensor"), P("data"))
+    shardings = tuple(jax.NamedSharding(mesh, s) for s in specs)
+    step = jax.jit(jax.value_and_grad(lambda *a: total(*a, 5)[0], (0, 1)), in_shardings=shardings)
+    text = step.lower(*problem).compile().as_text()
+    assert "all-gather" not in text
+    value, grads = step(*map(jax.device_put, problem, shardings))
+    expected, expected_grads = jax.value_and_grad(lambda *a: total(*a, 0)[0], (0, 1))(*problem)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for one, other in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -88,6 +88,11 @@ def configured(build: Callable[..., T], *, files: Sequence[str], bindings: Seque
         logging.disable(logging.NOTSET)
 
 
+def macros_used(files: Sequence[str]) -> set[str]:
+    """Names of the macros that gin files read. PlugError for a file that is not found."""
+    return set(_USED.findall(_STRING.sub("''", "\n".join(_expanded(name) for name in files))))
+
+
 def operative_config() -> str:
     """Every binding that was used, as a gin file; to be called after `configured`."""
     import gin

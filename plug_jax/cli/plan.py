@@ -1,0 +1,261 @@
+"""`plug-jax plan`: what a run needs and how fast it can be, from gin files, without a TPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from plug_jax.cli import gin_config
+from plug_jax.errors import PlugError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from plug_jax.planning.compile import Memory
+    from plug_jax.planning.cost import Cost
+    from plug_jax.planning.decode import DecodePlan
+    from plug_jax.planning.plan import Plan, Speed
+    from plug_jax.training.program import TrainConfig
+
+SUMMARY = (
+    "Tell from gin files whether a run fits a TPU slice, and how fast it can be. Needs no TPU."
+)
+EXAMPLE = """examples:
+  plug-jax plan --gin_file=runs/palm_pretrain.gin --gin_file=models/plug_27b.gin \\
+    --gin_file=mesh/v5p_128.gin --topology=v5p:4x4x4
+  plug-jax plan --gin_file=runs/structbert_pretrain.gin --gin_file=models/large.gin \\
+    --gin_file=mesh/v5e_256.gin --topology=v5e:4x4 --sweep --tensor 1 2 --remat none dots full
+
+The TPU compiler (pip install 'plug-jax[tpu]') compiles the train step that `plug-jax train` runs;
+a model of 26B parameters takes it one to several minutes. Data are not read: MODEL_DIR, TRAIN_FILES
+and the like need not be set. The exit status is 1 when the run does not fit.
+"""
+UNKNOWN_ARGUMENTS = True
+_DOES_NOT_FIT = 1
+
+# Macros of runs/ files that a plan does not depend on, with what they are set to. Above all no task
+# is registered, which would look for its files.
+_UNREAD = {
+    "MODEL_DIR": "'plan'",
+    "TRAIN_STEPS": "1000000",
+    "INITIAL_CHECKPOINT": "None",
+    "EVAL_DATA": "None",
+    "MIXTURE_OR_TASK_NAME": "'plan'",
+    "PROFILE_STEPS": "None",
+    "COMPILATION_CACHE_DIR": "None",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `plug-jax plan`."""
+    gin_config.add_arguments(parser)
+    add = parser.add_argument
+    add(
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="v4, v5e, v5p, v6e or v7x, with the chips of a slice: v5p:4x4x4, v5e:16x16; "
+        "2*v5p:4x4x8 is two slices",
+    )
+    add("--json", action="store_true", help="one JSON object on standard output")
+    add("--find_batch", action="store_true", help="find the largest BATCH_SIZE that fits")
+    add("--sweep", action="store_true", help="compare meshes, batches and remat policies")
+    add(
+        "--decode",
+        action="store_true",
+        help="plan cached generation in place of training: BATCH_SIZE prompts, and texts, of "
+        "TASK_FEATURE_LENGTHS at most",
+    )
+    for name, what in (("fsdp", int), ("tensor", int), ("batch", int), ("remat", str)):
+        add(f"--{name}", nargs="+", type=what, metavar="N", help=f"values of {name} to --sweep")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile, and print a report."""
+    from plug_jax.planning.topologies import parse_topology, set_environment
+
+    topology = parse_topology(args.topology)
+    if args.sweep + args.find_batch + args.decode > 1:
+        raise PlugError(
+            "--sweep, --find_batch and --decode are one at a time; --sweep takes --batch values"
+        )
+    if not args.sweep and any((args.fsdp, args.tensor, args.batch, args.remat)):
+        raise PlugError("--fsdp, --tensor, --batch and --remat are for --sweep")
+    set_environment()
+    from plug_jax.cli.main import import_tensorflow
+
+    import_tensorflow()
+    from plug_jax.planning.decode import make_decode_plan
+    from plug_jax.planning.plan import find_batch, make_plan
+    from plug_jax.planning.sweep import Grid, sweep
+
+    config = configure(args.gin_file, gin_config.overrides(args.unknown))
+    if args.sweep:
+        grid = Grid.of(config, topology, args.fsdp, args.tensor, args.batch, args.remat)
+        plans = sweep(config, topology, grid, _say)
+        _print_plans(plans, as_json=args.json)
+        return 0 if plans and plans[0].fits else _DOES_NOT_FIT
+    if args.decode:
+        decode_plan = make_decode_plan(config, topology)
+        if args.json:
+            print(json.dumps(decode_plan.to_dict(), indent=2))
+        else:
+            _print_decode_plan(decode_plan)
+        return 0 if decode_plan.fits else _DOES_NOT_FIT
+    if args.find_batch:
+        plan = find_batch(config, topology, lambda plan: _say(plan.verdict))
+    else:
+        plan = make_plan(config, topology)
+    if args.json:
+        print(json.dumps(plan.to_dict(), indent=2))
+    else:
+        _print_plan(plan)
+    return 0 if plan.fits else _DOES_NOT_FIT
+
+
+def configure(files: list[str], bindings: list[str]) -> TrainConfig:
+    """The run that gin files and bindings describe, without what only a run itself needs."""
+    from plug_jax.training.program import TrainConfig
+
+    used = gin_config.macros_used(files)
+    unread = [f"{name} = {value}" for name, value in _UNREAD.items() if name in used]
+    return gin_config.configured(TrainConfig, files=files, bindings=[*bindings, *unread])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print_plans(plans: Sequence[Plan], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([plan.to_dict() for plan in plans], indent=2))
+        return
+    table = _table("data", "fsdp", "tensor", "batch", "remat", "HBM", "MFU at most", "bound by")
+    table.add_column("interconnect / compute")
+    for plan in plans:
+        row = [*(str(plan.mesh[axis]) for axis in ("data", "fsdp", "tensor"))]
+        row += [str(plan.batch_size), plan.remat_policy]
+        if plan.speed is None:
+            row.append("does not fit")
+        else:
+            roofline = plan.speed.roofline
+            row += [_bytes(plan.hbm_needed), f"{plan.speed.mfu_bound:.1%}", roofline.bound_by]
+            row.append(f"{roofline.interconnect / roofline.compute:.2f}")
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _print_plan(plan: Plan) -> None:
+    console = _console()
+    lengths = " + ".join(str(n) for n in plan.lengths.values())
+    console.print(
+        f"stage {plan.stage}: {plan.parameters:,} parameters, rows of {lengths} tokens, "
+        f"micro-batches {plan.micro_batches}, remat {plan.remat_policy}, attention "
+        f"{plan.attention}\n{plan.verdict}"
+    )
+    if plan.memory is not None:
+        console.print(_memory_table(plan.memory))
+    if plan.speed is not None:
+        _print_speed(console, plan, plan.speed)
+
+
+def _print_decode_plan(plan: DecodePlan) -> None:
+    console = _console()
+    console.print(
+        f"decoding, a token for each row: prompts of {plan.encoder_length} tokens, up to "
+        f"{plan.max_length} new ones\n{plan.verdict}\n"
+        f"parameters {_bytes(plan.parameters)}, keys and values {_bytes(plan.cache)} a device"
+    )
+    if plan.cost is not None:
+        _print_cost(console, plan.cost, "a token")
+        console.print(
+            f"At most {plan.tokens_per_second:,.0f} tokens/s over all rows. Bounds from published "
+            "peaks, not predictions."
+        )
+
+
+def _memory_table(memory: Memory) -> Table:
+    table = _table("HBM of a device", "size", "from")
+    rows: list[tuple[str, int | None, str]] = [
+        ("arguments", memory.arguments, "compiler"),
+        ("  parameters", memory.parameters, "shardings"),
+        ("  optimizer", memory.optimizer, "shardings"),
+        ("outputs that are no arguments", memory.outputs - memory.aliased, "compiler"),
+        ("temporaries", memory.temporaries, "compiler"),
+        ("  kept by layers for the backward pass, at most", memory.activations, "traced shapes"),
+        ("code", memory.code, "compiler"),
+        ("needed at one time", memory.peak, "compiler"),
+        ("on the host", memory.host or None, "compiler"),
+    ]
+    for name, size, source in rows:
+        if size is not None:
+            table.add_row(name, _bytes(size), source)
+    return table
+
+
+def _print_cost(console: Console, cost: Cost, what: str) -> None:
+    table = _table("collective", "over", "type", "times", "bytes", "largest", "at least", "waits")
+    for row in cost.collectives:
+        moved = [f"{row.times:,}", _bytes(row.bytes), row.largest, _time(row.seconds)]
+        table.add_row(row.kind, row.axes, row.dtype, *moved, "" if row.is_async else "yes")
+    console.print(table)
+    roofline = cost.roofline
+    table = _table(what, "at least", "from")
+    for name, seconds, source in (
+        ("compute", roofline.compute, f"{cost.executed_flops:.4g} FLOPs as traced"),
+        ("HBM", roofline.hbm, f"{_bytes(cost.hbm_traffic)} a device in the compiled program"),
+        ("interconnect", roofline.interconnect, "its collectives, one after another"),
+        ("all at the same time", roofline.overlapped, f"bound by {roofline.bound_by}"),
+        ("as compiled", roofline.scheduled, f"waits for {_time(roofline.synchronous)} of it"),
+    ):
+        table.add_row(name, _time(seconds), source)
+    console.print(table)
+    if cost.uncounted_loops:
+        console.print(f"Loops of unknown length, which count once: {cost.uncounted_loops}")
+
+
+def _print_speed(console: Console, plan: Plan, speed: Speed) -> None:
+    _print_cost(console, speed, "a step")
+    roofline = speed.roofline
+    hidden = "hide" if roofline.hides_interconnect else "not hide"
+    console.print(
+        f"MFU at most {speed.mfu_bound:.1%}, as compiled {speed.mfu_scheduled:.1%}: "
+        f"{speed.model_flops:.4g} model FLOPs a step. Compute can "
+        f"{hidden} the interconnect ({roofline.interconnect / roofline.compute:.2f} of it).\n"
+        f"At most {speed.tokens_per_second:,.0f} tokens/s: {speed.days:,.1f} days for the "
+        f"{speed.stage_tokens / 1e9:.0f}B tokens of stage {plan.stage}, padding included.\n"
+        f"Bounds from published peaks, not predictions. Traced in {plan.trace_seconds:.1f} s, "
+        f"compiled in {plan.compile_seconds:.1f} s."
+    )
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Piped, rich would fold everything to 80 columns.
+    width = None if sys.stdout.isatty() else 120
+    return Console(highlight=False, soft_wrap=True, width=width)
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    return Table(*columns)
+
+
+def _bytes(size: int | None) -> str:
+    """1.50 GiB, 20.3 MiB, 512 B."""
+    number = float(size or 0)
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.3g} {unit}"
+        number /= 1024
+    return f"{number:.2f} GiB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"

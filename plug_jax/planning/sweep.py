@@ -1,0 +1,97 @@
+"""Comparing meshes, batches and remat policies by what the compiler makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+from plug_jax.config import RematPolicy
+from plug_jax.errors import PlugError
+from plug_jax.planning.plan import Plan, make_plan, with_batch_size
+from plug_jax.planning.topologies import Topology
+from plug_jax.training.program import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Values to combine; `data` follows from fsdp and tensor."""
+
+    fsdp: tuple[int, ...]
+    tensor: tuple[int, ...]
+    batch: tuple[int, ...]
+    remat: tuple[RematPolicy, ...]
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainConfig,
+        topology: Topology,
+        fsdp: Sequence[int] | None = None,
+        tensor: Sequence[int] | None = None,
+        batch: Sequence[int] | None = None,
+        remat: Sequence[RematPolicy] | None = None,
+    ) -> Grid:
+        """Where values are not given: tensor 1 to 8, each with all of a slice that is left or half
+        of it as fsdp; the run's own batch, and its remat policy."""
+        in_slice = topology.num_devices // topology.slices
+        tensor = tuple(tensor or (n for n in (1, 2, 4, 8) if in_slice % n == 0))
+        if fsdp is None:
+            left = [in_slice // n for n in tensor]
+            fsdp = sorted({n for size in left for n in (size, size // 2) if n}, reverse=True)
+        return cls(
+            fsdp=tuple(fsdp),
+            tensor=tensor,
+            batch=tuple(batch or (config.train_data.batch_size,)),
+            remat=tuple(remat or (config.model.remat_policy,)),
+        )
+
+    def configs(self, config: TrainConfig, topology: Topology) -> Iterator[TrainConfig]:
+        """The run with every combination that multiplies to the devices of whole slices."""
+        for fsdp, tensor, batch, remat in itertools.product(
+            self.fsdp, self.tensor, self.batch, self.remat
+        ):
+            data, rest = divmod(topology.num_devices, fsdp * tensor)
+            # At most two copies of the parameters a slice: a half of its devices as fsdp.
+            if rest or data % topology.slices:
+                continue
+            yield dataclasses.replace(
+                with_batch_size(config, batch),
+                partitioner=dataclasses.replace(
+                    config.partitioner, data=data, fsdp=fsdp, tensor=tensor, slices=topology.slices
+                ),
+                model=dataclasses.replace(config.model, remat_policy=remat),
+            )
+
+
+def sweep(
+    config: TrainConfig, topology: Topology, grid: Grid, report: Callable[[str], None]
+) -> list[Plan]:
+    """A plan of every combination, the highest MFU bound first, those that do not fit last.
+
+    Each is compiled in turn; `report` gets a line before and after. A combination that does not
+    divide the model or the batch is reported and left out. PlugError when none is left.
+    """
+    configs = list(grid.configs(config, topology))
+    plans = []
+    for number, candidate in enumerate(configs, 1):
+        partitioner = candidate.partitioner
+        report(
+            f"[{number}/{len(configs)}] data={partitioner.data} fsdp={partitioner.fsdp} "
+            f"tensor={partitioner.tensor} batch={candidate.train_data.batch_size} "
+            f"remat={candidate.model.remat_policy} ..."
+        )
+        try:
+            plan = make_plan(candidate, topology)
+        except PlugError as error:
+            report(f"  left out: {error}")
+            continue
+        plans.append(plan)
+        bound = f"; MFU at most {plan.speed.mfu_bound:.1%}" if plan.speed else ""
+        report(f"  {plan.verdict}{bound}")
+    if not plans:
+        raise PlugError(
+            f"nothing to compare: no combination of fsdp {grid.fsdp}, tensor {grid.tensor} and "
+            f"batch {grid.batch} divides {topology} and the model"
+        )
+    return sorted(plans, key=lambda plan: -(plan.speed.mfu_bound if plan.speed else 0.0))

@@ -1,0 +1,273 @@
+"""`plug-jax plan`: what it asks of gin files, what it says, and one real compilation for TPUs."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from plug_jax.cli import main as dispatcher
+from plug_jax.cli import plan as command
+from plug_jax.errors import PlugError
+from plug_jax.planning import plan as planning
+from plug_jax.planning import sweep as sweeping
+from plug_jax.planning.compile import DoesNotFit, kept_activations
+from plug_jax.planning.roofline import Roofline
+from plug_jax.planning.topologies import GIB, parse_topology
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ["runs/palm_pretrain.gin", "models/tiny.gin", "mesh/cpu8.gin"]
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: extra `tpu`"
+)
+
+
+def arguments(*others, files=FILES):
+    return ["plan", *(f"--gin_file={file}" for file in files), *others]
+
+
+def test_gin_files_need_no_data_and_no_model_dir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = command.configure(FILES, ["BATCH_SIZE = 16", "TRAIN_FILES = 'nowhere/*.txt'"])
+    assert config.train_data.batch_size == 16
+    assert config.train_data.feature_lengths == {"encoder": 1024, "decoder": 1024}
+    assert config.eval_data is None
+    stage1 = command.configure(["runs/structbert_pretrain.gin", *FILES[1:]], [])
+    assert stage1.model.num_decoder_layers == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_macro_is_named_all_the_same():
+    with pytest.raises(PlugError, match="did you mean BATCH_SIZE?"):
+        command.configure(FILES, ["BACH_SIZE = 16"])
+
+
+def some_plan(config, topology, *, fits=True, **changes):
+    speed = None
+    if fits:
+        values = dict.fromkeys(planning.Speed.__dataclass_fields__, 0)
+        values |= {"roofline": Roofline(2.0, 1.0, 1.0, 0.5), "collectives": (), "mfu_bound": 0.5}
+        speed = planning.Speed(**(values | changes))
+    return planning.Plan(
+        topology=str(topology),
+        chips=topology.num_chips,
+        devices=topology.num_devices,
+        mesh={"data": 2, "fsdp": config.partitioner.fsdp, "tensor": config.partitioner.tensor},
+        stage=2,
+        parameters=1,
+        batch_size=config.train_data.batch_size,
+        micro_batches=config.step.micro_batches,
+        lengths=dict(config.train_data.feature_lengths),
+        remat_policy=config.model.remat_policy,
+        remat_saved_names=config.model.remat_saved_names,
+        attention=config.model.attention,
+        fits=fits,
+        hbm_needed=12 * GIB if fits else 20 * GIB,
+        hbm_available=16 * GIB,
+        memory=None,
+        speed=speed,
+        trace_seconds=1.0,
+        compile_seconds=2.0,
+    )
+
+
+@pytest.fixture
+def eight_devices(monkeypatch):
+    """Plans of v5e:2x4 on the 8 CPU devices: no TPU compiler."""
+    monkeypatch.setattr(planning, "compile_only_devices", lambda topology: tuple(jax.devices()))
+    return parse_topology("v5e:2x4")
+
+
+@pytest.mark.parametrize(("start", "largest"), [(8, 8), (8, 100), (64, 24), (1024, 1)])
+def test_find_batch(eight_devices, monkeypatch, start, largest):
+    """data x fsdp = 4 parts of 2 micro-batches: multiples of 8."""
+    config = command.configure(FILES, [f"BATCH_SIZE = {start}", "MICRO_BATCHES = 2"])
+    monkeypatch.setattr(
+        planning,
+        "make_plan",
+        lambda c, topology: some_plan(c, topology, fits=c.train_data.batch_size <= largest),
+    )
+    tried = []
+    if largest < 8:
+        with pytest.raises(PlugError, match="no batch fits, not even batch 8 on v5e:2x4"):
+            planning.find_batch(config, eight_devices, tried.append)
+    else:
+        plan = planning.find_batch(config, eight_devices, tried.append)
+        assert plan.batch_size == largest // 8 * 8
+    assert len({plan.batch_size for plan in tried}) == len(tried) <= 9
+
+
+def test_sweep_ranks_what_fits_and_leaves_out_what_does_not_divide(eight_devices, monkeypatch):
+    config = command.configure(FILES, ["BATCH_SIZE = 16"])
+
+    def make(candidate, topology):
+        partitioner = candidate.partitioner
+        if partitioner.tensor == 4:
+            raise PlugError("tensor 4 does not divide 2 heads")
+        bound = 0.1 * partitioner.fsdp
+        return some_plan(candidate, topology, fits=partitioner.fsdp < 8, mfu_bound=bound)
+
+    monkeypatch.setattr(sweeping, "make_plan", make)
+    said = []
+    grid = sweeping.Grid.of(config, eight_devices)
+    assert (grid.fsdp, grid.tensor) == ((8, 4, 2, 1), (1, 2, 4, 8))
+    grid = sweeping.Grid.of(config, eight_devices, tensor=[1, 2, 4])
+    plans = sweeping.sweep(config, eight_devices, grid, said.append)
+    assert (plans[0].mesh["fsdp"], plans[0].mesh["tensor"], plans[0].fits) == (4, 1, True)
+    assert [p.fits for p in plans] == sorted((p.fits for p in plans), reverse=True)
+    assert any("left out: tensor 4 does not divide" in line for line in said)
+
+
+def test_what_does_not_fit_is_said_with_status_1(eight_devices, monkeypatch, capsys):
+    def out_of_memory(program):
+        raise DoesNotFit(
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (20.50G) exceeds available HBM (15.75G)."
+        )
+
+    monkeypatch.setattr(planning, "compile_step", out_of_memory)
+    assert dispatcher.main(arguments("--topology=v5e:2x4", "--gin.BATCH_SIZE=8")) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "batch 8 on v5e:2x4 (data=2 x fsdp=2 x tensor=2) does not fit" in out
+    assert "it needs 20.50 GiB, a device has 15.75 GiB" in out
+    assert dispatcher.main(arguments("--topology=v5e:2x4", "--gin.BATCH_SIZE=8", "--json")) == 1
+    values = json.loads(capsys.readouterr().out)
+    assert values["fits"] is False and values["hbm_needed"] == int(20.5 * GIB)
+
+
+def test_an_error_without_sizes_is_still_out_of_memory():
+    assert DoesNotFit("RESOURCE_EXHAUSTED: something new").needed is None
+    assert DoesNotFit("RESOURCE_EXHAUSTED: Used 17.50G of 15.75G hbm.").needed == int(17.5 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (["--topology=v5e:4"], "is not CHIP:SHAPE, such as v5p:4x4x4"),
+        (["--topology=v5e:2x4", "--tensor", "2"], "are for --sweep"),
+        (["--topology=v5e:2x4", "--sweep", "--find_batch"], "do not go together"),
+        (["--topology=v5e:2x4", "--gin.BATCH_SIZE=6"], "BATCH_SIZE 6 does not divide"),
+        (["--topology=v5e:2x4", "--gin.partitioning.Partitioner.fsdp=4"], "does not match the 8"),
+    ],
+)
+def test_mistakes(eight_devices, capsys, others, message):
+    assert dispatcher.main(arguments(*others)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_tpu_compiler(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert dispatcher.main(arguments("--topology=v5e:2x4")) == 2
+    assert "pip install 'plug-jax[tpu]'" in capsys.readouterr().err
+
+
+@needs_compiler
+def test_a_slice_that_does_not_exist(capsys):
+    assert dispatcher.main(arguments("--topology=v5p:3x3x3")) == 2
+    assert "--topology v5p:3x3x3: the TPU compiler says" in capsys.readouterr().err
+
+
+def test_kept_activations_are_what_backward_loops_read():
+    def loss(weights, x):
+        def layer(x, w):
+            return jax.checkpoint(lambda x, w: jax.numpy.sin(x @ w))(x, w), None
+
+        return jax.lax.scan(layer, x, weights)[0].sum()
+
+    weights, x = jax.numpy.zeros((3, 4, 4)), jax.numpy.zeros((5, 4))
+    traced = jax.make_jaxpr(jax.grad(loss))(weights, x)
+    assert kept_activations(traced.jaxpr) == 3 * 5 * 4 * 4  # each layer's input, float32
+
+
+def run_plan(*arguments):
+    run = subprocess.run(
+        [sys.executable, "-m", "plug_jax", *arguments, "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@needs_compiler
+def test_a_real_plan_of_tiny():
+    """models/tiny, stage 2, 8 rows of 128 + 128 over 4 chips, the parameters over all of them."""
+    plan = run_plan(
+        *arguments("--topology=v5e:2x2", files=["runs/palm_pretrain.gin", "models/tiny.gin"]),
+        "--gin_file=mesh/cpu1.gin",
+        "--gin.partitioning.Partitioner.fsdp=4",
+        "--gin.config.PlugConfig.scan_layers=True",
+        "--gin.BATCH_SIZE=8",
+        "--gin.TASK_FEATURE_LENGTHS={'encoder': 128, 'decoder': 128}",
+    )
+    assert plan["fits"] and plan["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    # 128 wide: a norm has 256, an MLP 131,712, self-attention and cross-attention 66,048 each.
+    encoder = 2 * (66_048 + 131_712 + 2 * 256) + 256
+    decoder = 2 * (2 * 66_048 + 131_712 + 3 * 256) + 256
+    embeddings = (21_248 + 512 + 3) * 128 + 256
+    heads = 128 * 128 + 128 + 256 + 21_248 + 128 * 3 + 3
+    parameters = encoder + decoder + embeddings + heads
+    assert plan["parameters"] == parameters
+    memory = plan["memory"]
+    # Everything has a dimension of 128 that is split in four, but the vocabulary's bias, the
+    # sentence head's 3, and biases by head or of the hidden layer of the MLP.
+    assert parameters < memory["parameters"] < 1.2 * parameters  # 4 bytes, over 4 chips
+    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=1e-3)
+    state = memory["parameters"] + memory["optimizer"]
+    assert state < memory["arguments"] < 1.2 * state  # with the batch and the padding of layouts
+    assert memory["peak"] == plan["hbm_needed"] < plan["hbm_available"]
+
+    speed = plan["speed"]
+    pairs = 2 * 128 * 128 + 2 * (128 * 128 // 2 + 128 * 128)
+    tokens = 8 * 128
+    forward = 2 * tokens * 2 * (4 * 128**2 + 2 * 128 * 512)
+    forward += 2 * tokens * 2 * (8 * 128**2 + 2 * 128 * 512)
+    forward += 4 * 128 * 8 * pairs
+    forward += 2 * 8 * 32 * (128**2 + 128 * 21_128) + 2 * tokens * 128 * 21_128
+    assert speed["model_flops"] == 3 * forward
+    # The whole causal square and the padded vocabulary.
+    assert 1.0 < speed["executed_flops"] / speed["model_flops"] < 1.05
+    assert speed["uncounted_loops"] == 0
+    assert {row["axes"] for row in speed["collectives"]} <= {"fsdp", "part of fsdp"}
+    gathered = sum(r["bytes"] for r in speed["collectives"] if r["axes"] == "fsdp")
+    assert gathered > 2 * parameters  # every parameter goes round at least once
+    assert speed["roofline"]["overlapped"] <= speed["roofline"]["scheduled"]
+    assert 0 < speed["mfu_scheduled"] <= speed["mfu_bound"] <= 1
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_plug_27b_fits_a_v5p_128():
+    plan = run_plan(
+        *arguments(
+            "--topology=v5p:4x4x4",
+            files=["runs/palm_pretrain.gin", "models/plug_27b.gin", "mesh/v5p_128.gin"],
+        )
+    )
+    assert plan["fits"] and plan["hbm_needed"] < plan["hbm_available"]
+    assert 26.0e9 < plan["parameters"] < 26.1e9
+    # 12 bytes a parameter over fsdp=16; data=4 keeps copies.
+    state = plan["memory"]["parameters"] + plan["memory"]["optimizer"]
+    assert state == pytest.approx(12 * plan["parameters"] / 16, rel=1e-2)
+    assert plan["batch_size"] * sum(plan["lengths"].values()) > 2e6
+
+    speed = plan["speed"]
+    assert speed["uncounted_loops"] == 0
+    assert speed["mfu_bound"] > 0.75
+    assert speed["roofline"]["hides_interconnect"]
+    moved = {(r["kind"], r["axes"], r["dtype"]): r["bytes"] for r in speed["collectives"]}
+    # In each of four micro-batches the matrices go round twice in bfloat16, before the forward and
+    # the backward pass, and their gradients once. Another gather of the model would add a half.
+    matrices = 2 * 25.85e9
+    assert moved["all-gather", "fsdp", "bf16"] == pytest.approx(4 * 2 * matrices, rel=0.01)
+    assert moved["reduce-scatter", "fsdp", "bf16"] == pytest.approx(4 * matrices, rel=0.01)
+    # Between the copies only the 16th part of the gradients that a chip holds.
+    assert moved["all-reduce", "data", "bf16"] == pytest.approx(4 * matrices / 16, rel=0.01)
+    rest = sum(moved.values()) - 4 * matrices * (2 + 1 + 1 / 16)
+    assert rest < 0.02 * sum(moved.values())

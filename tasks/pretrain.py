@@ -21,6 +21,7 @@ from typing import Literal
 
 import seqio
 
+from plug_jax.data.batched_task import BatchedMixture, BatchedTask
 from plug_jax.data.documents import CleaningStep
 from plug_jax.data.sources import FileFormat, TextSource
 from plug_jax.data.tfds_source import TfdsSource, Wiki40bMarkup
@@ -254,7 +255,7 @@ def _mixture(
     name: str,
     rates: Mapping[str, float],
     sources: Mapping[str, seqio.DataSource],
-    add: Callable[..., seqio.Task],
+    add: Callable[..., BatchedTask],
     cleaning: Sequence[CleaningStep],
 ) -> str:
     """Register a task for each domain and the mixture of them; returns its name."""
@@ -262,10 +263,11 @@ def _mixture(
     for domain, source in sources.items():
         steps = () if isinstance(source, TokenSource) else cleaning
         task = add(f"{name}_{domain}", source, cleaning=steps)
-        tasks.append((task.name, float(rates[domain])))
+        tasks.append((task, float(rates[domain])))
     if name in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove(name)
-    return seqio.MixtureRegistry.add(name, tasks).name
+    seqio.MixtureRegistry.add_provider(name, BatchedMixture(name, tasks))
+    return name
 
 
 def _register_tfds() -> None:

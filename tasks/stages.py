@@ -9,14 +9,14 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from plug_jax.data.batched_task import BatchedTask
 from plug_jax.data.documents import (
     CleaningStep,
     batch_documents,
     clean_documents,
     tokenize_documents,
-    unbatch_examples,
 )
-from plug_jax.data.features import palm_features, structbert_features
+from plug_jax.data.features import DECODER, ENCODER, palm_features, structbert_features
 from plug_jax.data.lengths import sample_lengths
 from plug_jax.data.masking import masked_language_model
 from plug_jax.data.sentence_order import sentence_pairs
@@ -36,7 +36,7 @@ def structbert_task(
     mask_rate: float = 0.15,
     shuffle_rate: float = 0.05,
     shuffle_window: int = 3,
-) -> seqio.Task:
+) -> BatchedTask:
     """A stage-1 task, not registered: sentence pairs, masked LM, and shuffled windows.
 
     `source` gives {"text": document}, or is a `TokenSource`; `cleaning` are steps of
@@ -51,7 +51,13 @@ def structbert_task(
         ),
     ]
     documents = _documents(source, vocabulary, cleaning)
-    return _task(name, source, [*documents, *objectives], structbert_features(vocabulary))
+    return BatchedTask(
+        name,
+        source,
+        [*documents, *objectives],
+        structbert_features(vocabulary),
+        max_lengths={ENCODER: max_length},
+    )
 
 
 def palm_task(
@@ -65,7 +71,7 @@ def palm_task(
     mask_rate: float = 0.15,
     close_at_document_end_only: bool = False,
     sentence_end_probability: float = 0.0,
-) -> seqio.Task:
+) -> BatchedTask:
     """A stage-2 task, not registered: windows of random encoder and decoder length, and masked LM.
 
     `source` and `cleaning` are as in `structbert_task`. Lengths are drawn in [min_length,
@@ -83,19 +89,25 @@ def palm_task(
         functools.partial(masked_language_model, vocabulary=vocabulary, mask_rate=mask_rate),
     ]
     documents = _documents(source, vocabulary, cleaning)
-    return _task(name, source, [*documents, *objectives], palm_features(vocabulary))
+    return BatchedTask(
+        name,
+        source,
+        [*documents, *objectives],
+        palm_features(vocabulary),
+        max_lengths={ENCODER: max_length, DECODER: max_length},
+    )
 
 
 def add_structbert(
     name: str, source: seqio.DataSource, vocabulary: PlugVocabulary, **options: Any
-) -> seqio.Task:
+) -> BatchedTask:
     """Register `structbert_task` in place of a task that has the name already."""
     return _register(structbert_task(name, source, vocabulary, **options))
 
 
 def add_palm(
     name: str, source: seqio.DataSource, vocabulary: PlugVocabulary, **options: Any
-) -> seqio.Task:
+) -> BatchedTask:
     """Register `palm_task` in place of a task that has the name already."""
     return _register(palm_task(name, source, vocabulary, **options))
 
@@ -119,19 +131,7 @@ def _documents(
     ]
 
 
-def _task(
-    name: str,
-    source: seqio.DataSource,
-    preprocessors: Sequence[Callable[..., tf.data.Dataset]],
-    features: dict[str, seqio.Feature],
-) -> seqio.Task:
-    select = functools.partial(unbatch_examples, features=tuple(features))
-    return seqio.Task(
-        name, source=source, preprocessors=[*preprocessors, select], output_features=features
-    )
-
-
-def _register(task: seqio.Task) -> seqio.Task:
+def _register(task: BatchedTask) -> BatchedTask:
     if task.name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(task.name)
     seqio.TaskRegistry.add_provider(task.name, task)

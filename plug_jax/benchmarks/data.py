@@ -22,6 +22,7 @@ from plug_jax.data.features import DECODER, ENCODER, feature_lengths
 from plug_jax.data.pipeline import DatasetConfig, make_iterator
 
 if TYPE_CHECKING:
+    from plug_jax.data.batched_task import BatchedTask
     from plug_jax.data.vocabularies import PlugVocabulary
 
 _ALL = 1 << 62  # more elements than there are
@@ -41,7 +42,7 @@ class Speed:
     tokens: int
     core_seconds: tuple[float, ...]  # of each pass
     wall_seconds: tuple[float, ...]
-    pad_fraction: Mapping[str, float] | None = None  # by side, of packed rows
+    pad_fraction: Mapping[str, float] | None = None  # by side, of rows
 
     @property
     def tokens_per_core_second(self) -> float:
@@ -81,7 +82,7 @@ def in_memory(source: seqio.DataSource, vocabulary: PlugVocabulary) -> list[list
 
 
 def measure_task(
-    task: seqio.Task,
+    task: BatchedTask,
     documents: Sequence[python_sampler.Document],
     vocabulary: PlugVocabulary,
     *,
@@ -90,8 +91,10 @@ def measure_task(
     passes: int,
     report: Callable[[str], None],
 ) -> list[Speed]:
-    """Speeds of plain Python, and of the task from text and from its cache, bare and packed.
+    """Speeds of plain Python, and of the task from text and from its cache, padded and packed.
 
+    These are batches as training reads them, of rows with one example or, packed, with several.
+    "cache, one by one" is what seqio's tools read: examples of their own length, here padded by 64.
     Each of `passes` rounds goes once through all ways, so that what else the machine does falls on
     all of them. The task must be cached, in a directory that seqio knows.
 
@@ -106,10 +109,10 @@ def measure_task(
     """
     ways: dict[str, _Way] = {"python": _PythonWay(DECODER in row_lengths, documents, vocabulary)}
     for name, cached in (("text", False), ("cache", True)):
-        for lengths in (None, row_lengths):
-            ways[f"{name}, packed" if lengths else name] = _PipelineWay(
-                task, use_cached=cached, row_lengths=lengths, epochs=epochs
-            )
+        examples = _examples(task.padded, cached, epochs)
+        ways[name] = _RowsWay(examples, task.max_lengths, pack=False)
+        ways[f"{name}, packed"] = _RowsWay(examples, row_lengths, pack=True)
+    ways["cache, one by one"] = _ExamplesWay(_examples(task, True, epochs))
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for round_ in range(passes):
         for name, way in ways.items():
@@ -195,55 +198,42 @@ class _PythonWay(_Way):
 _TEXTS = ("encoder_original_tokens", "decoder_target_tokens")
 
 
-class _PipelineWay(_Way):
-    def __init__(
-        self,
-        task: seqio.Task,
-        *,
-        use_cached: bool,
-        row_lengths: Mapping[str, int] | None,
-        epochs: int,
-    ) -> None:
-        examples = task.get_dataset(
-            split="train",
-            use_cached=use_cached,
-            shuffle=True,
-            seed=0,
-            num_epochs=epochs,
-            trim_output_features=False,
-            try_in_mem_cache=False,
-        )
-        if row_lengths is None:
-            self._count_examples(examples)
-            self._dataset = examples.padded_batch(_EXAMPLES_A_BATCH).prefetch(tf.data.AUTOTUNE)
-        else:
-            converter = (
-                PalmFeatureConverter() if DECODER in row_lengths else (StructBertFeatureConverter())
-            )
-            lengths = feature_lengths(row_lengths, converter.TASK_FEATURES)
-            rows = converter(examples, task_feature_lengths=lengths)
-            self._dataset = rows.batch(_ROWS_A_BATCH).prefetch(tf.data.AUTOTUNE)
-            self._count_rows(row_lengths)
+def _examples(task: seqio.Task, use_cached: bool, epochs: int) -> tf.data.Dataset:
+    return task.get_dataset(
+        split="train",
+        use_cached=use_cached,
+        shuffle=True,
+        seed=0,
+        num_epochs=epochs,
+        trim_output_features=False,
+        try_in_mem_cache=False,
+    )
+
+
+class _DatasetWay(_Way):
+    def __init__(self, batches: tf.data.Dataset) -> None:
+        self._batches = batches.prefetch(tf.data.AUTOTUNE)
 
     def drain(self) -> None:
-        for _ in self._dataset.skip(_ALL):  # nothing of it goes through Python
+        for _ in self._batches.skip(_ALL):  # nothing of it goes through Python
             pass
 
-    def _count_examples(self, dataset: tf.data.Dataset) -> None:
-        texts = [name for name in _TEXTS if name in dataset.element_spec]
-        none = (tf.constant(0, tf.int64), tf.constant(0, tf.int64))
 
-        def add(counts: tuple[tf.Tensor, tf.Tensor], example: dict) -> tuple[tf.Tensor, tf.Tensor]:
-            tokens = tf.add_n([tf.size(example[name], tf.int64) for name in texts])
-            return counts[0] + 1, counts[1] + tokens
+class _RowsWay(_DatasetWay):
+    """Rows as training reads them, of one example each or packed."""
 
-        examples, tokens = dataset.reduce(none, add)
-        self.examples, self.tokens = int(examples), int(tokens)
-
-    def _count_rows(self, row_lengths: Mapping[str, int]) -> None:
+    def __init__(
+        self, examples: tf.data.Dataset, row_lengths: Mapping[str, int], *, pack: bool
+    ) -> None:
+        converter_class = (
+            PalmFeatureConverter if DECODER in row_lengths else StructBertFeatureConverter
+        )
+        lengths = feature_lengths(row_lengths, converter_class.TASK_FEATURES)
+        batch_size = _ROWS_A_BATCH if pack else _EXAMPLES_A_BATCH
+        super().__init__(converter_class(pack=pack).batches(examples, lengths, batch_size))
         real, slots = dict.fromkeys(row_lengths, 0), dict.fromkeys(row_lengths, 0)
         self.examples = 0
-        for batch in self._dataset.as_numpy_iterator():
+        for batch in self._batches.as_numpy_iterator():
             self.examples += int(batch[f"{ENCODER}_segment_ids"].max(axis=1).sum())
             for side in row_lengths:
                 ids = batch[f"{side}_segment_ids"]
@@ -251,6 +241,21 @@ class _PipelineWay(_Way):
                 slots[side] += ids.size
         self.tokens = sum(real.values())
         self.pad_fraction = {side: 1 - real[side] / slots[side] for side in row_lengths}
+
+
+class _ExamplesWay(_DatasetWay):
+    """Examples of their own length, one after the other, padded by 64 to the longest."""
+
+    def __init__(self, examples: tf.data.Dataset) -> None:
+        super().__init__(examples.padded_batch(_EXAMPLES_A_BATCH))
+        texts = [name for name in _TEXTS if name in examples.element_spec]
+        none = (tf.constant(0, tf.int64), tf.constant(0, tf.int64))
+
+        def add(counts: tuple[tf.Tensor, tf.Tensor], example: dict) -> tuple[tf.Tensor, tf.Tensor]:
+            tokens = tf.add_n([tf.size(example[name], tf.int64) for name in texts])
+            return counts[0] + 1, counts[1] + tokens
+
+        self.examples, self.tokens = (int(count) for count in examples.reduce(none, add))
 
 
 def _cpu_seconds() -> float:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from plug_jax.cli import gin_config
+from plug_jax.cli import gin_config, task_modules
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ interruption: what is finished is not done again. Options that are not listed go
 """
 UNKNOWN_ARGUMENTS = True  # Beam's
 
-_DEFAULT_MODULES = ("tasks.demo", "tasks.pretrain")
 _DEFAULT_THRESHOLD = 0.8
 
 
@@ -56,13 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     gin_config.add_arguments(parser, required=False)
     add("--task", metavar="NAME", help="a registered task, without --gin_file")
-    add(
-        "--module",
-        action="append",
-        metavar="MODULE",
-        help="Python module that registers the task, repeatable (default: "
-        f"{' and '.join(_DEFAULT_MODULES)})",
-    )
+    task_modules.add_arguments(parser)
     add(
         "--output_cache_dir",
         required=True,
@@ -122,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         name = gin_config.configured(
             CacheConfig, files=args.gin_file, bindings=gin_config.overrides(bindings)
         ).task
-    for module in args.module or (() if args.gin_file else _DEFAULT_MODULES):
+    for module in args.module or (() if args.gin_file else task_modules.DEFAULT_MODULES):
         import_tasks(module)
     task = _find_task(name)
     console = Console(highlight=False, markup=False, emoji=False)

@@ -18,7 +18,7 @@ from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
     from plug_jax.evaluation.baselines import Baselines
-    from plug_jax.training.loop import TrainConfig
+    from plug_jax.training.program import TrainConfig
 
 SUMMARY = "Train both stages on real Chinese news with a small model, and write texts."
 EXAMPLE = """example:

@@ -24,15 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the metrics as one JSON object."""
-    print(json.dumps(evaluate(args.gin_file, gin_config.overrides(args.unknown)), indent=2))
+    from plug_jax.cli.main import import_tensorflow
+
+    import_tensorflow()
+    import jax
+
+    from plug_jax.cli.processes import joined
+
+    with joined():
+        metrics = evaluate(args.gin_file, gin_config.overrides(args.unknown))
+        if jax.process_index() == 0:
+            print(json.dumps(metrics, indent=2))
     return 0
 
 
 def evaluate(files: list[str], bindings: list[str]) -> dict[str, float]:
     """Score as gin files and bindings say; returns the metrics by name."""
-    from plug_jax.cli.main import import_tensorflow
-
-    import_tensorflow()
     from plug_jax.training import evaluate as evaluation
 
     config = gin_config.configured(evaluation.EvaluateConfig, files=files, bindings=bindings)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plug_jax.cli import task_modules
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ EXAMPLE = """examples:
   plug-jax inspect --list
 """
 
-_DEFAULT_MODULES = ("tasks.demo", "tasks.pretrain")
 _SHOWN_IN_TERMINAL, _SHOWN_IN_REPORT = 3, 20
 
 
@@ -38,9 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax inspect`."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--task", metavar="NAME", help="a registered task or mixture")
-    what.add_argument(
-        "--input", nargs="+", metavar="FILE", help="text files of your own; needs --stage"
-    )
+    what.add_argument("--input", nargs="+", metavar="FILE", help="files of your own; needs --stage")
     what.add_argument("--list", action="store_true", help="list what is registered")
     own = parser.add_argument_group("with --input")
     own.add_argument("--stage", type=int, choices=(1, 2), help="1, StructBERT, or 2, PALM")
@@ -51,17 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     own.add_argument(
         "--format",
-        choices=("lines", "paragraphs", "jsonl"),
-        help="a document a line, between blank lines, or a JSON object a line (default: lines)",
+        choices=("lines", "paragraphs", "jsonl", "tokens"),
+        help="a document a line, between blank lines, or a JSON object a line (default: lines); or "
+        "TFRecords of tokens, such as those of a cache",
     )
+    task_modules.add_arguments(parser)
     add = parser.add_argument
-    add(
-        "--module",
-        action="append",
-        metavar="MODULE",
-        help="Python module that registers the task, repeatable (default: "
-        f"{' and '.join(_DEFAULT_MODULES)})",
-    )
     add("--split", default="train", help="split to read (%(default)s)")
     add(
         "--num_examples",
@@ -102,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if args.input:
         _inspect(_own_task(args), args, console)
         return 0
-    for module in args.module or _DEFAULT_MODULES:
+    for module in args.module or task_modules.DEFAULT_MODULES:
         import_tasks(module)
     if args.list:
         for line in registered():
@@ -187,7 +180,10 @@ def _check(args: argparse.Namespace) -> None:
 def _inspect(
     provider: seqio.Task | seqio.Mixture, args: argparse.Namespace, console: Console
 ) -> None:
+    import seqio
+
     from plug_jax.cli.inspect_format import legend, show_example, show_statistics
+    from plug_jax.data.caching.files import check_token_files
     from plug_jax.data.drops import reset_counts
     from plug_jax.evaluation.decoded_examples import decode_example, describe_example
     from plug_jax.evaluation.task_counting import count_examples
@@ -197,6 +193,8 @@ def _inspect(
     if args.split not in provider.splits:
         splits = ", ".join(provider.splits)
         raise PlugError(f"{provider.name!r} has no split {args.split!r}, only {splits}")
+    for task in seqio.get_subtasks(provider):
+        check_token_files(task, args.split)
     features = provider.output_features
     vocabulary = _vocabulary_of(features)
     lengths = sequence_lengths(args.feature_lengths, features)
@@ -287,11 +285,16 @@ def _find_task(name: str) -> seqio.Task | seqio.Mixture:
 def _own_task(args: argparse.Namespace) -> seqio.Task:
     """An unregistered task over the files of --input."""
     from plug_jax.data.sources import TextSource
+    from plug_jax.data.token_source import TokenSource
     from plug_jax.data.vocabularies import default_vocabulary, load_vocabulary
 
     pretrain = importlib.import_module("tasks.pretrain")
     vocabulary = load_vocabulary(args.vocabulary) if args.vocabulary else default_vocabulary()
-    source = TextSource(train=args.input, file_format=args.format or "lines")
+    source = (
+        TokenSource(train=args.input)
+        if args.format == "tokens"
+        else TextSource(train=args.input, file_format=args.format or "lines")
+    )
     make = pretrain.structbert_task if args.stage == 1 else pretrain.palm_task
     return make(f"stage{args.stage}_of_input", source, vocabulary)
 

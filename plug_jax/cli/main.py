@@ -12,6 +12,7 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -20,6 +21,7 @@ from plug_jax.errors import PlugError
 
 COMMANDS = {
     "train": "plug_jax.cli.train",
+    "plan": "plug_jax.cli.plan",
     "evaluate": "plug_jax.cli.evaluate",
     "generate": "plug_jax.cli.generate",
     "inspect": "plug_jax.cli.inspect",
@@ -54,32 +56,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = importlib.import_module(COMMANDS[name])
         status: int = command.run(_parse(name, command, rest))
-    except PlugError as error:
+    except (PlugError, KeyboardInterrupt) as error:
+        return report(error)
+    return status
+
+
+def report(error: BaseException) -> int:
+    """Say on standard error what ended a command; return the status to exit with."""
+    if isinstance(error, PlugError):
         return _fail(str(error))
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print("plug-jax: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    return status
+    traceback.print_exception(error)
+    return 1
 
 
 def import_tensorflow() -> None:
     """Import tensorflow with standard error shut; a command calls it before its heavy imports.
 
     Its libraries print notes while they are loaded, before they read TF_CPP_MIN_LOG_LEVEL. Set that
-    to 0 to see them. An import that fails raises as usual.
+    to 0 to see them. An import that fails raises as usual. It reads data only, so it is kept from
+    GPUs, whose memory it would take.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
-        importlib.import_module("tensorflow")
+        _import_tensorflow()
         return
     sys.stderr.flush()
     saved = os.dup(_STDERR)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), _STDERR)
-        importlib.import_module("tensorflow")
+        _import_tensorflow()
     finally:
         os.dup2(saved, _STDERR)
         os.close(saved)
+
+
+def _import_tensorflow() -> None:
+    importlib.import_module("tensorflow").config.set_visible_devices([], "GPU")
 
 
 def _main_parser() -> argparse.ArgumentParser:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plug_jax.cli import gin_config
 
 if TYPE_CHECKING:
-    from plug_jax.training.loop import TrainConfig
+    from plug_jax.training.program import TrainConfig
 
 SUMMARY = "Pre-train the encoder (stage 1) or encoder and decoder (stage 2) from gin files."
 EXAMPLE = """example:
@@ -18,7 +17,8 @@ EXAMPLE = """example:
     --gin.TRAIN_FILES="'news/*.txt'" --gin.VALIDATION_FILES="'held_out.txt'" \\
     --gin.VOCABULARY="'vocabulary'" --gin.VOCAB_SIZE=8000 --gin.BATCH_SIZE=16
 
-The same command again continues from the newest checkpoint in MODEL_DIR.
+The same command again continues from the newest checkpoint in MODEL_DIR. On a TPU slice or a
+cluster start it on every host: docs/tpu.md.
 """
 UNKNOWN_ARGUMENTS = True
 
@@ -33,21 +33,24 @@ def run(args: argparse.Namespace) -> int:
     from plug_jax.cli.main import import_tensorflow
 
     import_tensorflow()
+    from plug_jax.cli.processes import joined
     from plug_jax.training.loop import train
 
-    train(configure(args.gin_file, gin_config.overrides(args.unknown)))
+    with joined():
+        train(configure(args.gin_file, gin_config.overrides(args.unknown)))
     return 0
 
 
 def configure(files: list[str], bindings: list[str]) -> TrainConfig:
     """The run that gin files and bindings describe; what was read goes to MODEL_DIR/config.gin."""
     import jax
+    from etils import epath
 
-    from plug_jax.training.loop import TrainConfig
+    from plug_jax.training.program import TrainConfig
 
     config = gin_config.configured(TrainConfig, files=files, bindings=bindings)
     if jax.process_index() == 0:
-        model_dir = Path(config.model_dir)
+        model_dir = epath.Path(config.model_dir)
         model_dir.mkdir(parents=True, exist_ok=True)
-        (model_dir / "config.gin").write_text(gin_config.operative_config(), encoding="utf-8")
+        (model_dir / "config.gin").write_text(gin_config.operative_config())
     return config

@@ -13,7 +13,7 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.data.drops import count_drops
-from plug_jax.data.features import side_of
+from plug_jax.data.features import length_name, side_of
 from plug_jax.data.sentence_split import split_sentences
 
 if TYPE_CHECKING:
@@ -116,3 +116,25 @@ def unbatch_examples(dataset: tf.data.Dataset, *, features: Sequence[str]) -> tf
         return tf.data.Dataset.from_tensor_slices(bounds).map(example)
 
     return dataset.flat_map(examples)
+
+
+def unbatch_padded(
+    dataset: tf.data.Dataset, *, features: Sequence[str], max_lengths: Mapping[str, int]
+) -> tf.data.Dataset:
+    """`unbatch_examples` several times as fast: examples are padded with 0, and tell their length.
+
+    Calls no function for an example. Takes batches of examples up to `max_lengths` by side.
+
+    Example: {"encoder_a": [[1], [2, 3]]} with max_lengths {"encoder": 3} becomes
+    {"encoder_a": [1, 0, 0], "encoder_length": 1}, {"encoder_a": [2, 3, 0], "encoder_length": 2}.
+    """
+
+    def pad(batch: Mapping[str, tf.RaggedTensor]) -> dict[str, tf.Tensor]:
+        padded = {}
+        for name in features:
+            side = side_of(name)
+            padded[name] = batch[name].to_tensor(shape=[None, max_lengths[side]])
+            padded[length_name(side)] = tf.cast(batch[name].row_lengths(), tf.int32)
+        return padded
+
+    return dataset.map(pad, num_parallel_calls=tf.data.AUTOTUNE).unbatch()

@@ -64,6 +64,11 @@ def side_of(feature: str) -> str:
     return DECODER if feature.startswith("decoder_") else ENCODER
 
 
+def length_name(side: str) -> str:
+    """The feature, int32 [], that tells the tokens of a side of an example that is padded."""
+    return f"{side}_length"
+
+
 def feature_lengths(lengths: Mapping[str, int], features: Iterable[str]) -> dict[str, int]:
     """The row length of every feature, as seqio's `task_feature_lengths` wants it.
 

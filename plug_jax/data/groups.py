@@ -10,7 +10,9 @@ import tensorflow as tf
 # Groups go on in chunks of this many. The chunks of this many blocks are taken in turn, and so are
 # those of the documents of a block, so that a long document, a novel for instance, does not fill
 # whole windows, in which nobody would find a partner from another document.
-_GROUPS_A_CHUNK, _BLOCKS_AT_ONCE = 16, 16
+_GROUPS_A_CHUNK, _BLOCKS_AT_ONCE = 16, 4
+# Threads that cut blocks: as many as it takes, for blocks of long documents are large.
+BLOCKS_CUT_AT_ONCE = 2
 # The last group of a document has at least this part of a full one, if need be from the one before.
 _LEAST_SHARE = 8
 
@@ -94,40 +96,38 @@ def _cut_long_sentences(lengths: tf.Tensor, longest: int) -> tf.Tensor:
 
 
 def chunks_in_turn(blocks: tf.data.Dataset) -> tf.data.Dataset:
-    """Groups of blocks, up to 16 at a time: one chunk of each of 16 blocks, then the next ones.
+    """Groups of blocks, up to 16 at a time: one chunk of each of 4 blocks, then the next ones.
 
-    Takes what `cut_groups` gives with the block's `tokens`, int32 [t]; the chunks have the same
-    features.
+    Takes what `cut_groups` gives with the block's `tokens`, int32 [t]. The chunks have the same
+    features, padded with 0 to the longest of their block.
     """
-    return blocks.interleave(_chunks, cycle_length=_BLOCKS_AT_ONCE)
+    chunks = blocks.map(_chunks, num_parallel_calls=BLOCKS_CUT_AT_ONCE)
+    return chunks.interleave(tf.data.Dataset.from_tensor_slices, cycle_length=_BLOCKS_AT_ONCE)
 
 
-def _chunks(block: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
-    """A block's groups, `_GROUPS_A_CHUNK` at a time, with their pieces and tokens.
+def _chunks(block: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """A block's groups, `_GROUPS_A_CHUNK` a row, with their pieces and tokens.
 
     First come the chunks that begin in another document than the one before, then the second ones
     that begin in the same document, and so on.
     """
-    group_ends = tf.cumsum(block["group_pieces"])
-    piece_ends = tf.cumsum(block["piece_lengths"])
-    num_groups = tf.size(group_ends, tf.int64)
-
-    def chunk(first: tf.Tensor) -> dict[str, tf.Tensor]:
-        groups = tf.stack([first, tf.minimum(first + _GROUPS_A_CHUNK, num_groups)])
-        pieces = _ends_before(group_ends, groups)
-        tokens = _ends_before(piece_ends, pieces)
-        return {
-            "document": block["document"][groups[0] : groups[1]],
-            "group_pieces": block["group_pieces"][groups[0] : groups[1]],
-            "piece_lengths": block["piece_lengths"][pieces[0] : pieces[1]],
-            "tokens": block["tokens"][tokens[0] : tokens[1]],
-        }
-
+    num_groups = tf.size(block["group_pieces"], tf.int64)
     firsts = tf.range(0, num_groups, _GROUPS_A_CHUNK)
+    groups = tf.minimum(firsts + _GROUPS_A_CHUNK, num_groups)  # up to each chunk's end
+    pieces = _ends_before(tf.cumsum(block["group_pieces"]), groups)
+    tokens = _ends_before(tf.cumsum(block["piece_lengths"]), pieces)
+    ends = {"document": groups, "group_pieces": groups, "piece_lengths": pieces, "tokens": tokens}
+
     document = tf.gather(block["document"], firsts)  # increasing
     turns = tf.range(tf.size(document)) - tf.searchsorted(document, document)
-    firsts = tf.gather(firsts, tf.argsort(turns, stable=True))
-    return tf.data.Dataset.from_tensor_slices(firsts).map(chunk)
+    order = tf.argsort(turns, stable=True)
+
+    def rows(values: tf.Tensor, ends: tf.Tensor) -> tf.Tensor:
+        splits = tf.concat([[0], ends], axis=0)
+        ragged = tf.RaggedTensor.from_row_splits(values, splits, validate=False)
+        return tf.gather(ragged, order).to_tensor()
+
+    return {name: rows(block[name], ends[name]) for name in ends}
 
 
 def _ends_before(ends: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:

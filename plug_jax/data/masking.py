@@ -35,11 +35,11 @@ def masked_language_model(
     pass through. Seeded by `seqio.map_seed_manager`.
 
     Example, with [CLS] = 2, [SEP] = 3, [MASK] = 4, regular ids 5 to 29, mask_rate = 0.5 and map
-    seed 21: of the three selected tokens, 11 is masked, 12 replaced and 13 kept.
+    seed 50: of the three selected tokens, 11 is replaced, 13 masked and 16 kept.
 
         encoder_original_tokens  [2, 11, 12, 13, 14, 15, 16, 3]
-        encoder_input_tokens     [2,  4, 22, 13, 14, 15, 16, 3]
-        encoder_loss_weights     [0,  1,  1,  1,  0,  0,  0, 0]
+        encoder_input_tokens     [2, 19, 12,  4, 14, 15, 16, 3]
+        encoder_loss_weights     [0,  1,  0,  1,  0,  0,  1, 0]
 
     Raises:
       PlugError: `mask_rate` is not within [0, 1].
@@ -66,15 +66,20 @@ def mask_tokens(
 
     `selected` is int32, 1 where a token was selected, whatever became of it.
     """
-    draws = tf.random.stateless_uniform([2, tf.size(tokens)], seed, dtype=tf.float64)
-    fate, choice = tf.unstack(draws)  # both in [0, 1)
-    fate = tf.where(is_special(tokens, vocabulary), tf.ones([], tf.float64), fate)
-    regular_ids = np.asarray(vocabulary.regular_ids, np.int32)
-    random_tokens = tf.gather(regular_ids, tf.cast(choice * len(regular_ids), tf.int32))
-    masked = fate < MASK_SHARE * rate
-    replaced = fate < (MASK_SHARE + RANDOM_SHARE) * rate
-    corrupted = tf.where(masked, vocabulary.mask_id, tf.where(replaced, random_tokens, tokens))
-    return corrupted, tf.cast(fate < rate, tf.int32)
+    fate_seed, choice_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    fates = tf.random.stateless_uniform(tf.shape(tokens), fate_seed)  # in [0, 1)
+    selected = (fates < rate) & ~is_special(tokens, vocabulary)
+    places = tf.where(selected)
+    fates, chosen = tf.gather_nd(fates, places), tf.gather_nd(tokens, places)
+    regular_ids = tf.constant(vocabulary.regular_ids, tf.int32)
+    choices = tf.random.stateless_uniform(
+        tf.shape(chosen), choice_seed, maxval=len(vocabulary.regular_ids), dtype=tf.int32
+    )
+    replaced = tf.where(
+        fates < (MASK_SHARE + RANDOM_SHARE) * rate, tf.gather(regular_ids, choices), chosen
+    )
+    replaced = tf.where(fates < MASK_SHARE * rate, vocabulary.mask_id, replaced)
+    return tf.tensor_scatter_nd_update(tokens, places, replaced), tf.cast(selected, tf.int32)
 
 
 def is_special(tokens: tf.Tensor, vocabulary: PlugVocabulary) -> tf.Tensor:

@@ -14,10 +14,15 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from plug_jax.data.batched_task import BatchedMixture, BatchedTask
 from plug_jax.data.batches import BatchIterator
-from plug_jax.data.caching.files import check_cache
+from plug_jax.data.caching.files import check_cache, check_token_files
 from plug_jax.data.drops import drop_counts
-from plug_jax.data.feature_converters import PalmFeatureConverter, StructBertFeatureConverter
+from plug_jax.data.feature_converters import (
+    PalmFeatureConverter,
+    RowFeatureConverter,
+    StructBertFeatureConverter,
+)
 from plug_jax.data.features import feature_lengths
 from plug_jax.data.packing import DEFAULT_WINDOW
 from plug_jax.errors import PlugError
@@ -130,38 +135,43 @@ def vocabulary_of(mixture_or_task_name: str, *, module: str | None = None) -> Pl
 def _batches(config: DatasetConfig, stream: seqio.ShardInfo) -> tf.data.Dataset:
     """The batches of one stream, [batch_size // streams, row length] of each feature."""
     tasks = _tasks(config)
-    rows_here = config.batch_size // stream.num_shards
     if config.num_epochs is None:
         seed = _stream_seed(config, tasks, stream)
-        rows = _rows(config, find_task(config.mixture_or_task_name), seed, stream)
-        return rows.batch(rows_here, drop_remainder=True)
+        return _rows(config, find_task(config.mixture_or_task_name), seed, stream)
     # seqio would end a mixture with the first task that ends.
     parts = [_rows(config, task, config.seed) for task in tasks]
     rows = functools.reduce(tf.data.Dataset.concatenate, parts)
-    empty = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in rows.element_spec.items()}
-    rows = rows.concatenate(tf.data.Dataset.from_tensors(empty).repeat(config.batch_size - 1))
-    return rows.batch(config.batch_size, drop_remainder=True)
+    empty = {
+        name: tf.zeros([config.batch_size - 1, *spec.shape[1:]], spec.dtype)
+        for name, spec in rows.element_spec.items()
+    }
+    rows = rows.concatenate(tf.data.Dataset.from_tensors(empty))
+    return rows.rebatch(config.batch_size, drop_remainder=True)
 
 
 def _rows(
     config: DatasetConfig,
     provider: seqio.Task | seqio.Mixture,
     seed: int,
-    shard: seqio.ShardInfo | None = None,
+    stream: seqio.ShardInfo | None = None,
 ) -> tf.data.Dataset:
+    """Rows in batches, of which only the last may be smaller than a stream's part of a batch."""
     lengths, converter = _lengths_and_converter(config)
+    if isinstance(provider, BatchedTask | BatchedMixture):
+        provider = provider.padded
     examples = provider.get_dataset(
         lengths,
         split=config.split,
         use_cached=config.use_cached,
         shuffle=config.shuffle,
         seed=seed,
-        shard_info=shard,
+        shard_info=stream,
         num_epochs=config.num_epochs,
         trim_output_features=False,  # An example that does not fit is an error, not cut.
         try_in_mem_cache=False,  # It would be written to every checkpoint of the iterator.
     )
-    return converter(examples, task_feature_lengths=lengths)
+    streams = 1 if stream is None else stream.num_shards
+    return converter.batches(examples, lengths, config.batch_size // streams)
 
 
 def _stream_seed(
@@ -188,7 +198,7 @@ def _stream_seed(
 
 def _lengths_and_converter(
     config: DatasetConfig,
-) -> tuple[dict[str, int], seqio.FeatureConverter]:
+) -> tuple[dict[str, int], RowFeatureConverter]:
     """The length of every task feature, and the converter that the task's features ask for."""
     features = find_task(config.mixture_or_task_name).output_features
     palm = "decoder_target_tokens" in features
@@ -238,6 +248,7 @@ def _check_tasks(config: DatasetConfig) -> None:
             )
         if config.use_cached and task.supports_caching:
             check_cache(task, config.split)
+        check_token_files(task, config.split)
 
 
 def _check_examples(config: DatasetConfig, stream: seqio.ShardInfo) -> None:

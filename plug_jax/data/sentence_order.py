@@ -9,8 +9,14 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.data.drops import count_drops
-from plug_jax.data.groups import Groups, chunks_in_turn, cut_groups, locate_groups
-from plug_jax.data.slices import join_slices, repeat_slices
+from plug_jax.data.groups import (
+    BLOCKS_CUT_AT_ONCE,
+    Groups,
+    chunks_in_turn,
+    cut_groups,
+    locate_groups,
+)
+from plug_jax.data.slices import join_slices
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -20,7 +26,8 @@ if TYPE_CHECKING:
 OTHER_DOCUMENT, FOLLOWS, PRECEDES = 0, 1, 2
 
 _NUM_SPECIALS = 3  # [CLS] A [SEP] B [SEP]
-_MOST_DOCUMENTS = 1 << 32  # of a block, for numbers that no two documents share
+_BLOCKS_JOINED = 4  # A call costs as much as some thousand tokens.
+_MOST_DOCUMENTS = 1 << 32  # of joined blocks, for numbers that no two documents share
 
 
 def sentence_pairs(
@@ -29,7 +36,7 @@ def sentence_pairs(
     *,
     vocabulary: PlugVocabulary,
     max_length: int = 512,
-    window: int = 8,
+    window: int = 32,
 ) -> tf.data.Dataset:
     """Makes [CLS] A [SEP] B [SEP] examples out of documents (StructBERT, section 2.3).
 
@@ -63,8 +70,8 @@ def sentence_pairs(
       sequence_length: its "encoder_input_tokens", if given, bounds `max_length` too.
       vocabulary: that of the tokens.
       max_length: the most tokens of an example, [CLS] and [SEP] included.
-      window: partners are exchanged among so many chunks of up to 16 groups, each chunk of another
-        block of documents where there are as many.
+      window: partners are exchanged among so many chunks of up to 16 groups, see
+        `plug_jax.data.groups.chunks_in_turn`.
 
     Returns:
       Batches of examples: four ragged int32 [n, None] features, no row longer than `max_length`.
@@ -83,29 +90,48 @@ def sentence_pairs(
     if window < 1:
         raise PlugError(f"Partners are exchanged within a window of 1 chunk or more, not {window}.")
 
-    def groups_of_block(number: tf.Tensor, block: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def cut_blocks(
+        number: tf.Tensor, blocks: Mapping[str, tf.RaggedTensor]
+    ) -> dict[str, tf.Tensor]:
+        block = {name: values.values for name, values in blocks.items()}
         groups = cut_groups(block["document_lengths"], block["sentence_lengths"], budget=budget)
         document = _MOST_DOCUMENTS * number + groups["document"]
         return {**groups, "document": document, "tokens": block["tokens"]}
 
     def pairs_of_window(
-        window: Mapping[str, tf.RaggedTensor], seeds: Sequence[tf.Tensor]
+        window: Mapping[str, tf.Tensor], seeds: Sequence[tf.Tensor]
     ) -> dict[str, tf.RaggedTensor]:
         cut_seed, *label_seeds = seeds
-        groups = locate_groups(window["piece_lengths"].values, window["group_pieces"].values)
-        labels, partners = draw_labels(
-            window["document"].values, groups.num_boundaries > 0, label_seeds
+        is_group, is_piece = window["group_pieces"] > 0, window["piece_lengths"] > 0
+        groups = locate_groups(
+            tf.boolean_mask(window["piece_lengths"], is_piece),
+            tf.boolean_mask(window["group_pieces"], is_group),
         )
+        documents = tf.boolean_mask(window["document"], is_group)
+        labels, partners = draw_labels(documents, groups.num_boundaries > 0, label_seeds)
         partnerless = tf.math.count_nonzero(labels < 0)
         labels = count_drops(labels, {"no_other_document": partnerless})
         cuts = draw_cuts(groups, labels, partners, cut_seed)
         segments = choose_segments(groups, cuts, labels, partners)
         labels = tf.boolean_mask(labels, labels >= 0)
-        return assemble(window["tokens"].values, segments, labels, vocabulary, budget)
+        tokens_a_chunk = tf.reduce_sum(window["piece_lengths"], axis=1)
+        segments = _skip_padding(segments, tokens_a_chunk, tf.shape(window["tokens"], tf.int64)[1])
+        return assemble(tf.reshape(window["tokens"], [-1]), segments, labels, vocabulary, budget)
 
-    groups = dataset.enumerate().map(groups_of_block, num_parallel_calls=tf.data.AUTOTUNE)
-    chunks = chunks_in_turn(groups)
-    return seqio.map_over_dataset(pairs_of_window, num_seeds=5)(chunks.ragged_batch(window))
+    joined = dataset.ragged_batch(_BLOCKS_JOINED).enumerate()
+    groups = joined.map(cut_blocks, num_parallel_calls=BLOCKS_CUT_AT_ONCE)
+    windows = chunks_in_turn(groups).padded_batch(window)
+    return seqio.map_over_dataset(pairs_of_window, num_seeds=5)(windows)
+
+
+def _skip_padding(segments: tf.Tensor, lengths: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """`choose_segments` of chunks of `lengths`, int64 [c], to those of rows padded to `width`."""
+    ends = tf.cumsum(lengths)
+    padding = tf.range(tf.size(lengths, tf.int64)) * width - (ends - lengths)  # before each chunk
+    starts, sizes = tf.unstack(segments, axis=2)
+    chunks = tf.searchsorted(ends, tf.reshape(starts, [-1]), side="right")
+    starts += tf.reshape(tf.gather(padding, chunks), tf.shape(starts))
+    return tf.stack([starts, sizes], axis=2)
 
 
 def draw_labels(
@@ -251,14 +277,19 @@ def assemble(
     sep, one = cls + 1, tf.ones_like(cls)
     lengths = tf.stack([one, a_length, one, b_length, one], axis=1)
 
-    def by_slice(*marks: tf.Tensor | int) -> tf.RaggedTensor:
-        columns = [tf.broadcast_to(mark, tf.shape(labels)) for mark in marks]
-        return repeat_slices(tf.stack(columns, axis=1), lengths)
-
     starts = tf.stack([cls, a_start, sep, b_start, sep], axis=1)
+    original = join_slices(pool, starts, lengths)
+    # Counts up to the start of B, which is 0.
+    places = tf.ragged.range(-(a_length + 2), b_length + 1).values
+    firsts = original.row_splits[:-1, tf.newaxis]
+
+    def at_cls(values: tf.Tensor) -> tf.RaggedTensor:
+        shape = tf.shape(original.values, tf.int64)
+        return original.with_values(tf.scatter_nd(firsts, values, shape))
+
     return {
-        "encoder_original_tokens": join_slices(pool, starts, lengths),
-        "encoder_token_types": by_slice(0, 0, 0, 1, 1),
-        "sentence_labels": by_slice(labels, 0, 0, 0, 0),
-        "sentence_weights": by_slice(1, 0, 0, 0, 0),
+        "encoder_original_tokens": original,
+        "encoder_token_types": original.with_values(tf.cast(places >= 0, tf.int32)),
+        "sentence_labels": at_cls(labels),
+        "sentence_weights": at_cls(tf.ones_like(labels)),
     }

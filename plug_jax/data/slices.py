@@ -20,17 +20,6 @@ def join_slices(values: tf.Tensor, starts: tf.Tensor, lengths: tf.Tensor) -> tf.
     )
 
 
-def repeat_slices(marks: tf.Tensor, lengths: tf.Tensor) -> tf.RaggedTensor:
-    """What `join_slices` gives where every value of slice [i, j] is marks[i, j].
-
-    Takes any [n, p] and int64 [n, p]; gives ragged [n, None].
-
-    Example: marks [[0, 1], [2, 3]], lengths [[2, 1], [1, 0]] give [[0, 0, 1], [2]].
-    """
-    values = repeat_values(tf.reshape(marks, [-1]), tf.reshape(lengths, [-1]))
-    return tf.RaggedTensor.from_row_lengths(values, tf.reduce_sum(lengths, axis=1), validate=False)
-
-
 def repeat_values(values: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
     """tf.repeat for integers [n] and int64 [n] lengths, of which some are long.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,14 +39,14 @@ def shuffle_windows(
     `label_moved_only`, weights and `encoder_shuffled` are set only where the token has changed (the
     rule of the released PLUG code). Seeded by `seqio.map_seed_manager`.
 
-    Example, with [CLS] = 2, [SEP] = 3, [MASK] = 4, window = 3, rate = 0.3 and map seed 3:
+    Example, with [CLS] = 2, [SEP] = 3, [MASK] = 4, window = 3, rate = 0.3 and map seed 1:
 
         encoder_original_tokens      [2, 11, 12, 13, 14, 15, 16, 17, 18, 19, 3]
         encoder_input_tokens before  [2, 11, 12, 13, 14, 15, 16,  4, 18, 19, 3]
         encoder_loss_weights before  [0,  0,  0,  0,  0,  0,  0,  1,  0,  0, 0]
-        encoder_input_tokens         [2, 11, 12, 14, 13, 15, 16,  4, 18, 19, 3]
-        encoder_loss_weights         [0,  0,  1,  1,  1,  0,  0,  1,  0,  0, 0]
-        encoder_shuffled             [0,  0,  1,  1,  1,  0,  0,  0,  0,  0, 0]
+        encoder_input_tokens         [2, 11, 12, 13, 15, 14, 16,  4, 18, 19, 3]
+        encoder_loss_weights         [0,  0,  0,  0,  1,  1,  1,  1,  0,  0, 0]
+        encoder_shuffled             [0,  0,  0,  0,  1,  1,  1,  0,  0,  0, 0]
 
     Raises:
       PlugError: `window` is below 2, or `rate` is not within [0, 1 / window].
@@ -62,8 +62,12 @@ def shuffle_windows(
     def shuffle(example: dict[str, tf.Tensor], seeds: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
         tokens = flat_values(example["encoder_input_tokens"])
         weights = flat_values(example["encoder_loss_weights"])
+
         # Special tokens at their ends keep windows from reaching over two examples of a batch.
-        fixed = is_special(tokens, vocabulary) | (weights > 0)
+        def fixed(places: tf.Tensor) -> tf.Tensor:
+            special = is_special(tf.gather(tokens, places), vocabulary)
+            return special | (tf.gather(weights, places) > 0)
+
         mixed, shuffled = shuffle_tokens(tokens, fixed, seeds, window=window, rate=rate)
         if label_moved_only:
             shuffled *= tf.cast(mixed != tokens, tf.int32)
@@ -80,24 +84,25 @@ def shuffle_windows(
 
 def shuffle_tokens(
     tokens: tf.Tensor,
-    fixed: tf.Tensor,
+    fixed: Callable[[tf.Tensor], tf.Tensor],
     seeds: Sequence[tf.Tensor],
     *,
     window: int,
     rate: float,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Shuffles windows of one sequence: int32 [n] and bool [n] to (int32 [n], shuffled int32 [n]).
+    """Shuffles windows of one sequence: int32 [n] to (int32 [n], shuffled int32 [n]).
 
-    Windows with a `fixed` token are left alone. `seeds` are two int [2] seeds: for the windows and
-    for the orders within them. `shuffled` is 1 in the shuffled windows.
+    `fixed` tells of places, int64 [...], which tokens are fixed, bool [...]; windows with one are
+    left alone. `seeds` are two int [2] seeds: for the windows and for the orders within them.
+    `shuffled` is 1 in the shuffled windows.
     """
     window_seed, order_seed = seeds
     # W windows are drawn, w of them kept; K positions each.
     starts = draw_window_starts(tf.size(tokens), window_seed, window=window, rate=rate)
     positions = starts[:, tf.newaxis] + tf.range(window, dtype=tf.int64)  # [W, K]
-    free = tf.logical_not(tf.reduce_any(tf.gather(fixed, positions), axis=1))
+    free = tf.logical_not(tf.reduce_any(fixed(positions), axis=1))
     positions = tf.gather(positions, tf.where(free)[:, 0])  # [w, K]
-    keys = tf.random.stateless_uniform(tf.shape(positions), order_seed, dtype=tf.float64)
+    keys = tf.random.stateless_uniform(tf.shape(positions), order_seed)
     sources = tf.gather(positions, tf.argsort(keys), batch_dims=1)  # [w, K]
     targets = positions[:, :, tf.newaxis]
     mixed = tf.tensor_scatter_nd_update(tokens, targets, tf.gather(tokens, sources))
@@ -121,7 +126,7 @@ def draw_window_starts(
     """
     blocked_rates = rate * np.arange(1, window)
     free_rate = rate / (1 - (window - 1) * rate)
-    draws = tf.random.stateless_uniform([length + 1], seed, dtype=tf.float64)
+    draws = tf.random.stateless_uniform([length + 1], seed)
     blocked = tf.math.count_nonzero(draws[0] < blocked_rates)
     # One draw a step: a step is one position, or a whole window when one begins. The i-th window
     # begins after as many steps as its index among the draws, i of which were whole windows.

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -37,6 +36,9 @@ _FREE_FIELDS = frozenset(
         "dtype",
         "scan_layers",
         "remat_policy",
+        "remat_saved_names",
+        "attention",
+        "attention_block_size",
     }
 )
 
@@ -155,7 +157,7 @@ class SavedModel:
     """A checkpoint opened for reading: what it is, before any array is read."""
 
     path: epath.Path  # .../checkpoints/<step>
-    config: PlugConfig
+    config: PlugConfig  # with attention "dot": any device and any row length will do to infer
     vocabulary_fingerprint: str
 
     @property
@@ -205,7 +207,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> SavedModel:
     metadata = _manager(root).restore(step, args=args).metadata
     return SavedModel(
         root / str(step),
-        PlugConfig.from_dict(metadata["plug_config"]),
+        PlugConfig.from_dict({**metadata["plug_config"], "attention": "dot"}),
         metadata["vocabulary_fingerprint"],
     )
 
@@ -328,11 +330,11 @@ class FilesHandler(ocp.CheckpointHandler):
 
     def save(self, directory: epath.Path, args: FilesSave) -> None:
         """Let `args.write` fill the directory, on every process."""
-        args.write(Path(directory))
+        args.write(directory)
 
     def restore(self, directory: epath.Path, args: FilesRestore) -> None:
         """Let `args.read` read the directory, on every process."""
-        args.read(Path(directory))
+        args.read(directory)
 
 
 @ocp.args.register_with_handler(FilesHandler, for_save=True)

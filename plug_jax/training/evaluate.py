@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import jax
-import numpy as np
 
-from plug_jax import partitioning
 from plug_jax.config import PlugConfig
 from plug_jax.data import pipeline
 from plug_jax.data.pipeline import DatasetConfig
@@ -18,6 +17,9 @@ from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
 from plug_jax.training import metrics as metrics_lib
 from plug_jax.training.checkpointing import open_checkpoint
+from plug_jax.training.compilation import Compiled, compile_program, use_compilation_cache
+from plug_jax.training.feed import Feed
+from plug_jax.training.program import abstract_batch
 from plug_jax.training.state import abstract_params
 from plug_jax.training.step import StepConfig, make_eval_step
 
@@ -30,10 +32,12 @@ class EvaluateConfig:
     data: DatasetConfig
     partitioner: Partitioner
     step: StepConfig
+    compilation_cache_dir: str | None = None  # keeps compiled programs for later runs
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
     """Metrics by name of a stored model on a whole split."""
+    use_compilation_cache(config.compilation_cache_dir)
     saved = open_checkpoint(config.checkpoint)
     task = config.data.mixture_or_task_name
     vocabulary = pipeline.vocabulary_of(task, module=config.data.module)
@@ -51,38 +55,42 @@ class Evaluator:
     ) -> None:
         """`data.num_epochs` should be 1: each example once, the same corruption every time."""
         partitioner.check_batch(data.batch_size)
-        plug = PlugModel(model)
         self._model, self._data, self._partitioner = model, data, partitioner
-        self._step = jax.jit(
-            make_eval_step(plug, step),
-            in_shardings=(
-                partitioner.param_shardings(abstract_params(plug)),
-                partitioner.batch_sharding,
-            ),
-            out_shardings=partitioner.replicated,
+        self._step = step
+        self._compiled: Compiled | None = None
+
+    def compiled(self) -> Compiled:
+        """The step; the first call compiles it."""
+        if self._compiled is None:
+            with self._partitioner.context():
+                self._compiled = compile_program(self._lower)
+        return self._compiled
+
+    def _lower(self) -> jax.stages.Lowered:
+        model = PlugModel(self._model)
+        boxed = abstract_params(model)
+        params = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            nn.unbox(boxed),
+            self._partitioner.param_shardings(boxed),
         )
+        step = jax.jit(
+            make_eval_step(model, self._step), out_shardings=self._partitioner.replicated
+        )
+        return step.lower(params, abstract_batch(self._data, self._partitioner))
 
     def __call__(self, params: Any) -> dict[str, float]:
         """Metrics by name, each a weighted mean over the split."""
-        batches = open_batches(self._data)
-        sharding = self._partitioner.batch_sharding
+        step, sharding = self.compiled().call, self._partitioner.batch_sharding
         scores = []
         with self._partitioner.context():
-            for batch in batches:
-                check_batch(batch, self._model)
-                scores.append(self._step(params, partitioning.put_batch(batch, sharding)))
+            for batch in Feed(self._data, model=self._model, sharding=sharding):
+                scores.append(step(params, batch))
                 if len(scores) > 2:  # the host prepares the next batch, but does not run away
                     jax.block_until_ready(scores[-3])
         values = metrics_lib.summarize(metrics_lib.add(scores))
         values.pop("tokens")
         return values
-
-
-def open_batches(data: DatasetConfig) -> pipeline.BatchIterator:
-    """This process's share of the batches."""
-    return pipeline.make_iterator(
-        data, process_index=jax.process_index(), process_count=jax.process_count()
-    )
 
 
 def check_vocabulary(model: PlugConfig, vocabulary: PlugVocabulary, task: str) -> None:
@@ -93,13 +101,3 @@ def check_vocabulary(model: PlugConfig, vocabulary: PlugVocabulary, task: str) -
             f"vocab_size is {model.vocab_size}; set it to {vocabulary.vocab_size}, or use the "
             "vocabulary that the model was made for"
         )
-
-
-def check_batch(batch: dict[str, np.ndarray], model: PlugConfig) -> None:
-    """PlugError for a position beyond the model's table: XLA would silently clamp it."""
-    for name in ("encoder_positions", "decoder_positions"):
-        if name in batch and (last := int(batch[name].max())) >= model.max_positions:
-            raise PlugError(
-                f"{name} reaches {last}, but the model's position table has {model.max_positions} "
-                "rows; shorten the task's examples (max_length) or raise PlugConfig.max_positions"
-            )

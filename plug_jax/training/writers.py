@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self
 
+import tensorflow as tf
 from clu import metric_writers
+from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -20,17 +22,18 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsWriter:
     """Appends to MODEL_DIR/metrics.jsonl and writes TensorBoard events; one process only."""
 
-    def __init__(self, model_dir: Path, *, start_step: int) -> None:
+    def __init__(self, model_dir: str | os.PathLike[str], *, start_step: int) -> None:
         """Open for writing; what an earlier run logged beyond `start_step` is dropped.
 
         Those steps are trained again after the newest checkpoint, so each step stands once.
         """
-        self._path = model_dir / METRICS_FILE
+        directory = epath.Path(model_dir)
         kept = [r for r in read_metrics(model_dir) if r["step"] <= start_step]
-        self._file: TextIO = self._path.open("w", encoding="utf-8")
+        # Of all ways to open a gs:// file, TensorFlow's is the one whose flush reaches the store.
+        self._file = tf.io.gfile.GFile(os.fspath(directory / METRICS_FILE), "w")
         for record in kept:
             self._append(record)
-        self._tensorboard = metric_writers.SummaryWriter(str(model_dir / "tensorboard"))
+        self._tensorboard = metric_writers.SummaryWriter(str(directory / "tensorboard"))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One line {"step", "split", metrics...}, and the same scalars as `split/name`."""
@@ -48,12 +51,12 @@ class MetricsWriter:
         self._tensorboard.close()
 
 
-def read_metrics(model_dir: Path) -> list[dict]:
+def read_metrics(model_dir: str | os.PathLike[str]) -> list[dict]:
     """The records of MODEL_DIR/metrics.jsonl in order; empty where there is none.
 
     A last line that a killed run left unfinished is left out.
     """
-    path = model_dir / METRICS_FILE
+    path = epath.Path(model_dir) / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -65,9 +68,11 @@ class ProgressReport:
 
     SECONDS_BETWEEN_LINES = 10.0
 
-    def __init__(self, description: str, *, total: int, start: int = 0) -> None:
-        """Show `start` of `total` steps."""
-        self._console = Console(file=sys.stderr)
+    def __init__(
+        self, description: str, *, total: int, start: int = 0, quiet: bool = False
+    ) -> None:
+        """Show `start` of `total` steps; `quiet` shows nothing (another process does)."""
+        self._console = Console(file=sys.stderr, quiet=quiet)
         self._description, self._total, self._start = description, total, start
         self._started = self._last_line = time.monotonic()
         self._bar = Progress(

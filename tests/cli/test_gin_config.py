@@ -12,6 +12,7 @@ from plug_jax.cli.cache import CacheConfig
 from plug_jax.cli.generate import GenerateConfig
 from plug_jax.cli.train import configure
 from plug_jax.errors import PlugError
+from plug_jax.training.evaluate import EvaluateConfig
 
 TEXT = "天地人。你我他。\n" * 3
 
@@ -32,11 +33,15 @@ def run(tmp_path: Path) -> list[str]:
     ]
 
 
+GIN = Path(gin_config.__file__).parents[2] / "gin_configs"
+MODELS = sorted(path.stem for path in (GIN / "models").glob("*.gin"))
+MESHES = sorted(path.stem for path in (GIN / "mesh").glob("*.gin"))
+
 STAGE1 = ["runs/structbert_pretrain.gin", "models/tiny.gin", "mesh/cpu1.gin"]
 STAGE2 = ["runs/palm_pretrain.gin", "models/tiny.gin", "mesh/cpu8.gin"]
 
 
-@pytest.mark.parametrize("model", ["tiny", "base", "large", "plug_27b"])
+@pytest.mark.parametrize("model", MODELS)
 def test_every_model_file_gives_both_stages(model: str, run: list[str]) -> None:
     files = [f"models/{model}.gin" if "models/" in f else f for f in STAGE1]
     stage1 = configure(files, run)
@@ -51,6 +56,31 @@ def test_every_model_file_gives_both_stages(model: str, run: list[str]) -> None:
     assert stage2.initial_checkpoint == "run1"
     assert (stage2.partitioner.data, stage2.partitioner.tensor) == (2, 2)
     assert stage2.model.hidden_size == stage1.model.hidden_size
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_every_mesh_file_goes_with_every_run(mesh: str, run: list[str]) -> None:
+    stage1 = configure([*STAGE1[:2], f"mesh/{mesh}.gin"], run)
+    stage2 = configure([*STAGE2[:2], f"mesh/{mesh}.gin"], [*run, "INITIAL_CHECKPOINT = None"])
+    assert stage1.partitioner == stage2.partitioner
+    assert stage1.train_data.batch_size == stage2.train_data.batch_size
+    assert stage1.step.micro_batches == stage2.step.micro_batches
+    # Rows divide over the micro-batches and all devices, as they are sharded.
+    devices = stage1.partitioner.data * stage1.partitioner.fsdp
+    if devices > 0:
+        assert stage1.train_data.batch_size % (devices * stage1.step.micro_batches) == 0
+    if stage1.model.attention == "splash":
+        assert stage2.model.attention_dropout_rate == 0.0
+        assert stage2.model.dropout_rate == 0.1
+
+
+def test_mesh_files_of_training_go_with_evaluation(run: list[str]) -> None:
+    bindings = ["CHECKPOINT = 'run'", "MIXTURE_OR_TASK_NAME = 'task'", "BATCH_SIZE = 64"]
+    bindings += ["TASK_FEATURE_LENGTHS = {'encoder': 512}"]
+    files = ["runs/evaluate.gin", "mesh/v5p_128.gin"]
+    config = gin_config.configured(EvaluateConfig, files=files, bindings=bindings)
+    assert config.partitioner.fsdp == 16
+    assert config.step.loss_chunk == 128
 
 
 def test_plug_27b_is_the_released_shape(run: list[str]) -> None:
@@ -72,7 +102,7 @@ def test_what_was_read_is_kept_and_can_be_read_again(run: list[str], tmp_path: P
     ("files", "change", "message"),
     [
         (STAGE1, ["TRAN_STEPS = 3"], r"--gin.TRAN_STEPS: .* did you mean TRAIN_STEPS"),
-        (STAGE1, ["loop.TrainConfig.trian_steps = 3"], "doesn't have a parameter named 'trian_st"),
+        (STAGE1, ["program.TrainConfig.trian_steps = 3"], "have a parameter named 'trian_st"),
         (STAGE1, ["lop.TrainConfig.train_steps = 3"], "No configurable matching 'lop.TrainConfig'"),
         (STAGE1, ["config.PlugConfig.hidden_size = 0"], "hidden_size must be at least 1, got 0$"),
         (STAGE1, ["TRAIN_FILES = None"], "TRAIN_FILES is not set: pass --gin.TRAIN_FILES"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import seqio
+import tensorflow as tf
 
 from plug_jax.cli.main import main
 from plug_jax.data.vocabularies import default_vocabulary, save_vocabulary
@@ -16,6 +17,20 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
     return make_vocabulary(tmp_path_factory.mktemp("vocabulary"))
+
+
+def test_records_of_tokens(vocabulary, tmp_path, capsys):
+    save_vocabulary(vocabulary, tmp_path)
+    ids = tf.train.Feature(
+        int64_list=tf.train.Int64List(value=vocabulary.encode("天地人你我" * 40))
+    )
+    record = tf.train.Example(features=tf.train.Features(feature={"tokens": ids}))
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+        for _ in range(20):
+            writer.write(record.SerializeToString())
+    files = ["--input", str(tmp_path / "a.tfrecord"), "--vocabulary", str(tmp_path)]
+    assert main(["inspect", *files, "--stage", "2", "--format", "tokens", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] >= 20
 
 
 def test_files_of_ones_own(vocabulary, tmp_path, capsys):

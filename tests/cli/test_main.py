@@ -142,10 +142,13 @@ def test_tensorflow_is_quiet_unless_the_user_says_otherwise(command, monkeypatch
 
 
 @pytest.mark.parametrize(("level", "heard"), [("3", []), ("0", ["a note from C++"])])
-def test_tensorflow_is_imported_without_its_notes(tmp_path, level, heard):
-    (tmp_path / "tensorflow.py").write_text("import os; os.write(2, b'a note from C++\\n')")
+def test_tensorflow_is_imported_without_its_notes_and_gpus(tmp_path, level, heard):
+    (tmp_path / "tensorflow.py").write_text(
+        "import os, types; os.write(2, b'a note from C++\\n')\n"
+        "config = types.SimpleNamespace(set_visible_devices=print)"
+    )
     run = import_tensorflow_in_a_process(tmp_path, level)
-    assert run.stdout == "True\n"
+    assert run.stdout == "[] GPU\nTrue\n"
     assert run.stderr.splitlines() == [*heard, "after"]
 
 

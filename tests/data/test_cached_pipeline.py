@@ -10,6 +10,7 @@ import seqio
 from plug_jax.data.caching.run import cache_task
 from plug_jax.data.cleaning import MinLength
 from plug_jax.data.pipeline import DatasetConfig, make_iterator
+from plug_jax.data.token_source import TokenSource
 from plug_jax.errors import PlugError
 from tasks.pretrain import add_palm, add_structbert
 from tests.cached_corpus import random_text, vocabulary_of, write_corpus
@@ -70,6 +71,20 @@ def test_the_cache_gives_the_same_batches_as_the_text(cached, source, name):
         for feature in one:
             np.testing.assert_array_equal(one[feature], other[feature])
     assert len({batch["encoder_input_tokens"].tobytes() for batch, _ in batches}) == 40
+
+
+def test_token_files_of_another_vocabulary_are_refused(cached):
+    def batches(vocabulary):
+        source = TokenSource(train=f"{cached}/{NAMES[0]}/train.tfrecord-*")
+        name = add_palm("palm_of_tokens", source, vocabulary, min_length=8, max_length=40).name
+        return make_iterator(dataclasses.replace(config_of(name, cached), use_cached=False))
+
+    try:
+        assert next(batches(vocabulary_of(cached)))
+        with pytest.raises(PlugError, match="tokens in .* are of another vocabulary than that of"):
+            batches(vocabulary_of(cached, more=["xyz"]))
+    finally:
+        seqio.TaskRegistry.remove("palm_of_tokens")
 
 
 def test_a_cache_of_another_vocabulary_is_refused(cached, source):

@@ -132,8 +132,11 @@ def test_docstring_example():
         ("[下雨。]我走。]",): 1,
         ("[我走。]下雨。]",): 2,
     }
-    # Each of 40 blocks, and of 40 windows, is of these two documents.
-    texts = tf.data.Dataset.from_tensors({"text": ["天亮。", "下雨。我走。"]}).repeat(40)
+    # Each of 40 windows is of these two documents: blocks are joined by fours.
+    texts = tf.data.Dataset.from_tensors({"text": ["天亮。", "下雨。我走。"]})
+    for _ in range(3):
+        texts = texts.concatenate(tf.data.Dataset.from_tensors({"text": tf.zeros([0], tf.string)}))
+    texts = texts.repeat(40)
     blocks = tokenize_documents(texts, vocabulary=VOCABULARY)
     with seqio.utils.map_seed_manager(0):
         batches = sentence_pairs(blocks, vocabulary=VOCABULARY, window=1)

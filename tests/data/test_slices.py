@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from plug_jax.data.slices import (
     flat_values,
     join_slices,
-    repeat_slices,
     repeat_values,
     with_flat_values,
 )
@@ -20,11 +19,6 @@ def test_join_docstring_example():
         tf.constant([[2, 1], [1, 0]], tf.int64),
     )
     assert joined.to_list() == [[1, 2, 4], [5]]
-
-
-def test_repeat_docstring_example():
-    repeated = repeat_slices(tf.constant([[0, 1], [2, 3]]), tf.constant([[2, 1], [1, 0]], tf.int64))
-    assert repeated.to_list() == [[0, 0, 1], [2]]
 
 
 def test_repeat_values_docstring_example():
@@ -67,17 +61,13 @@ def test_rows_are_their_slices(start_and_length, dtype):
     starts, lengths = start_and_length
     values = tf.range(100, 120, dtype=dtype)
     joined = join_slices(values, starts, lengths)
-    repeated = repeat_slices(starts, lengths)
-    assert joined.dtype == dtype and repeated.dtype == starts.dtype
-    for ragged in (joined, repeated):  # made without validation
-        tf.RaggedTensor.from_row_splits(ragged.flat_values, ragged.row_splits, validate=True)
+    assert joined.dtype == dtype
+    # It is made without validation.
+    tf.RaggedTensor.from_row_splits(joined.flat_values, joined.row_splits, validate=True)
     rows = list(zip(starts.numpy().tolist(), lengths.numpy().tolist(), strict=True))
     assert joined.to_list() == [
         [100 + start + i for start, length in zip(*row, strict=True) for i in range(length)]
         for row in rows
-    ]
-    assert repeated.to_list() == [
-        [start for start, length in zip(*row, strict=True) for _ in range(length)] for row in rows
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -18,12 +19,14 @@ from plug_jax.data.pipeline import DatasetConfig
 from plug_jax.data.vocabularies import load_vocabulary
 from plug_jax.errors import PlugError
 from plug_jax.partitioning import Partitioner
-from plug_jax.training import loop
+from plug_jax.training import feed
 from plug_jax.training.checkpointing import CheckpointConfig, load_for_inference, open_checkpoint
 from plug_jax.training.evaluate import EvaluateConfig, evaluate_checkpoint
-from plug_jax.training.loop import TrainConfig, train
+from plug_jax.training.loop import train
 from plug_jax.training.optimizer import OptimizerConfig
+from plug_jax.training.program import TrainConfig
 from plug_jax.training.step import StepConfig
+from plug_jax.training.timing import StepTimer
 from plug_jax.training.writers import read_metrics
 from tasks import pretrain
 from tests import synthetic
@@ -91,7 +94,7 @@ def run_config(corpus: Path, model_dir: Path, *, stage: int = 2, **changes: obje
 
 def losses(model_dir: Path) -> dict[int, dict[str, float]]:
     return {
-        record["step"]: {k: v for k, v in record.items() if k != "tokens_per_second"}
+        record["step"]: {k: v for k, v in record.items() if "second" not in k}
         for record in read_metrics(model_dir)
         if record["split"] == "train"
     }
@@ -107,7 +110,7 @@ def whole_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send this process a real SIGINT while `step` is being prepared."""
-    checked = loop.check_batch
+    checked = feed.check_positions
     calls = []
 
     def check(batch: dict, model: object) -> None:
@@ -116,7 +119,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         checked(batch, model)
 
-    monkeypatch.setattr(loop, "check_batch", check)
+    monkeypatch.setattr(feed, "check_positions", check)
 
 
 def test_interrupted_run_goes_on_bit_for_bit(
@@ -222,6 +225,48 @@ def test_stage_2_starts_from_stage_1(corpus: Path, tmp_path: Path) -> None:
     assert not np.array_equal(*kernels)
 
 
+def test_nothing_compiles_after_the_first_step(
+    corpus: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through evaluation, the phase switch and checkpoints; a restored run compiles as often."""
+    events: list[str] = []
+
+    def listen(event: str, _: float, **details: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(str(details["fun_name"]))
+
+    dispatched = StepTimer.dispatched
+
+    def note(timer: StepTimer, tokens: object) -> None:
+        events.append("step")
+        dispatched(timer, tokens)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StepTimer, "dispatched", note)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    train(run_config(corpus, tmp_path))  # evaluates at 4 and 8, saves at 3, 6 and 8
+    first = events.copy()
+    shutil.rmtree(tmp_path / "checkpoints" / "8")
+    train(run_config(corpus, tmp_path))  # from 6
+    second = events[len(first) :]
+    for steps, names in ((8, first), (2, second)):
+        assert names.count("step") == steps
+        before, after = names[: names.index("step")], names[names.index("step") :]
+        assert [sum(kind in name for name in before) for kind in ("train_step", "eval_step")] == [
+            1,
+            1,
+        ]
+        assert set(after) == {"step"}
+
+
+def test_profile_of_a_run(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, tmp_path, train_steps=3, eval_data=None, profile_steps=(2, 2))
+    train(config)
+    assert list(tmp_path.glob("profile/plugins/profile/*/*.xplane.pb"))
+    for wrong in [(0, 2), (3, 2), (2, 4), (2,), (1, 2, 3)]:
+        with pytest.raises(PlugError, match=r"PROFILE_STEPS must be \(first, last\)"):
+            dataclasses.replace(config, profile_steps=wrong)  # type: ignore[arg-type]
+
+
 def test_initial_checkpoint_of_another_shape_or_vocabulary(
     corpus: Path, whole_run: Path, tmp_path: Path
 ) -> None:
@@ -277,7 +322,7 @@ def test_bad_configurations_fail_before_training(corpus: Path, tmp_path: Path) -
             )
         )
     odd = dataclasses.replace(config.model, num_heads=3, head_dim=4)
-    with pytest.raises(PlugError, match=r"qkv/kernel .* dimension 3 of 3 over tensor=2"):
+    with pytest.raises(PlugError, match=r"qkv/kernel .* 'heads' of 3 over tensor = 2"):
         train(dataclasses.replace(config, model=odd))
     missing = dataclasses.replace(config.train_data, mixture_or_task_name="loop_stage3")
     with pytest.raises(PlugError, match="loop_stage2"):

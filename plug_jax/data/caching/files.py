@@ -18,6 +18,7 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.data.caching.deduplication import Deduplication
+from plug_jax.data.token_source import TokenSource
 from plug_jax.data.vocabularies import PlugVocabulary
 from plug_jax.errors import PlugError
 
@@ -184,6 +185,25 @@ def check_cache(task: seqio.Task, split: str) -> None:
             f"{' and '.join(changed)} than the task has now: make it anew with `plug-jax "
             "cache --overwrite`, or give the task what the cache was made with."
         )
+
+
+def check_token_files(task: seqio.Task, split: str) -> None:
+    """Raises PlugError if a `TokenSource` reads a cache of another vocabulary than the task's.
+
+    Files that have no fingerprint of a cache beside them pass.
+    """
+    if not isinstance(task.source, TokenSource) or split not in task.splits:
+        return
+    vocabulary = _describe(task.output_features["encoder_input_tokens"].vocabulary)
+    shards = [os.path.split(path) for path in task.source.list_shards(split)]
+    caches = {(directory, name.partition(".tfrecord-")[0]) for directory, name in shards}
+    for directory, cached_split in sorted(caches):
+        cache = read_json(_fingerprint_path(directory, cached_split))
+        if cache is not None and vocabulary not in cache["vocabulary"]:
+            raise PlugError(
+                f"The tokens in {directory} are of another vocabulary than that of {task.name!r}: "
+                "give the task the vocabulary that the cache was made with."
+            )
 
 
 def write_summaries(files: SplitFiles, shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

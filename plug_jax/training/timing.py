@@ -1,0 +1,95 @@
+"""Where the time of the steps goes, and how many tokens a second it makes."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax
+
+from plug_jax.training.metrics import Mean
+
+
+class StepTimer:
+    """Times steps as the host sees them, which prepares a step while the devices do the last one.
+
+    Seconds by `read`, each an average over the steps that were finished since it was last called:
+
+    - `data_wait_seconds`: until the host has its rows of the next batch and has begun to copy them
+      to its devices, in `part("data_wait")`;
+    - `dispatch_seconds`: in the call of the compiled step, which returns before the devices have
+      done it (a CPU may wait here for the step before), in `part("dispatch")`;
+    - `device_wait_seconds`: after that, until the devices have finished the step *before* this one;
+    - `step_seconds`: from one step's end to the next's. The rest is the host's own, mostly logging.
+
+    So `device_wait_seconds` near `step_seconds` means that the devices are never idle, and
+    `data_wait_seconds` near it that they starve. The first step, which warms up, only starts the
+    clock; what happens in `paused` (evaluation, checkpoints) is not counted.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, float] = collections.defaultdict(float)
+        self._finished: list[Mean] = []  # real tokens of each step
+        self._under_way: Mean | None = None
+        self._since: float | None = None
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time spent within counts as `name`."""
+        started = time.monotonic()
+        yield
+        self._parts[name] += time.monotonic() - started
+
+    def dispatched(self, tokens: Mean) -> None:
+        """A step was dispatched; `tokens` is its metric. Waits for the step before."""
+        self.finish()
+        self._under_way = tokens
+
+    def finish(self) -> None:
+        """Wait for the step that is under way, if one is."""
+        if self._under_way is None:
+            return
+        with self.part("device_wait"):
+            jax.block_until_ready(self._under_way)
+        if self._since is None:
+            self._restart()
+        else:
+            self._finished.append(self._under_way)
+        self._under_way = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Wait for the step that is under way; time spent within does not count."""
+        self.finish()
+        started = time.monotonic()
+        yield
+        if self._since is not None:
+            self._since += time.monotonic() - started
+
+    def read(self) -> dict[str, float]:
+        """The four times and `tokens_per_second`, since the last call.
+
+        Before a second step is finished `tokens_per_second` is 0 and the times are left out.
+        """
+        steps = len(self._finished)
+        if self._since is None or not steps:
+            return {"tokens_per_second": 0.0}
+        tokens = sum(float(t.total) for t in jax.device_get(self._finished))
+        elapsed = max(time.monotonic() - self._since, 1e-9)
+        parts = {
+            f"{name}_seconds": self._parts[name] / steps
+            for name in ("data_wait", "dispatch", "device_wait")
+        }
+        self._restart()
+        return {
+            "tokens_per_second": tokens / elapsed,
+            "step_seconds": elapsed / steps,
+            **parts,
+        }
+
+    def _restart(self) -> None:
+        self._parts.clear()
+        self._finished = []
+        self._since = time.monotonic()

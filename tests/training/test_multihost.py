@@ -1,0 +1,249 @@
+"""Two processes of four CPU devices each, on this machine, as one run: real `plug-jax` commands."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plug_jax.cli.train import configure
+from plug_jax.training.loop import train
+from plug_jax.training.writers import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CHARACTERS = "天地人你我他来去上下大小好多年月日时分水火木金土山石田力口手心门"
+GIN_FILES = ["runs/palm_pretrain.gin", "models/tiny.gin", "mesh/cpu8.gin"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files of text for two data streams, a third to evaluate, and a vocabulary."""
+    root = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for name, count in (("train0", 30), ("train1", 30), ("validation", 8)):
+        documents = [
+            "".join(
+                "".join(rng.choice(list(CHARACTERS), rng.integers(4, 9))) + "。" for _ in range(12)
+            )
+            for _ in range(count)
+        ]
+        (root / f"{name}.txt").write_text("\n".join(documents), encoding="utf-8")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "。", *CHARACTERS]
+    (root / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return root
+
+
+def bindings(corpus: Path, model_dir: Path, train_files: str = "train?.txt") -> list[str]:
+    """A run of six steps, masked LM in the first three."""
+    return [
+        f"MODEL_DIR = {str(model_dir)!r}",
+        f"TRAIN_FILES = {str(corpus / train_files)!r}",
+        f"VALIDATION_FILES = {str(corpus / 'validation.txt')!r}",
+        f"VOCABULARY = {str(corpus / 'vocab.txt')!r}",
+        "VOCAB_SIZE = 38",
+        "DECODER_LAYERS = 1",
+        "INITIAL_CHECKPOINT = None",
+        "TASK_FEATURE_LENGTHS = {'encoder': 32, 'decoder': 32}",
+        "BATCH_SIZE = 8",
+        "PACKING_WINDOW = 32",
+        "DATA_STREAMS = 2",
+        "TRAIN_STEPS = 6",
+        "EVAL_EVERY = 6",
+        "CHECKPOINT_EVERY = 6",
+        "LOG_EVERY = 1",
+        "LEARNING_RATE = 1e-2",
+        "config.PlugConfig.hidden_size = 16",
+        "config.PlugConfig.num_encoder_layers = 1",
+        "config.PlugConfig.num_heads = 8",
+        "config.PlugConfig.head_dim = 2",
+        "config.PlugConfig.mlp_dim = 32",
+        "config.PlugConfig.max_positions = 32",
+        "config.PlugConfig.vocab_multiple = 16",
+        "config.PlugConfig.scan_layers = True",
+        "pretrain.palm_text.min_length = 6",
+        "pretrain.palm_text.max_length = 24",
+        "step.StepConfig.mlm_fraction = 0.5",
+    ]
+
+
+@dataclasses.dataclass
+class Ended:
+    """What became of a process."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Pair:
+    """The two processes of a run."""
+
+    def __init__(self, command: str, files: list[str], bindings: list[str], logs: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        arguments = [
+            *(f"--gin_file={file}" for file in files),
+            *(f"--gin.{binding.replace(' = ', '=', 1)}" for binding in bindings),
+        ]
+        flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+        flags += " --xla_backend_optimization_level=0"  # compiles faster
+        self._logs = logs
+        self.processes = []
+        for index in range(2):
+            environment = {
+                "XLA_FLAGS": flags,
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(index),
+            }
+            with (
+                (logs / f"stdout{index}").open("w") as out,
+                (logs / f"stderr{index}").open("w") as err,
+            ):
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "plug_jax", command, *arguments],
+                        cwd=ROOT,
+                        env=os.environ | environment,
+                        stdout=out,
+                        stderr=err,
+                    )
+                )
+
+    def stderr(self, index: int) -> str:
+        return (self._logs / f"stderr{index}").read_text()
+
+    def wait(self, seconds: float = 900.0) -> list[Ended]:
+        end = time.monotonic() + seconds
+        return [
+            Ended(
+                process.wait(max(0.1, end - time.monotonic())),
+                (self._logs / f"stdout{index}").read_text(),
+                self.stderr(index),
+            )
+            for index, process in enumerate(self.processes)
+        ]
+
+
+@contextlib.contextmanager
+def started(command: str, files: list[str], bindings: list[str], logs: Path) -> Iterator[Pair]:
+    logs.mkdir()
+    pair = Pair(command, files, bindings, logs)
+    try:
+        yield pair
+    finally:
+        for process in pair.processes:
+            process.kill()
+            process.wait()
+
+
+def assert_close(ours: dict, theirs: dict) -> None:
+    """Equal but for the rounding of sums, and the time they took."""
+    names = {name for name in theirs if "second" not in name}
+    assert names == {name for name in ours if "second" not in name}
+    for name in names - {"split"}:
+        assert ours[name] == pytest.approx(theirs[name], rel=2e-5, abs=1e-7), name
+
+
+def test_two_processes_train_and_evaluate_as_one(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SIGTERM to one process stops both after the same step; resumed, they end as one would."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    train(configure(GIN_FILES, bindings(corpus, alone)))
+
+    cache = tmp_path / "compiled"
+    run = [*bindings(corpus, together), f"COMPILATION_CACHE_DIR = {str(cache)!r}"]
+    with started("train", GIN_FILES, run, tmp_path / "first") as pair:
+        while not read_metrics(together) and all(p.poll() is None for p in pair.processes):
+            time.sleep(0.05)
+        pair.processes[1].send_signal(signal.SIGTERM)
+        first = pair.wait()
+    assert [ended.status for ended in first] == [130, 130], first
+    [stopped] = (together / "checkpoints").iterdir()
+    assert 1 < int(stopped.name) < 6
+    assert {p.name.split("-")[0] for p in cache.iterdir()} >= {"jit_train_step", "jit_eval_step"}
+    assert f"interrupted: saving the checkpoint of step {stopped.name}" in first[0].stderr
+    # Each process wrote its own place in the data.
+    assert {p.stem for p in (stopped / "data").glob("*.index")} == {
+        "stream_00000-of-00002",
+        "stream_00001-of-00002",
+    }
+
+    # On another mesh: every row is on all devices, so both processes read both data streams.
+    run += [f"partitioning.Partitioner.{name}" for name in ("data = 1", "fsdp = 1", "tensor = 8")]
+    with started("train", GIN_FILES, run, tmp_path / "second") as pair:
+        second = pair.wait()
+    assert [ended.status for ended in second] == [0, 0], second
+    ours, theirs = read_metrics(together), read_metrics(alone)
+    assert [(r["step"], r["split"]) for r in ours] == [(r["step"], r["split"]) for r in theirs]
+    for mine, its in zip(ours, theirs, strict=True):
+        assert_close(mine, its)
+    assert (together / "checkpoints" / "6").is_dir()
+    summaries = [json.loads((d / "summary.json").read_text()) for d in (alone, together)]
+    assert summaries[1]["step"] == 6 and summaries[1].keys() == summaries[0].keys()
+    assert "MODEL_DIR" in (together / "config.gin").read_text()
+    # The second process says and writes nothing of its own.
+    assert len(list((together / "tensorboard").iterdir())) == 2  # one for each start
+    for ended in (first[1], second[1]):
+        assert "validation at step" not in ended.stderr and "compiled in" not in ended.stderr
+    assert (
+        "validation at step 6" in second[0].stderr
+        and "training step compiled in" in second[0].stderr
+    )
+
+    evaluation = [
+        f"CHECKPOINT = {str(together)!r}",
+        f"TEST_FILES = {str(corpus / 'validation.txt')!r}",
+        "MIXTURE_OR_TASK_NAME = @pretrain.palm_text()",
+        "TASK_FEATURE_LENGTHS = {'encoder': 32, 'decoder': 32}",
+        "BATCH_SIZE = 8",
+        "pipeline.DatasetConfig.packing_window = 32",
+        "pretrain.palm_text.min_length = 6",
+        "pretrain.palm_text.max_length = 24",
+        "step.StepConfig.prediction_capacity = 0.25",
+    ]
+    with started(
+        "evaluate", ["runs/evaluate.gin", "mesh/cpu8.gin"], evaluation, tmp_path / "third"
+    ) as pair:
+        third = pair.wait()
+    assert [ended.status for ended in third] == [0, 0], third
+    said = [[x for x in e.stdout.splitlines() if not x.startswith("[Gloo]")] for e in third]
+    assert said[1] == []
+    scores = json.loads("\n".join(said[0]))
+    assert_close(scores, {k: v for k, v in ours[-1].items() if k not in ("step", "split")})
+
+
+def test_an_error_of_one_process_ends_both(corpus: Path, tmp_path: Path) -> None:
+    """The second data stream is damaged: its process says so, and the other, which waits for it in
+    the middle of a step, ends with it."""
+    text = (corpus / "train0.txt").read_bytes()
+    (corpus / "damaged0.txt").write_bytes(text)
+    (corpus / "damaged1.txt.gz").write_bytes(gzip.compress(text)[:-40])
+    run = bindings(corpus, tmp_path / "run", "damaged*")
+    with started("train", GIN_FILES, run, tmp_path / "logs") as pair:
+        while all(p.poll() is None for p in pair.processes) and "error" not in pair.stderr(1):
+            time.sleep(0.05)
+        failed = time.monotonic()
+        ended = pair.wait()
+        assert time.monotonic() - failed < 15
+    assert [e.status for e in ended] == [2, 2], ended
+    reason = "'palm_text' gives no example in split 'train' for data stream 1 of 2"
+    assert f"plug-jax: error: {reason}" in ended[1].stderr
+    assert f"plug-jax: process 1 ended the run: {reason}" in ended[0].stderr
+    assert not (tmp_path / "run" / "summary.json").exists()

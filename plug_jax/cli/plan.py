@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     topology = parse_topology(args.topology)
     if args.sweep + args.find_batch + args.decode > 1:
         raise PlugError(
-            "--sweep, --find_batch and --decode are one at a time; --sweep takes --batch values"
+            "--sweep, --find_batch and --decode do not go together; --sweep takes --batch values"
         )
     if not args.sweep and any((args.fsdp, args.tensor, args.batch, args.remat)):
         raise PlugError("--fsdp, --tensor, --batch and --remat are for --sweep")

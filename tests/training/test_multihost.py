@@ -223,9 +223,9 @@ def test_two_processes_train_and_evaluate_as_one(
     ) as pair:
         third = pair.wait()
     assert [ended.status for ended in third] == [0, 0], third
-    said = [[x for x in e.stdout.splitlines() if not x.startswith("[Gloo]")] for e in third]
-    assert said[1] == []
-    scores = json.loads("\n".join(said[0]))
+    # Gloo's threads write about their connections as well, one into the other's line.
+    assert "{" not in third[1].stdout
+    scores = json.loads(third[0].stdout[third[0].stdout.index("{") :])
     assert_close(scores, {k: v for k, v in ours[-1].items() if k not in ("step", "split")})
 
 

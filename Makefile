@@ -22,7 +22,7 @@ help:  ## List the targets
 setup: $(VENV)/.installed  ## Make .venv with plug-jax and its pinned dependencies
 
 demo: $(VENV)/.installed  ## Train a small PLUG on this machine and generate with it
-	$(BIN)/plug-jax demo
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/plug-jax demo
 
 test: $(VENV)/.installed  ## Run the tests, without the slow ones and those that need PyTorch
 	$(PYTEST) -m 'not parity and not slow' $(ARGS)

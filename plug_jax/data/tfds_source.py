@@ -119,7 +119,7 @@ class _PreparedDataset(seqio.utils.LazyTfdsLoader):
         if self._text_feature not in builder.info.features:
             raise PlugError(
                 f"{self.name} has no feature {self._text_feature!r}, only "
-                f"{', '.join(builder.info.features)}."
+                f"{', '.join(sorted(builder.info.features))}."
             )
         return builder
 

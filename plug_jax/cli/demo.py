@@ -147,12 +147,13 @@ def _read_data(config: TrainConfig) -> tuple[Baselines, dict[str, list[int]]]:
 
 
 def _generate(checkpoint: Path) -> dict[str, str]:
-    from plug_jax.cli.generate import generate_texts
-    from plug_jax.training.checkpointing import load_for_inference
+    from plug_jax.inference.generator import generate
+    from plug_jax.inference.model import InferenceModel
+    from plug_jax.inference.options import GenerationOptions
 
-    config, params, vocabulary = load_for_inference(checkpoint)
-    samples = generate_texts(config, params, vocabulary, PROMPTS, max_new_tokens=_NEW_TOKENS)
-    return {prompt: texts[0] for prompt, texts in zip(PROMPTS, samples, strict=True)}
+    model = InferenceModel.load(checkpoint)
+    samples = generate(model, PROMPTS, GenerationOptions(max_new_tokens=_NEW_TOKENS))
+    return {prompt: text.text for prompt, (text,) in zip(PROMPTS, samples, strict=True)}
 
 
 def _check_switch_is_evaluated(config: TrainConfig) -> None:

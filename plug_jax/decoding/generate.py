@@ -1,105 +1,128 @@
-"""Write text one token at a time with a cached decoder."""
+"""Write texts one token at a time with a cached decoder, as far as asked at a time.
+
+`start` makes the state of a batch of rows, `advance` writes some tokens further: all of them for a
+plain call, a few for a text that is shown while it grows or a batch that others join.
+
+Axis letters: B rows, N room for new tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from plug_jax.decoding.sampling import sample_token
-from plug_jax.errors import PlugError
+from plug_jax.decoding.constraints import Constraints, constrain
+from plug_jax.decoding.sampling import Sampling, sample_token
 
 Cache = TypeVar("Cache")
-TokensToLogits = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+# (tokens int32 [B], cache, active bool [B]) -> (logits float32 [B, V] of the next token, the new
+# cache). Rows that are not active have ended: they must not grow, and their logits are not read.
+TokensToLogits = Callable[[jax.Array, Cache, jax.Array], tuple[jax.Array, Cache]]
 
 
-class Generated(NamedTuple):
-    """What `generate` wrote; of row b, `tokens[b, :lengths[b]]` is the text."""
+@flax.struct.dataclass
+class Decoding:
+    """A batch of texts being written; of row b, `tokens[b, :lengths[b]]` is the text so far."""
 
-    tokens: jax.Array  # int32 [B, max_new_tokens]; the end token from lengths[b] on
-    lengths: jax.Array  # int32 [B]; tokens before the end token, max_new_tokens if there was none
-
-
-class _LoopState(NamedTuple):
-    """Carried through the loop; N = max_new_tokens."""
-
-    step: jax.Array  # int32 []: tokens decided so far in every row that has not ended
+    tokens: jax.Array  # int32 [B, N]; the end token from lengths[b] on once the row has ended
+    log_probs: jax.Array  # float32 [B, N], of each token (the end token too) by the model itself
+    lengths: jax.Array  # int32 [B]: tokens before the end token
+    ended: jax.Array  # bool [B]: rows that wrote the end token or as much as they may
+    stopped: jax.Array  # bool [B]: rows that wrote the end token
     last_tokens: jax.Array  # int32 [B]: what the decoder reads next
-    tokens: jax.Array  # int32 [B, N]: what was written, the end token elsewhere
-    lengths: jax.Array  # int32 [B]: tokens written before the end token
-    ended: jax.Array  # bool [B]: rows that wrote the end token
     cache: Any  # the decoder's, as `tokens_to_logits` returned it
 
 
-def generate(
-    tokens_to_logits: TokensToLogits[Cache],
-    cache: Cache,
-    *,
-    start_tokens: jax.Array,
-    rngs: jax.Array,
-    max_new_tokens: int,
-    end_token: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    forbidden: jax.Array | None = None,
-) -> Generated:
-    """Sample up to `max_new_tokens` tokens after `start_tokens`; an `end_token` ends its row.
-
-    The loop stops when every row has ended. Call it inside `jax.jit`, where the parameters that
-    `tokens_to_logits` uses are an argument of the compiled function.
+def start(cache: Any, *, start_tokens: jax.Array, max_new_tokens: int, end_token: int) -> Decoding:
+    """Rows that have written nothing.
 
     Args:
-      tokens_to_logits: (tokens int32 [B], cache) -> (logits float32 [B, V] of the next token, the
-        new cache). It is called max_new_tokens times at most: the cache needs room for as many.
-      cache: the decoder's state before `start_tokens`.
-      start_tokens: int32 [B], the first token each row reads ([CLS] for PLUG), not returned.
-      rngs: keys [B]; token t of row r is drawn with `fold_in(rngs[r], t)`, so a row's text depends
-        neither on the other rows nor on max_new_tokens.
-      max_new_tokens: at least 1.
-      end_token: the id that ends a row ([SEP] for PLUG).
-      temperature, top_k, top_p, forbidden: see `sample_token`.
-
-    Raises:
-      PlugError: an option is out of range.
+      cache: the decoder's state before `start_tokens`, with room for `max_new_tokens` tokens.
+      start_tokens: int32 [B], the first token each row reads ([CLS] for PLUG), not part of a text.
+      max_new_tokens: N, room for texts; `Constraints.max_length` may be less.
+      end_token: what fills the room after a text.
     """
-    if max_new_tokens < 1:
-        raise PlugError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     rows = start_tokens.shape[0]
-    state = _LoopState(
-        step=jnp.int32(0),
-        last_tokens=start_tokens.astype(jnp.int32),
+    return Decoding(
         tokens=jnp.full((rows, max_new_tokens), end_token, jnp.int32),
+        log_probs=jnp.zeros((rows, max_new_tokens), jnp.float32),
         lengths=jnp.zeros(rows, jnp.int32),
         ended=jnp.zeros(rows, bool),
+        stopped=jnp.zeros(rows, bool),
+        last_tokens=start_tokens.astype(jnp.int32),
         cache=cache,
     )
 
-    def unfinished(state: _LoopState) -> jax.Array:
-        return (state.step < max_new_tokens) & ~jnp.all(state.ended)
 
-    def write_one(state: _LoopState) -> _LoopState:
-        logits, cache = tokens_to_logits(state.last_tokens, state.cache)
-        drawn = sample_token(
-            jax.vmap(jax.random.fold_in, in_axes=(0, None))(rngs, state.step),
+def advance(
+    tokens_to_logits: TokensToLogits[Cache],
+    decoding: Decoding,
+    constraints: Constraints,
+    sampling: Sampling,
+    *,
+    steps: jax.Array | int,
+    end_token: int,
+    candidates: int,
+    penalties: bool,
+) -> Decoding:
+    """Write up to `steps` more tokens in every row that has not ended; stop when all have.
+
+    Call it inside `jax.jit`, where the parameters that `tokens_to_logits` uses are an argument of
+    the compiled function. In how many calls a text is written changes nothing in it.
+
+    Args:
+      tokens_to_logits: see `TokensToLogits`.
+      decoding: from `start` or an earlier call.
+      constraints, sampling: of each row, the same in all calls.
+      steps: int32 [], may be traced.
+      end_token: the id that ends a row ([SEP] for PLUG).
+      candidates: static, see `sample_token`.
+      penalties: static, see `constrain`.
+    """
+    places = jnp.arange(decoding.tokens.shape[1])
+
+    def unfinished(carry: tuple[jax.Array, Decoding]) -> jax.Array:
+        done, state = carry
+        return (done < steps) & ~jnp.all(state.ended)
+
+    def write_one(carry: tuple[jax.Array, Decoding]) -> tuple[jax.Array, Decoding]:
+        done, state = carry
+        active = ~state.ended
+        logits, cache = tokens_to_logits(state.last_tokens, state.cache, active)
+        allowed = constrain(
             logits,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            forbidden=forbidden,
+            constraints,
+            tokens=state.tokens,
+            lengths=state.lengths,
+            end_token=end_token,
+            penalties=penalties,
         )
-        written = jnp.where(state.ended, end_token, drawn)  # [B]
-        ended = written == end_token
-        return _LoopState(
-            step=state.step + 1,
-            last_tokens=written,
-            tokens=state.tokens.at[:, state.step].set(written),
-            lengths=state.lengths + ~ended,
-            ended=ended,
+        drawn = sample_token(allowed, sampling, state.lengths, candidates=candidates)
+        log_probs = log_probability(logits, drawn)
+        here = active[:, None] & (places == state.lengths[:, None])  # [B, N]
+        stops = active & (drawn == end_token)
+        lengths = state.lengths + (active & ~stops)
+        return done + 1, Decoding(
+            tokens=jnp.where(here, drawn[:, None], state.tokens),
+            log_probs=jnp.where(here, log_probs[:, None], state.log_probs),
+            lengths=lengths,
+            ended=state.ended | stops | (lengths >= constraints.max_length),
+            stopped=state.stopped | stops,
+            last_tokens=jnp.where(active, drawn, state.last_tokens),
             cache=cache,
         )
 
-    final = jax.lax.while_loop(unfinished, write_one, state)
-    return Generated(tokens=final.tokens, lengths=final.lengths)
+    # A row that may write nothing has ended before it began.
+    decoding = dataclasses.replace(decoding, ended=decoding.ended | (constraints.max_length == 0))
+    return jax.lax.while_loop(unfinished, write_one, (jnp.int32(0), decoding))[1]
+
+
+def log_probability(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """float32 [B]: log softmax(logits [B, V]) at int32 tokens [B]."""
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)

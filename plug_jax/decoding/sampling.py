@@ -1,11 +1,23 @@
-"""Draw the next token of every row from its logits."""
+"""Draw the next token of every row from its logits.
+
+Axis letters: B rows, V vocabulary, C candidates.
+"""
 
 from __future__ import annotations
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from plug_jax.errors import PlugError
+
+@flax.struct.dataclass
+class Sampling:
+    """How each row draws; one entry a row, so that all requests share a compiled program."""
+
+    rngs: jax.Array  # keys [B]: token t of a row is drawn with fold_in(its key, t)
+    temperature: jax.Array  # float32 [B]: 0 takes the likeliest
+    top_k: jax.Array  # int32 [B]: draw from the k likeliest, 0 is all
+    top_p: jax.Array  # float32 [B]: in (0, 1], draw from the likeliest of this much probability
 
 
 def row_rngs(rng: jax.Array, rows: int) -> jax.Array:
@@ -13,69 +25,61 @@ def row_rngs(rng: jax.Array, rows: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, jnp.arange(rows))
 
 
-def check_sampling_options(*, temperature: float, top_k: int, top_p: float) -> None:
-    """Raise `PlugError` unless `sample_token` can work with these options."""
-    if temperature < 0:
-        raise PlugError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
-    if top_k < 0:
-        raise PlugError(f"top_k is {top_k}; it must be 0 (every token) or positive")
-    if not 0 < top_p <= 1:
-        raise PlugError(f"top_p is {top_p}; it must be above 0 and at most 1 (every token)")
-
-
 def sample_token(
-    rngs: jax.Array,
-    logits: jax.Array,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    forbidden: jax.Array | None = None,
+    logits: jax.Array, sampling: Sampling, draws: jax.Array, *, candidates: int
 ) -> jax.Array:
     """Draw one token per row, int32 [B], from the likely part of `softmax(logits / temperature)`.
 
     The order is that of the released PLUG code and of Hugging Face: temperature, then the `top_k`
-    most likely tokens (0 = all), then of these, renormalised, the smallest set whose probability
-    reaches `top_p` (1 = all). Temperature 0 takes the most likely token. Of equal logits, the lower
-    id counts as the more likely, so exactly `top_k` tokens remain.
+    most likely tokens, then of these, renormalised, the smallest set whose probability reaches
+    `top_p`. Of equal logits, the lower id counts as the more likely, so exactly `top_k` tokens
+    remain.
 
     With logits = log [0.5, 0.3, 0.15, 0.05] and temperature 1, the probabilities of the draw are
       top_k=2:            [0.625, 0.375, 0, 0]
       top_p=0.7:          [0.625, 0.375, 0, 0]    (0.5 alone does not reach 0.7)
       top_k=3, top_p=0.52: [1, 0, 0, 0]           (0.5 / 0.95 reaches 0.52)
-      forbidden=[1,0,0,0], top_k=2: [0, 2/3, 1/3, 0]
+
+    A row takes one uniform number and the token at that height of its cumulative probabilities,
+    likeliest first: what it draws depends neither on the other rows nor on `candidates`.
 
     Args:
-      rngs: keys [B], one for each row; a row's draw does not depend on the other rows.
-      logits: float32 [B, V].
-      temperature: 0 or more; this and the next two are plain numbers, part of the compiled program.
-      top_k: how many tokens to keep; above V means all of them.
-      top_p: in (0, 1].
-      forbidden: bool [V] (or [B, V]), true for ids never to draw. Some id must be allowed.
-
-    Raises:
-      PlugError: an option is out of range.
+      logits: float32 [B, V]; -inf is never drawn, and some id must be above it.
+      sampling: of each row.
+      draws: int32 [B], how many tokens each row has drawn before.
+      candidates: how many of the likeliest tokens are looked at; static. No row's `top_k` may be
+        above it (nor be 0, all, unless it is V), see `candidates_for`.
     """
-    check_sampling_options(temperature=temperature, top_k=top_k, top_p=top_p)
-    if forbidden is not None:
-        logits = jnp.where(forbidden, -jnp.inf, logits)
+    values, ids = jax.lax.top_k(logits, candidates)  # [B, C], likeliest first
+    if candidates == 1:
+        return ids[:, 0].astype(jnp.int32)
+    greedy = sampling.temperature == 0
+    values = values / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
+    count = jnp.where(sampling.top_k > 0, sampling.top_k, candidates)
+    values = jnp.where(jnp.arange(candidates) < count[:, None], values, -jnp.inf)
+    probabilities = jax.nn.softmax(values, axis=-1)
+    mass = jnp.cumsum(probabilities, axis=-1)
+    kept = (mass - probabilities < sampling.top_p[:, None]) & (values > -jnp.inf)
+    total = jnp.max(jnp.where(kept, mass, 0.0), axis=-1)
+    uniform = jax.vmap(lambda rng, draw: jax.random.uniform(jax.random.fold_in(rng, draw)))(
+        sampling.rngs, draws
+    )
+    # The first candidate whose cumulative probability is above the number; rounding of the sum
+    # must not lead past the last that is kept.
+    choice = jnp.sum(mass <= (uniform * total)[:, None], axis=-1)
+    choice = jnp.minimum(choice, jnp.sum(kept, axis=-1) - 1)
+    choice = jnp.where(greedy, 0, choice)
+    return jnp.take_along_axis(ids, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+_FEW = 128
+
+
+def candidates_for(*, temperature: float, top_k: int, vocab_size: int) -> int:
+    """How many candidates a request needs: 1 (greedy), 128, or the vocabulary.
+
+    So few values keep the number of compiled programs small; a batch takes the largest of its rows.
+    """
     if temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / temperature
-
-    vocab_size = logits.shape[-1]
-    kept = min(top_k, vocab_size) if top_k else vocab_size
-    if kept == vocab_size and top_p == 1:
-        return _draw(rngs, logits)
-    likely_logits, likely_ids = jax.lax.top_k(logits, kept)  # [B, k], most likely first
-    if top_p < 1:
-        probabilities = jax.nn.softmax(likely_logits, axis=-1)
-        mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        likely_logits = jnp.where(mass_before < top_p, likely_logits, -jnp.inf)
-    choice = _draw(rngs, likely_logits)
-    return jnp.take_along_axis(likely_ids, choice[:, None], axis=-1)[:, 0].astype(jnp.int32)
-
-
-def _draw(rngs: jax.Array, logits: jax.Array) -> jax.Array:
-    """Indices int32 [B] from unnormalised log-probabilities [B, N], row r with `rngs[r]`."""
-    return jax.vmap(jax.random.categorical)(rngs, logits).astype(jnp.int32)
+        return 1
+    return _FEW if 0 < top_k <= _FEW < vocab_size else vocab_size

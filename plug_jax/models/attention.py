@@ -1,11 +1,12 @@
 """Self- and cross-attention: projections, and the choice between dot and splash attention.
 
 Axis letters: B batch, Q query length, S key length, E encoder length, M model, H heads, K head
-size.
+size; with a cache P prompts, T new tokens.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -18,8 +19,12 @@ from plug_jax.config import PlugConfig, RematName
 from plug_jax.errors import PlugError
 from plug_jax.models.layers import projection
 from plug_jax.ops import attention, kv_cache
+from plug_jax.ops.attention import cached_attention
+from plug_jax.ops.kv_cache import LayerCache
 from plug_jax.ops.splash_attention import splash_attention
 
+# Of a cache's keys and values [B,H,S,K]: rows and heads lie where they are computed.
+CACHE_AXES = ("activation_batch", "activation_heads", None, None)
 _ACTIVATION_HEADS = ("activation_batch", "activation_length", "activation_heads", None)
 
 
@@ -37,10 +42,6 @@ class Segments:
         return mask & attention.causal_mask(self.keys.shape[1]) if self.causal else mask
 
 
-# In training by segments; with a cache a bool mask that broadcasts to [B,H,Q,S].
-Visible = Segments | jax.Array
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused projection of queries, keys and values."""
 
@@ -55,27 +56,25 @@ class SelfAttention(nn.Module):
             c, c.hidden_size, axes=("heads", "kv", "embed"), contract=2, std=self.output_std
         )
 
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        visible: Visible,
-        deterministic: bool,
-        cache: jax.Array | None = None,
-        cache_index: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Attend within x [B,Q,M], or append x to a layer's `cache` [2,B,S,H,K] and attend to that.
-
-        Returns ([B,Q,M], the new cache or None).
-        """
+    def __call__(self, x: jax.Array, *, segments: Segments, deterministic: bool) -> jax.Array:
+        """Attend within x [B,Q,M] -> [B,Q,M]."""
         qkv = _saved(self.qkv(x), "qkv")
         query, key, value = jnp.moveaxis(qkv, -3, 0)  # each [B,Q,H,K]
-        if cache is not None:
-            assert cache_index is not None
-            cache = kv_cache.append(cache, jnp.stack([key, value]), cache_index)
-            key, value = cache.astype(x.dtype)
-        output = _attend(self, query, key, value, visible=visible, deterministic=deterministic)
-        return checkpoint_name(self.out(output), "out"), cache
+        output = _attend(self, query, key, value, segments=segments, deterministic=deterministic)
+        return checkpoint_name(self.out(output), "out")
+
+    def step(
+        self, x: jax.Array, cache: LayerCache, *, lengths: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        """Append x [B,T,M] to the cache, row b at lengths[b], and attend to all that is in it."""
+        query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)
+        cache = dataclasses.replace(
+            cache,
+            key=_cached(kv_cache.append(cache.key, key, lengths)),
+            value=_cached(kv_cache.append(cache.value, value, lengths)),
+        )
+        visible = kv_cache.visible(x.shape[1], cache.key.shape[2], lengths)
+        return self.out(cached_attention(query, cache.key, cache.value, mask=visible)), cache
 
 
 class CrossAttention(nn.Module):
@@ -95,18 +94,24 @@ class CrossAttention(nn.Module):
             c, c.hidden_size, axes=("heads", "kv", "embed"), contract=2, std=self.output_std
         )
 
-    def project(self, encoded: jax.Array) -> jax.Array:
-        """Keys and values [2,B,E,H,K] of the encoder's output [B,E,M]."""
-        return jnp.moveaxis(_saved(self.key_value(encoded), "qkv"), -3, 0)
-
     def __call__(
-        self, x: jax.Array, key_value: jax.Array, *, visible: Visible, deterministic: bool
+        self, x: jax.Array, encoded: jax.Array, *, segments: Segments, deterministic: bool
     ) -> jax.Array:
-        """Attend from x [B,Q,M] to `key_value` [2,B,E,H,K]."""
+        """Attend from x [B,Q,M] to the encoder's output [B,E,M] -> [B,Q,M]."""
+        key, value = jnp.moveaxis(_saved(self.key_value(encoded), "qkv"), -3, 0)  # [B,E,H,K]
         query = _saved(self.query(x), "qkv")
-        key, value = key_value.astype(x.dtype)
-        output = _attend(self, query, key, value, visible=visible, deterministic=deterministic)
+        output = _attend(self, query, key, value, segments=segments, deterministic=deterministic)
         return checkpoint_name(self.out(output), "out")
+
+    def project(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values for a cache, each [P,H,E,K], of the encoder's output [P,E,M]."""
+        key, value = jnp.moveaxis(self.key_value(encoded), (-3, -2), (0, 2))
+        return _cached(key), _cached(value)
+
+    def step(self, x: jax.Array, cache: LayerCache, *, mask: jax.Array) -> jax.Array:
+        """Attend from x [B,T,M] to the cached prompts, where `mask` bool [P,1,1,E] is true."""
+        output = cached_attention(self.query(x), cache.cross_key, cache.cross_value, mask=mask)
+        return self.out(output)
 
 
 def _attend(
@@ -115,7 +120,7 @@ def _attend(
     key: jax.Array,
     value: jax.Array,
     *,
-    visible: Visible,
+    segments: Segments,
     deterministic: bool,
 ) -> jax.Array:
     """[B,Q,H,K] of queries [B,Q,H,K], keys and values [B,S,H,K]: the one choice of a kernel."""
@@ -123,22 +128,25 @@ def _attend(
     query, key, value = (
         nn.with_logical_constraint(a, _ACTIVATION_HEADS) for a in (query, key, value)
     )
-    if isinstance(visible, Segments):
-        # The parameters are initialised on a row of one token, which splash does not take.
-        if config.attention == "splash" and not module.is_initializing():
-            return _splash(config, query, key, value, visible)
-        visible = visible.mask()
+    # The parameters are initialised on a row of one token, which splash does not take.
+    if config.attention == "splash" and not module.is_initializing():
+        return _splash(config, query, key, value, segments)
     rate = config.attention_dropout_rate
     use_dropout = rate > 0.0 and not deterministic
     output = attention.dot_product_attention(
         query,
         key,
         value,
-        mask=visible,
+        mask=segments.mask(),
         dropout_rate=rate,
         dropout_rng=module.make_rng("dropout") if use_dropout else None,
     )
     return _saved(output, "context")
+
+
+def _cached(x: jax.Array) -> jax.Array:
+    """Keys or values [B,H,S,K] of a cache, where they are computed: by row and head."""
+    return nn.with_logical_constraint(x, CACHE_AXES)
 
 
 def _saved(x: jax.Array, name: RematName) -> jax.Array:

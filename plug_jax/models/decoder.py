@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -11,26 +13,18 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from plug_jax.config import PlugConfig
-from plug_jax.models.attention import CrossAttention, SelfAttention, Visible
+from plug_jax.models.attention import CrossAttention, Segments, SelfAttention
 from plug_jax.models.layers import Mlp, layer_norm, residual, stack
+from plug_jax.ops.kv_cache import DecoderCache, LayerCache
 
 
 @flax.struct.dataclass
 class DecoderContext:
     """What every block of the decoder reads besides its own input."""
 
-    self_visible: Visible  # of the decoder's row; cached, bool, broadcastable to [B,H,T,S]
-    cross_visible: Visible  # of the encoder's row
-    encoded: jax.Array | None = None  # [B,E,M]; None when the keys and values are cached
-    cache_index: jax.Array | None = None  # int32 scalar: where new tokens are written
-
-
-@flax.struct.dataclass
-class LayerCache:
-    """One layer's share of the cache (stacked over layers outside the scan)."""
-
-    self_key_value: jax.Array  # [2,B,S,H,K]
-    cross_key_value: jax.Array  # [2,B,E,H,K]
+    self_segments: Segments  # of the decoder's row
+    cross_segments: Segments  # of the decoder's row and of the encoder's
+    encoded: jax.Array  # [B,E,M]
 
 
 class DecoderBlock(nn.Module):
@@ -52,81 +46,112 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(c.dropout_rate)
 
     def __call__(
-        self, x: jax.Array, cache: LayerCache | None, context: DecoderContext, deterministic: bool
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """x [B,D,M] -> (x, this layer's new self-attention keys and values, or None uncached)."""
-        new_cache: jax.Array | None = None
+        self, x: jax.Array, context: DecoderContext, deterministic: bool
+    ) -> tuple[jax.Array, None]:
+        """x [B,D,M] -> (x, None): the scan's carry, and no output."""
+        attend_self = functools.partial(
+            self.self_attention, segments=context.self_segments, deterministic=deterministic
+        )
+        attend_encoder = functools.partial(
+            self.cross_attention,
+            encoded=context.encoded,
+            segments=context.cross_segments,
+            deterministic=deterministic,
+        )
+        x = checkpoint_name(x, "input")
+        return self._residuals(x, attend_self, attend_encoder, deterministic), None
+
+    def step(
+        self, x: jax.Array, cache: LayerCache, cross_mask: jax.Array, lengths: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        """New tokens x [B,T,M], row b after its first lengths[b] -> (x, the new cache)."""
 
         def attend_self(y: jax.Array) -> jax.Array:
-            nonlocal new_cache
-            output, new_cache = self.self_attention(
-                y,
-                visible=context.self_visible,
-                deterministic=deterministic,
-                cache=None if cache is None else cache.self_key_value,
-                cache_index=context.cache_index,
-            )
-            return output
+            nonlocal cache
+            y, cache = self.self_attention.step(y, cache, lengths=lengths)
+            return y
 
         def attend_encoder(y: jax.Array) -> jax.Array:
-            if cache is not None:
-                key_value = cache.cross_key_value
-            else:
-                assert context.encoded is not None
-                key_value = self.cross_attention.project(context.encoded)
-            return self.cross_attention(
-                y, key_value, visible=context.cross_visible, deterministic=deterministic
-            )
+            return self.cross_attention.step(y, cache, mask=cross_mask)
 
+        return self._residuals(x, attend_self, attend_encoder, True), cache
+
+    def project_cross(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """This layer's keys and values, each [P,H,E,K], of the encoder's output [P,E,M]."""
+        return self.cross_attention.project(encoded)
+
+    def _residuals(
+        self,
+        x: jax.Array,
+        attend_self: Callable[[jax.Array], jax.Array],
+        attend_encoder: Callable[[jax.Array], jax.Array],
+        deterministic: bool,
+    ) -> jax.Array:
         add = functools.partial(
             residual, self.config, dropout=self.dropout, deterministic=deterministic
         )
-        x = checkpoint_name(x, "input")
         x = add(x, attend_self, norm=self.self_attention_norm)
         x = add(x, attend_encoder, norm=self.cross_attention_norm)
-        x = add(x, self.mlp, norm=self.mlp_norm)
-        return x, new_cache
-
-    def project_cross(
-        self, encoded: jax.Array, cache: None, context: None, deterministic: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """Scan body with the signature of `__call__`: this layer's keys and values of `encoded`."""
-        del cache, context, deterministic
-        return encoded, self.cross_attention.project(encoded)
+        return add(x, self.mlp, norm=self.mlp_norm)
 
 
 class Decoder(nn.Module):
-    """`num_decoder_layers` blocks, and for pre-norm a final LayerNorm."""
+    """`num_decoder_layers` blocks, and for pre-norm a final LayerNorm.
+
+    The layers' parameters are stacked for training, where one compiled layer goes over all. For
+    decoding they lie apart (`split_layers`): a loop over tokens would otherwise copy each layer's
+    parameters and cache out of the stack for every token.
+    """
 
     config: PlugConfig
+    layers_apart: bool = False
 
     def setup(self) -> None:
-        """Declare the stack."""
-        self.layers = stack(
-            DecoderBlock,
-            self.config,
-            num_layers=self.config.num_decoder_layers,
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            methods=("__call__", "project_cross"),
-        )(self.config)
-        if self.config.norm_placement == "pre":
-            self.final_norm = layer_norm(self.config)
+        """Declare the blocks."""
+        c = self.config
+        self.layers: Any
+        if self.layers_apart:
+            self.layers = [DecoderBlock(c) for _ in range(c.num_decoder_layers)]
+        else:
+            self.layers = stack(DecoderBlock, c, num_layers=c.num_decoder_layers)(c)
+        if c.norm_placement == "pre":
+            self.final_norm = layer_norm(c)
 
-    def __call__(
-        self,
-        x: jax.Array,
-        *,
-        context: DecoderContext,
-        cache: LayerCache | None = None,
-        deterministic: bool,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """x [B,D,M] -> ([B,D,M], new self-attention cache [L,2,B,S,H,K] or None)."""
-        x, new_cache = self.layers(x, cache, context, deterministic)
+    def __call__(self, x: jax.Array, *, context: DecoderContext, deterministic: bool) -> jax.Array:
+        """x [B,D,M] -> [B,D,M]."""
+        for layer in self.layers if self.layers_apart else [self.layers]:
+            x, _ = layer(x, context, deterministic)
+        return self._final(x)
+
+    def step(self, x: jax.Array, cache: DecoderCache) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+        """New tokens x [B,T,M] -> ([B,T,M], the layers' new caches). Needs `layers_apart`."""
+        caches = []
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x, layer_cache = layer.step(x, layer_cache, cache.cross_mask, cache.lengths)
+            caches.append(layer_cache)
+        return self._final(x), tuple(caches)
+
+    def project_cross(self, encoded: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        """Each layer's keys and values [P,H,E,K] of the encoder's output. Needs `layers_apart`."""
+        return [layer.project_cross(encoded) for layer in self.layers]
+
+    def _final(self, x: jax.Array) -> jax.Array:
         if self.config.norm_placement == "pre":
             x = self.final_norm(x).astype(self.config.dtype)
-        return x, new_cache
+        return x
 
-    def project_cross(self, encoded: jax.Array) -> jax.Array:
-        """Cross-attention keys and values [L,2,B,E,H,K] of the encoder's output [B,E,M]."""
-        _, key_value = self.layers.project_cross(encoded, None, None, True)
-        return key_value
+
+def split_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's parameters with those of its decoder's layers apart, as cached decoding reads them.
+
+    Leaf by leaf, and what is not the decoder's is not copied. Shardings are kept.
+    """
+    decoder = dict(params["decoder"])
+    leaves, tree = jax.tree.flatten(decoder.pop("layers"))
+    apart = zip(*map(_unstack, leaves), strict=True)
+    layers = {f"layers_{i}": jax.tree.unflatten(tree, layer) for i, layer in enumerate(apart)}
+    return {**params, "decoder": {**decoder, **layers}}
+
+
+def _unstack(leaf: Any) -> tuple[Any, ...]:
+    return tuple(leaf[i] for i in range(leaf.shape[0]))

@@ -32,7 +32,7 @@ class EncoderBlock(nn.Module):
         """x [B,E,M] -> (x, None): the scan's carry, and no output."""
 
         def attend(y: jax.Array) -> jax.Array:
-            return self.attention(y, visible=segments, deterministic=deterministic)[0]
+            return self.attention(y, segments=segments, deterministic=deterministic)
 
         add = functools.partial(
             residual, self.config, dropout=self.dropout, deterministic=deterministic
@@ -50,12 +50,8 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         """Declare the stack."""
-        self.layers = stack(
-            EncoderBlock,
-            self.config,
-            num_layers=self.config.num_encoder_layers,
-            in_axes=(nn.broadcast, nn.broadcast),
-        )(self.config)
+        num_layers = self.config.num_encoder_layers
+        self.layers = stack(EncoderBlock, self.config, num_layers=num_layers)(self.config)
         if self.config.norm_placement == "pre":
             self.final_norm = layer_norm(self.config)
 

@@ -108,32 +108,27 @@ def stack(
     config: PlugConfig,
     *,
     num_layers: int,
-    in_axes: tuple[Any, ...],
-    methods: Sequence[str] = ("__call__",),
 ) -> Any:
     """A constructor of `num_layers` blocks in a row whose parameters are stacked on axis 0.
 
     `scan_layers` chooses between one compiled loop and unrolled code; the parameters are the same.
-    Every method of the block takes (carry, *args), `in_axes` saying how each argument is
-    scanned; the last argument is the static `deterministic`.
+    The block takes (x, context, the static `deterministic`) and returns (x, None).
     """
     if config.remat_policy != "none":
         block = nn.remat(
             block,
             policy=_remat_policy(config),
             prevent_cse=not config.scan_layers,
-            static_argnums=(len(in_axes) + 1,),  # counting self
-            methods=list(methods),
+            static_argnums=(3,),  # `deterministic`, counting self
         )
     return nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=in_axes,
+        in_axes=(nn.broadcast, nn.broadcast),
         length=num_layers,
         unroll=1 if config.scan_layers else num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
-        methods=list(methods),
     )
 
 

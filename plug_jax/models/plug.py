@@ -1,12 +1,12 @@
 """PlugModel: the StructBERT encoder, its heads, and the PALM decoder plugged onto it.
 
 Axis letters: B batch, E encoder length, D decoder length, P predictions a row, M model,
-V padded vocabulary, C sentence classes, L layers, H heads, K head size.
+V padded vocabulary, C sentence classes, H heads, K head size; with a cache T new tokens.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,27 +14,26 @@ import jax.numpy as jnp
 
 from plug_jax import losses
 from plug_jax.config import PlugConfig
-from plug_jax.models.attention import Segments
-from plug_jax.models.decoder import Decoder, DecoderContext, LayerCache
+from plug_jax.models.attention import CACHE_AXES, Segments
+from plug_jax.models.decoder import Decoder, DecoderContext
 from plug_jax.models.embeddings import Embeddings
 from plug_jax.models.encoder import Encoder
 from plug_jax.models.layers import projection
 from plug_jax.models.mlm_head import MlmHead
-from plug_jax.ops import kv_cache
-from plug_jax.ops.kv_cache import DecoderCache
-
-# Of the decoder's keys and values [L,2,B,S,H,K]: rows and heads lie where they are computed.
-CACHE_AXES = ("layers", None, "activation_batch", None, "activation_heads", None)
+from plug_jax.ops.kv_cache import DecoderCache, LayerCache
+from plug_jax.partitioning import Partitioner
 
 
 class PlugModel(nn.Module):
     """The whole model; with `num_decoder_layers=0` the encoder and its heads alone (stage 1).
 
     Call its methods with `model.apply({"params": params}, ..., method="encode")`; a call that is
-    not deterministic needs `rngs={"dropout": key}`.
+    not deterministic needs `rngs={"dropout": key}`. Cached decoding (`start_cache`, `extend`) needs
+    `layers_apart` and parameters split by `decoder.split_layers`.
     """
 
     config: PlugConfig
+    layers_apart: bool = False
 
     def setup(self) -> None:
         """Declare the modules that the config asks for."""
@@ -46,7 +45,7 @@ class PlugModel(nn.Module):
             self.pooler = projection(c, c.hidden_size, axes=("embed", "mlp"))
         self.sentence_head = projection(c, c.num_sentence_classes, axes=("embed", None))
         if c.num_decoder_layers:
-            self.decoder = Decoder(c)
+            self.decoder = Decoder(c, layers_apart=self.layers_apart)
 
     def __call__(self, tokens: jax.Array) -> None:
         """Touch every parameter: the initialiser's entry point. int32 [B,S], S >= 1."""
@@ -142,8 +141,8 @@ class PlugModel(nn.Module):
         if encoder_segment_ids is None:
             encoder_segment_ids = jnp.ones(encoded.shape[:2], jnp.int32)
         context = DecoderContext(
-            self_visible=Segments(segment_ids, segment_ids, causal=True),
-            cross_visible=Segments(segment_ids, encoder_segment_ids),
+            self_segments=Segments(segment_ids, segment_ids, causal=True),
+            cross_segments=Segments(segment_ids, encoder_segment_ids),
             encoded=encoded,
         )
         x = self.embeddings(
@@ -152,8 +151,7 @@ class PlugModel(nn.Module):
             token_types=jnp.zeros_like(tokens),
             deterministic=deterministic,
         )
-        x, _ = self.decoder(x, context=context, deterministic=deterministic)
-        return x
+        return self.decoder(x, context=context, deterministic=deterministic)
 
     def start_cache(
         self,
@@ -161,51 +159,61 @@ class PlugModel(nn.Module):
         *,
         encoder_segment_ids: jax.Array | None = None,
         max_length: int,
+        rows_per_prompt: int = 1,
     ) -> DecoderCache:
-        """An empty cache for `max_length` tokens over encoder states [B,E,M], one segment a row."""
+        """An empty cache for texts of `max_length` tokens over encoder states [P,E,M].
+
+        `rows_per_prompt` texts share each prompt's keys and values: B = P * rows_per_prompt rows.
+        """
         c = self.config
+        prompts = encoded.shape[0]
         if encoder_segment_ids is None:
             encoder_segment_ids = jnp.ones(encoded.shape[:2], jnp.int32)
-        shape = (c.num_decoder_layers, 2, encoded.shape[0], max_length, c.num_heads, c.head_dim)
+        rows = prompts * rows_per_prompt
+        empty = jnp.zeros((rows, c.num_heads, max_length, c.head_dim), c.dtype)
+        empty = nn.with_logical_constraint(empty, CACHE_AXES)
         return DecoderCache(
-            self_key_value=nn.with_logical_constraint(jnp.zeros(shape, c.dtype), CACHE_AXES),
-            cross_key_value=nn.with_logical_constraint(
-                self.decoder.project_cross(encoded), CACHE_AXES
+            layers=tuple(
+                LayerCache(empty, empty, key, value)
+                for key, value in self.decoder.project_cross(encoded)
             ),
             cross_mask=(encoder_segment_ids > 0)[:, None, None, :],
-            length=jnp.zeros((), jnp.int32),
+            lengths=jnp.zeros(rows, jnp.int32),
         )
 
-    def decode_step(self, tokens: jax.Array, cache: DecoderCache) -> tuple[jax.Array, DecoderCache]:
-        """Append int32 tokens [B,T] to the cache: (float32 logits [B,T,V], the new cache).
+    def extend(
+        self, tokens: jax.Array, cache: DecoderCache, *, active: jax.Array | None = None
+    ) -> tuple[jax.Array, DecoderCache]:
+        """Append int32 tokens [B,T] to the cache: (decoder states [B,T,M], the new cache).
 
-        The same as `decode` on the whole prefix. The caller keeps cache.length + T within the
-        cache's and the position table's length.
+        The same states as `decoder_states` of the whole texts. Rows that are not `active` (bool
+        [B], default: all are) stay as long as they were; their states mean nothing. The caller
+        keeps the active rows' lengths + T within the cache's and the position table's length.
         """
-        num_new, cache_length = tokens.shape[1], cache.self_key_value.shape[3]
-        context = DecoderContext(
-            self_visible=kv_cache.visible(num_new, cache_length, cache.length),
-            cross_visible=cache.cross_mask,
-            cache_index=cache.length,
-        )
         x = self.embeddings(
             tokens,
-            positions=_arange_like(tokens) + cache.length,
+            positions=_arange_like(tokens) + cache.lengths[:, None],
             token_types=jnp.zeros_like(tokens),
             deterministic=True,
         )
-        x, self_key_value = self.decoder(
-            x,
-            context=context,
-            cache=LayerCache(cache.self_key_value, cache.cross_key_value),
-            deterministic=True,
-        )
-        assert self_key_value is not None
-        self_key_value = nn.with_logical_constraint(self_key_value, CACHE_AXES)
-        cache = dataclasses.replace(
-            cache, self_key_value=self_key_value, length=cache.length + num_new
-        )
-        return self.embeddings.attend(x), cache
+        x, layers = self.decoder.step(x, cache)
+        added = tokens.shape[1] if active is None else tokens.shape[1] * active.astype(jnp.int32)
+        return x, DecoderCache(layers, cache.cross_mask, cache.lengths + added)
+
+    def decode_step(
+        self, tokens: jax.Array, cache: DecoderCache, *, active: jax.Array | None = None
+    ) -> tuple[jax.Array, DecoderCache]:
+        """`extend`, and float32 logits [B,T,V] of the token after each of `tokens` [B,T]."""
+        states, cache = self.extend(tokens, cache, active=active)
+        return self.embeddings.attend(states), cache
+
+
+def cache_shardings(config: PlugConfig, partitioner: Partitioner) -> Any:
+    """NamedShardings of a `DecoderCache`: rows over data and fsdp, heads over tensor."""
+    keys_and_values: Any = partitioner.sharding(*CACHE_AXES)
+    rows: Any = partitioner.batch_sharding
+    layer = LayerCache(*[keys_and_values] * 4)
+    return DecoderCache((layer,) * config.num_decoder_layers, rows, rows)
 
 
 def _arange_like(tokens: jax.Array) -> jax.Array:

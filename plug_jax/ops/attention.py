@@ -1,9 +1,11 @@
 """Attention on plain arrays: masks from segment ids, and dot-product attention.
 
-Axis letters: B batch, Q query length, S key length, H heads, K head size.
+Axis letters: B batch, Q query length, S key length, H heads, K head size; P prompts.
 """
 
 from __future__ import annotations
+
+import math
 
 import flax.linen as nn
 import jax
@@ -58,3 +60,24 @@ def dot_product_attention(
     )
     sees_any = jnp.any(mask, axis=-1)  # [B or 1, H or 1, Q]
     return jnp.where(sees_any.swapaxes(-1, -2)[..., None], output, 0)
+
+
+def cached_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, mask: jax.Array
+) -> jax.Array:
+    """softmax(q.k / sqrt(K)) v over keys and values as a cache holds them; a float32 softmax.
+
+    Args:
+        query: [B, Q, H, K].
+        key, value: [P, H, S, K]; the B / P rows of queries that share one lie next to each other.
+        mask: bool, broadcastable to [P, H, B / P * Q, S]; every query sees some key.
+
+    Returns:
+        [B, Q, H, K] in the query's dtype.
+    """
+    by_prompt = query.reshape(key.shape[0], -1, *query.shape[2:]) / math.sqrt(query.shape[-1])
+    scores = jnp.einsum("pqhk,phsk->phqs", by_prompt, key.astype(query.dtype))
+    scores = jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    output = jnp.einsum("phqs,phsk->pqhk", weights, value.astype(query.dtype))
+    return output.reshape(query.shape)

@@ -1,9 +1,13 @@
-"""The decoder's key/value cache: arrays that grow one write at a time.
+"""The decoder's key/value cache: arrays that grow by a token at a time, each row at its own pace.
 
-Axis letters: L layers, B batch, S cache length, E encoder length, H heads, K head size.
+Axis letters: B rows (texts), P prompts, S cache length, E encoder length, T new tokens, H heads,
+K head size, L layers. Every layer has arrays of its own, [.., H, .., K] by head: a step then writes
+in place and its matrix products read the cache as it lies.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import flax.struct
 import jax
@@ -12,24 +16,45 @@ from jax import lax
 
 
 @flax.struct.dataclass
+class LayerCache:
+    """One layer's keys and values."""
+
+    key: jax.Array  # [B, H, S, K] of the tokens so far
+    value: jax.Array  # [B, H, S, K]
+    cross_key: jax.Array  # [P, H, E, K] of the prompt, projected once
+    cross_value: jax.Array  # [P, H, E, K]
+
+
+@flax.struct.dataclass
 class DecoderCache:
-    """State of cached decoding, for all layers at once."""
+    """State of cached decoding: B texts over P prompts, those of a prompt next to each other."""
 
-    self_key_value: jax.Array  # [L, 2, B, S, H, K] keys and values of the tokens so far
-    cross_key_value: jax.Array  # [L, 2, B, E, H, K] projected once from the encoder's output
-    cross_mask: jax.Array  # bool [B, 1, 1, E] True at the encoder's real tokens
-    length: jax.Array  # int32 scalar: tokens written so far, the same in every row
+    layers: tuple[LayerCache, ...]  # L
+    cross_mask: jax.Array  # bool [P, 1, 1, E]: true at the prompt's real tokens
+    lengths: jax.Array  # int32 [B]: tokens written so far
 
 
-def append(cache: jax.Array, update: jax.Array, index: jax.Array) -> jax.Array:
-    """Write `update` [2, B, T, H, K] into one layer's `cache` [2, B, S, H, K] at S = `index`.
+def append(cache: jax.Array, update: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Write `update` [B, T, H, K] into `cache` [B, H, S, K], row b at S = lengths[b].
 
-    The caller keeps index + T <= S: XLA would otherwise shift the write back silently.
+    The caller keeps lengths + T <= S: XLA would otherwise shift the write back silently.
     """
-    return lax.dynamic_update_slice_in_dim(cache, update.astype(cache.dtype), index, axis=2)
+    update = update.astype(cache.dtype).swapaxes(1, 2)
+    return jax.vmap(lambda row, new, at: lax.dynamic_update_slice_in_dim(row, new, at, axis=1))(
+        cache, update, lengths
+    )
 
 
-def visible(num_new: int, cache_length: int, index: jax.Array) -> jax.Array:
-    """bool [1, 1, T, S]: T new tokens at `index` see what is written up to and with themselves."""
-    query_positions = index + jnp.arange(num_new)
-    return (jnp.arange(cache_length)[None, :] <= query_positions[:, None])[None, None]
+def visible(num_new: int, cache_length: int, lengths: jax.Array) -> jax.Array:
+    """bool [B, 1, T, S]: T new tokens see what is written up to and with themselves."""
+    places = lengths[:, None] + jnp.arange(num_new)  # [B, T]
+    return (jnp.arange(cache_length) <= places[:, :, None])[:, None]
+
+
+def reorder(cache: DecoderCache, parents: jax.Array) -> DecoderCache:
+    """Row b goes on from row parents[b] (int32 [B]), which has the same prompt."""
+    layers = tuple(
+        dataclasses.replace(layer, key=layer.key[parents], value=layer.value[parents])
+        for layer in cache.layers
+    )
+    return dataclasses.replace(cache, layers=layers, lengths=cache.lengths[parents])

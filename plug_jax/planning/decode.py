@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from plug_jax.config import PlugConfig
 from plug_jax.errors import PlugError
-from plug_jax.models.plug import CACHE_AXES, PlugModel
+from plug_jax.models.plug import PlugModel, cache_shardings
 from plug_jax.ops.kv_cache import DecoderCache
 from plug_jax.partitioning import Partitioner
 from plug_jax.planning.compile import DoesNotFit, compile_step, sharded_bytes
@@ -91,7 +91,7 @@ def decode_program(
     if not config.num_decoder_layers:
         raise PlugError("--decode is for models with a decoder: use runs/palm_pretrain.gin")
     partitioner.check_batch(batch_size)
-    model = PlugModel(config)
+    model = PlugModel(config, layers_apart=True)
 
     def start(params: Any, encoded: jax.Array) -> DecoderCache:
         cache = model.apply(
@@ -113,9 +113,7 @@ def decode_program(
         partitioner.param_shardings(boxed),
     )
     rows: Any = partitioner.batch_sharding
-    whole: Any = partitioner.replicated
-    keys_and_values: Any = partitioner.sharding(*CACHE_AXES)
-    shardings = DecoderCache(keys_and_values, keys_and_values, rows, whole)
+    shardings = cache_shardings(config, partitioner)
     encoded = jax.ShapeDtypeStruct(
         (batch_size, encoder_length, config.hidden_size), config.dtype, sharding=rows
     )

@@ -11,21 +11,27 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.typing import DTypeLike
 
-from plug_jax.config import PlugConfig
+from plug_jax.config import ComputeDtype, PlugConfig
 from plug_jax.data.vocabularies import PlugVocabulary, load_vocabulary, save_vocabulary
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
+from plug_jax.training.checkpoint_format import (
+    CHECKPOINTS,
+    FilesRestore,
+    FilesSave,
+    open_manager,
+)
 from plug_jax.training.state import StateLayout, TrainState, abstract_params
-
-CHECKPOINTS = "checkpoints"
 
 # They change how the model is computed or trained, not what it is.
 _FREE_FIELDS = frozenset(
@@ -82,7 +88,7 @@ class Checkpoints:
         self._model = model
         self._vocabulary = vocabulary
         self._fingerprint = vocabulary_fingerprint(vocabulary)
-        self._manager = _manager(
+        self._manager = open_manager(
             epath.Path(model_dir) / CHECKPOINTS, max_to_keep=config.keep, create=True
         )
 
@@ -158,31 +164,46 @@ class SavedModel:
 
     path: epath.Path  # .../checkpoints/<step>
     config: PlugConfig  # with attention "dot": any device and any row length will do to infer
-    vocabulary_fingerprint: str
+    vocabulary_fingerprint: str | None  # None: converted from weights without a vocabulary
+    converted_from: Mapping[str, Any] | None = None  # what `plug-jax convert` says of its input
 
     @property
     def step(self) -> int:
         """The training step it was saved at."""
         return int(self.path.name)
 
+    @property
+    def vocabulary_path(self) -> str:
+        """Where its vocabulary is, for `load_vocabulary`. PlugError when it has none."""
+        if self.vocabulary_fingerprint is None:
+            raise PlugError(
+                f"{self.path} was converted without a vocabulary, which this needs; run `plug-jax "
+                "convert` again with --vocabulary vocab.txt, the file that goes with the weights"
+            )
+        return os.fspath(self.path / "vocabulary")
+
     def vocabulary(self) -> PlugVocabulary:
-        """The vocabulary that the model was trained with."""
-        return load_vocabulary(self.path / "vocabulary")
+        """The vocabulary that the model was trained with. PlugError when it has none."""
+        return load_vocabulary(self.vocabulary_path)
 
     def param_shapes(self) -> Any:
         """The stored parameter tree, as ShapeDtypeStructs."""
-        tree = _manager(self.path.parent).item_metadata(self.step)["params"]
+        tree = open_manager(self.path.parent).item_metadata(self.step)["params"]
         return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), dict(tree))
 
-    def params(self, shardings: Any) -> Any:
-        """The parameters, read straight into a tree of shardings like theirs."""
+    def params(self, shardings: Any, dtype: DTypeLike | None = None) -> Any:
+        """The parameters, read straight into a tree of shardings like theirs.
+
+        Each process reads what its devices hold, and no more. `dtype` None keeps the stored one of
+        each array: float32 in training, any in a converted checkpoint.
+        """
         target = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype, sharding=s),
             self.param_shapes(),
             shardings,
         )
         args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
-        return _manager(self.path.parent).restore(self.step, args=args).params
+        return open_manager(self.path.parent).restore(self.step, args=args).params
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> SavedModel:
@@ -196,42 +217,52 @@ def open_checkpoint(path: str | os.PathLike[str]) -> SavedModel:
         root, step = root.parent, int(root.name)
     else:
         root = root / CHECKPOINTS if (root / CHECKPOINTS).exists() else root
-        latest = _manager(root).latest_step() if root.exists() else None
+        latest = open_manager(root).latest_step() if root.exists() else None
         if latest is None:
             raise PlugError(
-                f"no checkpoint in {os.fspath(path)}: give a MODEL_DIR that `plug-jax train` "
-                "wrote, or MODEL_DIR/checkpoints/<step>"
+                f"no checkpoint in {os.fspath(path)}: give a MODEL_DIR that `plug-jax train` or "
+                "`plug-jax convert` wrote, or MODEL_DIR/checkpoints/<step>"
             )
         step = latest
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-    metadata = _manager(root).restore(step, args=args).metadata
+    metadata = open_manager(root).restore(step, args=args).metadata
     return SavedModel(
         root / str(step),
         PlugConfig.from_dict({**metadata["plug_config"], "attention": "dot"}),
         metadata["vocabulary_fingerprint"],
+        metadata.get("converted_from"),
     )
 
 
 def vocabulary_path(checkpoint: str | os.PathLike[str]) -> str:
     """Where a checkpoint keeps its vocabulary, for `load_vocabulary`."""
-    return os.fspath(open_checkpoint(checkpoint).path / "vocabulary")
+    return open_checkpoint(checkpoint).vocabulary_path
 
 
 def load_for_inference(
-    path: str | os.PathLike[str], partitioner: Partitioner | None = None
+    path: str | os.PathLike[str],
+    partitioner: Partitioner | None = None,
+    dtype: ComputeDtype | None = None,
 ) -> tuple[PlugConfig, Any, PlugVocabulary]:
     """(config, parameters, vocabulary) of a checkpoint; parameters sharded by `partitioner`.
 
-    Without one they go to the first device alone.
+    Without one they go to the first device alone. `dtype` is that of the computation and of the
+    parameters in memory; by default the parameters are float32 and computed with as in training.
+    No process reads more of them than its devices hold.
+
+    Raises:
+        PlugError: no checkpoint there, or one without a vocabulary.
     """
     saved = open_checkpoint(path)
+    vocabulary = saved.vocabulary()
     boxed = abstract_params(PlugModel(saved.config))
     if partitioner is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: device, saved.param_shapes())
+        shardings = jax.tree.map(lambda _: device, nn.unbox(boxed))
     else:
         shardings = partitioner.param_shardings(boxed)
-    return saved.config, saved.params(shardings), saved.vocabulary()
+    config = dataclasses.replace(saved.config, dtype=dtype or saved.config.dtype)
+    return config, saved.params(shardings, dtype or "float32"), vocabulary
 
 
 def initialize_from(
@@ -243,6 +274,7 @@ def initialize_from(
 ) -> TrainState:
     """Stage 1 -> stage 2: `state` with every parameter of the checkpoint at `path` taken over.
 
+    The checkpoint is one of a run, or converted; its arrays come in the dtypes of `layout`, float32.
     A model without decoder gives its encoder, embeddings and heads to one with a decoder, which
     keeps its fresh values; otherwise the trees must be the same. Optimizer and step start anew.
 
@@ -250,10 +282,11 @@ def initialize_from(
         PlugError: any leaf that is missing, superfluous or of another shape; another vocabulary.
     """
     saved = open_checkpoint(path)
+    needed = saved.vocabulary_path
     if saved.vocabulary_fingerprint != vocabulary_fingerprint(vocabulary):
         raise PlugError(
             f"INITIAL_CHECKPOINT {saved.path} was trained with another vocabulary than this run's "
-            f"task; the one it needs is {saved.path / 'vocabulary'}"
+            f"task; the one it needs is {needed}"
         )
     source, target = _by_path(saved.param_shapes()), _by_path(layout.abstract.params)
     fresh = () if saved.config.num_decoder_layers else ("decoder/",)
@@ -275,7 +308,9 @@ def initialize_from(
     }
     if saved.config.num_decoder_layers:
         shardings = layout.shardings.params
-    return dataclasses.replace(state, params={**state.params, **saved.params(shardings)})
+    return dataclasses.replace(
+        state, params={**state.params, **saved.params(shardings, "float32")}
+    )
 
 
 def vocabulary_fingerprint(vocabulary: PlugVocabulary) -> str:
@@ -307,47 +342,3 @@ def _by_path(tree: Any) -> dict[str, tuple[int, ...]]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def _manager(
-    directory: epath.Path, *, max_to_keep: int | None = None, create: bool = False
-) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        directory.resolve(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=create),
-        item_handlers={
-            "params": ocp.StandardCheckpointHandler(),
-            "optimizer": ocp.StandardCheckpointHandler(),
-            "data": FilesHandler(),
-            "vocabulary": FilesHandler(),
-            "metadata": ocp.JsonCheckpointHandler(),
-        },
-    )
-
-
-class FilesHandler(ocp.CheckpointHandler):
-    """An orbax item that is a directory of files, written and read by plain functions."""
-
-    def save(self, directory: epath.Path, args: FilesSave) -> None:
-        """Let `args.write` fill the directory, on every process."""
-        args.write(directory)
-
-    def restore(self, directory: epath.Path, args: FilesRestore) -> None:
-        """Let `args.read` read the directory, on every process."""
-        args.read(directory)
-
-
-@ocp.args.register_with_handler(FilesHandler, for_save=True)
-@dataclasses.dataclass
-class FilesSave(ocp.args.CheckpointArgs):
-    """What to write."""
-
-    write: Callable[[Any], None]
-
-
-@ocp.args.register_with_handler(FilesHandler, for_restore=True)
-@dataclasses.dataclass
-class FilesRestore(ocp.args.CheckpointArgs):
-    """What to read."""
-
-    read: Callable[[Any], None]

@@ -44,7 +44,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
     check_vocabulary(saved.config, vocabulary, task)
     evaluator = Evaluator(saved.config, config.data, config.partitioner, config.step)
     boxed = abstract_params(PlugModel(saved.config))
-    return evaluator(saved.params(config.partitioner.param_shardings(boxed)))
+    return evaluator(saved.params(config.partitioner.param_shardings(boxed), "float32"))
 
 
 class Evaluator:

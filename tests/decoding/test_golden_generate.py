@@ -1,75 +1,85 @@
-"""Greedy generation against the released PyTorch code."""
+"""Greedy long texts against the released PyTorch code: one encoding, and one every 8 tokens."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from plug_jax.decoding.generate import generate
-from plug_jax.decoding.sampling import row_rngs
-from plug_jax.models.plug import PlugModel
+from plug_jax.decoding.rolling import RollingScheme, rewrite, roll
+from plug_jax.inference.model import InferenceModel
+from plug_jax.inference.options import GenerationOptions, prompt_rngs, sampling_of
 from tests import golden_weights
+from tests.inference_model import jitted
 
-PAD, UNK, CLS, SEP, MASK = 0, 100, 101, 102, 103
+CLS, SEP = 101, 102
+
+
+class Ids:
+    """The golden model's vocabulary: ids without pieces."""
+
+    pad_id, unk_id, cls_id, sep_id, mask_id = 0, 100, CLS, SEP, 103
+    special_ids = (0, 100, 101, 102, 103)
+    vocab_size = 512
 
 
 @pytest.mark.parity
-def test_greedy_ids_and_step_logits(golden_dir):
+@pytest.mark.parametrize(("name", "chunk"), [("generate", 128), ("generate_chunk8", 8)])
+def test_ids_and_step_logits(golden_dir, name, chunk):
     directory = golden_dir / "plug_tiny"
     config, params = golden_weights.load_plug_tiny(directory, "full", final_norm_repeats=2)
-    with np.load(directory / "generate.npz") as file:
+    with np.load(directory / f"{name}.npz") as file:
         golden = dict(file)
+    assert int(golden["segment_length"]) == chunk
     expected = golden["generated_ids"]  # [2, 20]
-    rows, new_tokens = expected.shape
-    # The released rules for [SEP] (dropped below 0.8 of the asked length) and for ids beyond the
-    # vocabulary ([UNK]) never fire here, and every step's argmax was taken: plain greedy.
-    assert not np.isin(expected, [PAD, UNK, CLS, SEP, MASK]).any()
-
-    model = PlugModel(config)
-    variables = {"params": params}
-    prompts = jnp.asarray(golden["prompt_ids"], jnp.int32)
-    segment_ids = (jnp.arange(prompts.shape[1]) < golden["prompt_lengths"][:, None]).astype(
-        jnp.int32
+    rows, asked = expected.shape
+    prompts = [
+        ids[:length].tolist()
+        for ids, length in zip(golden["prompt_ids"], golden["prompt_lengths"], strict=True)
+    ]
+    chunk = min(chunk, config.max_positions - 1)  # 128 and more than the 20 tokens asked
+    context_length = golden["prompt_ids"].shape[1]
+    scheme = RollingScheme(
+        cls_id=CLS,
+        sep_id=SEP,
+        unk_id=Ids.unk_id,
+        vocab_size=Ids.vocab_size,
+        chunk=chunk,
+        context_length=context_length,
     )
-    encoded = model.apply(variables, prompts, segment_ids=segment_ids, method="encode")
-    cache = model.apply(
-        variables,
-        encoded,
-        encoder_segment_ids=segment_ids,
-        max_length=new_tokens,
-        method="start_cache",
-    )
+    model = InferenceModel(config, params, Ids())
+    sampling = sampling_of([GenerationOptions(temperature=0)] * rows, prompt_rngs(0, rows))
+    contexts = []
 
-    @jax.jit
-    def tokens_to_logits(tokens, cache):
-        logits, cache = model.apply(variables, tokens[:, None], cache, method="decode_step")
-        return logits[:, 0], cache
-
-    starts = jnp.full(rows, CLS, jnp.int32)
-    forbidden = np.isin(np.arange(config.padded_vocab_size), [PAD, UNK, CLS, MASK])
-    generated = jax.jit(
-        lambda cache: generate(
-            tokens_to_logits,
-            cache,
-            start_tokens=starts,
-            rngs=row_rngs(jax.random.key(0), rows),
-            max_new_tokens=new_tokens,
-            end_token=SEP,
-            temperature=0,
-            forbidden=forbidden,
+    def write(now, written, draws, active):
+        contexts.append([list(c) for c in now])
+        found = model.write_chunk(
+            now,
+            sampling,
+            scheme,
+            written=written,
+            asked=[asked] * rows,
+            draws=draws,
+            active=active,
+            candidates=1,
         )
-    )(cache)
-    np.testing.assert_array_equal(generated.tokens, expected)
-    assert generated.lengths.tolist() == [new_tokens] * rows
+        return np.asarray(found.tokens), np.asarray(found.lengths), np.asarray(found.ended)
 
-    tokens = starts
-    for step in range(new_tokens):
-        logits, cache = tokens_to_logits(tokens, cache)
+    found = roll(write, prompts, scheme, lengths=[asked] * rows)
+    np.testing.assert_array_equal(found, expected)
+
+    # The logits of every step, from the contexts that were read.
+    for number, now in enumerate(contexts):
+        part = slice(number * chunk, min((number + 1) * chunk, asked))
+        read = np.concatenate([np.full((rows, 1), CLS), expected[:, part][:, :-1]], axis=1)
+        tokens, segment_ids = model.batch(now, context_length)
+        encoded = jitted(config, "encode")(params, tokens, segment_ids=segment_ids)
+        logits = jitted(config, "decode")(
+            params, jnp.asarray(read, jnp.int32), encoded, encoder_segment_ids=segment_ids
+        )
         np.testing.assert_allclose(
-            logits[:, : config.vocab_size],
-            golden["step_logits"][:, step],
-            rtol=0,
-            atol=1e-4,
-            err_msg=f"step {step}",
+            logits[..., : config.vocab_size], golden["step_logits"][:, part], rtol=0, atol=1e-4
         )
-        tokens = jnp.asarray(expected[:, step], jnp.int32)
+        if number:
+            assert now == [
+                rewrite(before, text[(number - 1) * chunk : number * chunk].tolist(), scheme)
+                for before, text in zip(contexts[number - 1], expected, strict=True)
+            ]

@@ -4,19 +4,37 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from plug_jax.decoding.sampling import row_rngs, sample_token
-from plug_jax.errors import PlugError
+from plug_jax.decoding.sampling import Sampling, candidates_for, row_rngs, sample_token
 
 DRAWS = 20_000
 EXAMPLE = np.array([0.5, 0.3, 0.15, 0.05])
 
 
-def draw(probabilities, seed=0, **options):
+def sample(rngs, logits, *, candidates=None, draws=0, **options):
+    """`sample_token` with the same options in every row."""
+    rows, vocab_size = logits.shape
+    temperature, top_k = options.pop("temperature", 1.0), options.pop("top_k", 0)
+    sampling = Sampling(
+        rngs=rngs,
+        temperature=jnp.full(rows, temperature, jnp.float32),
+        top_k=jnp.full(rows, top_k),
+        top_p=jnp.full(rows, options.pop("top_p", 1.0), jnp.float32),
+    )
+    assert not options
+    candidates = candidates or candidates_for(
+        temperature=temperature, top_k=top_k, vocab_size=vocab_size
+    )
+    return sample_token(logits, sampling, jnp.full(rows, draws), candidates=candidates)
+
+
+def draw(probabilities, seed=0, forbidden=None, **options):
     """How often each id came, of DRAWS rows that all have these probabilities."""
-    logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities)), (DRAWS, len(probabilities)))
+    logits = jnp.log(jnp.asarray(probabilities))
+    if forbidden is not None:
+        logits = jnp.where(forbidden, -jnp.inf, logits)
+    logits = jnp.broadcast_to(logits, (DRAWS, len(probabilities)))
     rngs = row_rngs(jax.random.key(seed), DRAWS)
-    sample = jax.jit(lambda rngs, logits: sample_token(rngs, logits, **options))
-    tokens = np.asarray(sample(rngs, logits))
+    tokens = np.asarray(jax.jit(lambda rngs, logits: sample(rngs, logits, **options))(rngs, logits))
     assert tokens.shape == (DRAWS,) and tokens.dtype == np.int32
     return np.bincount(tokens, minlength=len(probabilities))
 
@@ -87,12 +105,12 @@ def test_temperature_divides_the_logits_before_top_p():
     assert (draw(probabilities, top_p=0.5, temperature=4.0) > 0).sum() == 2
 
 
-def test_greedy_takes_the_most_likely_allowed_id_and_the_lower_of_equals():
+def test_greedy_takes_the_most_likely_id_and_the_lower_of_equals():
     logits = jnp.array([[1.0, 3.0, 3.0, 2.0], [5.0, 0.0, 1.0, 1.0]])
     rngs = row_rngs(jax.random.key(0), 2)
-    assert sample_token(rngs, logits, temperature=0).tolist() == [1, 0]
-    forbidden = jnp.array([True, True, False, False])
-    assert sample_token(rngs, logits, temperature=0, forbidden=forbidden).tolist() == [2, 2]
+    assert sample(rngs, logits, temperature=0).tolist() == [1, 0]
+    # In a batch with rows that sample it looks at more candidates.
+    assert sample(rngs, logits, temperature=0, candidates=4).tolist() == [1, 0]
 
 
 def test_top_k_keeps_exactly_k_of_equal_ids_the_lower_ones():
@@ -106,38 +124,57 @@ def test_a_forbidden_id_never_comes_however_likely_it_is():
         assert counts[1] == 0
 
 
-def test_ids_may_be_forbidden_per_row():
-    logits = jnp.array([[2.0, 1.0, 0.0]] * 2)
-    forbidden = jnp.array([[True, False, False], [False, True, True]])
-    rngs = row_rngs(jax.random.key(0), 2)
-    assert sample_token(rngs, logits, temperature=0, forbidden=forbidden).tolist() == [1, 0]
-
-
 def test_the_seed_decides_and_a_row_does_not_depend_on_the_others():
     logits = jax.random.normal(jax.random.key(7), (64, 50))
     rngs = row_rngs(jax.random.key(1), 64)
-    tokens = sample_token(rngs, logits, top_k=20)
-    assert tokens.tolist() == sample_token(rngs, logits, top_k=20).tolist()
-    other = sample_token(row_rngs(jax.random.key(2), 64), logits, top_k=20)
+    tokens = sample(rngs, logits, top_k=20)
+    assert tokens.tolist() == sample(rngs, logits, top_k=20).tolist()
+    assert tokens.tolist() != sample(rngs, logits, top_k=20, draws=1).tolist()
+    other = sample(row_rngs(jax.random.key(2), 64), logits, top_k=20)
     assert tokens.tolist() != other.tolist()
-    few = sample_token(row_rngs(jax.random.key(1), 8)[::-1], logits[:8][::-1], top_k=20)
+    few = sample(row_rngs(jax.random.key(1), 8)[::-1], logits[:8][::-1], top_k=20)
     assert tokens[:8][::-1].tolist() == few.tolist()
+
+
+def test_how_many_candidates_are_looked_at_does_not_change_the_draw():
+    logits = 2 * jax.random.normal(jax.random.key(7), (256, 300))
+    rngs = row_rngs(jax.random.key(1), 256)
+    for options in ({"top_k": 20}, {"top_k": 20, "top_p": 0.7}):
+        few = sample(rngs, logits, candidates=128, **options)
+        assert few.tolist() == sample(rngs, logits, candidates=300, **options).tolist()
+        assert len(set(few.tolist())) > 50
+
+
+def test_every_row_draws_by_its_own_options():
+    logits = jnp.log(jnp.broadcast_to(jnp.asarray(EXAMPLE), (DRAWS, 4)))
+    kinds = jnp.arange(DRAWS) % 4
+    sampling = Sampling(
+        rngs=row_rngs(jax.random.key(0), DRAWS),
+        temperature=jnp.asarray([0.0, 1.0, 1.0, 0.5])[kinds],
+        top_k=jnp.asarray([0, 2, 0, 0])[kinds],
+        top_p=jnp.asarray([1.0, 1.0, 0.9, 1.0])[kinds],
+    )
+    tokens = np.asarray(sample_token(logits, sampling, jnp.zeros(DRAWS, jnp.int32), candidates=4))
+    halves = EXAMPLE**2 / (EXAMPLE**2).sum()
+    for kind, expected in enumerate(
+        [[1, 0, 0, 0], [0.625, 0.375, 0, 0], np.array([0.5, 0.3, 0.15, 0]) / 0.95, halves]
+    ):
+        counts = np.bincount(tokens[kinds == kind], minlength=4)
+        np.testing.assert_array_equal(counts > 0, np.asarray(expected) > 0)
+        possible = np.asarray(expected) > 0
+        if possible.sum() > 1:
+            wanted = np.asarray(expected)[possible] * counts.sum()
+            assert stats.chisquare(counts[possible], wanted).pvalue > 1e-4
+
+
+def test_candidates_come_in_few_sizes():
+    def count(temperature, top_k, vocab_size=21504):
+        return candidates_for(temperature=temperature, top_k=top_k, vocab_size=vocab_size)
+
+    assert [count(0, 0), count(0, 50), count(1, 1), count(0.5, 128)] == [1, 1, 128, 128]
+    assert [count(1, 0), count(1, 129), count(1, 20, 100)] == [21504, 21504, 100]
 
 
 def test_rows_with_equal_logits_draw_apart():
     counts = draw([1 / 8] * 8)
     assert_drawn_from(counts, [1 / 8] * 8)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"temperature": -0.1}, "temperature is -0.1"),
-        ({"top_k": -1}, "top_k is -1"),
-        ({"top_p": 0.0}, "top_p is 0.0"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
-    ],
-)
-def test_an_option_out_of_range_is_named(options, message):
-    with pytest.raises(PlugError, match=message):
-        sample_token(row_rngs(jax.random.key(0), 1), jnp.zeros((1, 3)), **options)

@@ -17,6 +17,7 @@ import pytest
 
 from plug_jax.config import PlugConfig
 from plug_jax.errors import PlugError
+from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
 from tests import synthetic
@@ -105,7 +106,8 @@ def test_decoding_with_a_cache_needs_no_splash() -> None:
     encoded = jnp.ones((1, 5, DOT.hidden_size))
 
     def step(config: PlugConfig) -> jax.Array:
-        model, variables = PlugModel(config), {"params": params}
+        model = PlugModel(config, layers_apart=True)
+        variables = {"params": split_layers(params)}
         cache = model.apply(variables, encoded, max_length=3, method="start_cache")
         return model.apply(variables, jnp.array([[7]]), cache, method="decode_step")[0]
 

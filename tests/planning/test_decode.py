@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from plug_jax.errors import PlugError
+from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
 from plug_jax.planning.compile import sharded_bytes
@@ -25,8 +26,8 @@ SIZES = {"batch_size": 8, "encoder_length": 6, "max_length": 10}
 
 def test_the_planned_step_is_a_step_of_decoding():
     config = synthetic.tiny_config()
-    model = PlugModel(config)
-    params = init_params(model, jax.random.key(0))
+    params = split_layers(init_params(PlugModel(config), jax.random.key(0)))
+    model = PlugModel(config, layers_apart=True)
     encoded = jax.random.normal(jax.random.key(1), (8, 6, 16))
     tokens = jnp.arange(8, dtype=jnp.int32)[:, None] + 5
 
@@ -47,17 +48,17 @@ def test_the_planned_step_is_a_step_of_decoding():
         )
         logits, after = program.step(*arguments)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
-    assert int(after.length) == 1
+    assert after.lengths.tolist() == [1] * 8
 
 
 def test_bytes_by_hand():
-    """[L=2, 2, B=8, S, H=4, K=4] in float32, rows over 4 devices, heads over 2."""
+    """2 layers' keys and values [B=8, H=4, S, K=4], float32; rows over 4 devices, heads over 2."""
     config = synthetic.tiny_config()
     with MESH.context():
         program = decode_program(config, MESH, **SIZES)
     own, cross = 2 * 2 * 2 * 10 * 2 * 4, 2 * 2 * 2 * 6 * 2 * 4
-    mask, length = 2 * 6, 4  # bool [8, 1, 1, 6]; int32
-    assert sharded_bytes(program.cache) == 4 * (own + cross) + mask + length
+    mask, lengths = 2 * 6, 2 * 4  # bool [8, 1, 1, 6]; int32 [8]
+    assert sharded_bytes(program.cache) == 4 * (own + cross) + mask + lengths
 
 
 def test_what_cannot_be_decoded():

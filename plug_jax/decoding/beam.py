@@ -1,0 +1,147 @@
+"""Beam search over any cached decoder, with the scores of Hugging Face.
+
+Axis letters: P prompts, K beams, N room for new tokens, V vocabulary; B = P * K rows, those of a
+prompt next to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from plug_jax.decoding.constraints import Constraints, constrain
+from plug_jax.decoding.generate import Cache, TokensToLogits
+
+
+@flax.struct.dataclass
+class Hypotheses:
+    """Texts of each prompt, the best first; -inf scores are places that no text took."""
+
+    tokens: jax.Array  # int32 [P, K, N]; the end token from lengths on
+    lengths: jax.Array  # int32 [P, K]: tokens before the end token
+    scores: jax.Array  # float32 [P, K]: log_probs / (tokens, the end token included) ** penalty
+    log_probs: jax.Array  # float32 [P, K]: sum over the tokens
+    ended: jax.Array  # bool [P, K]: with the end token; false: cut at the maximum length
+
+
+@flax.struct.dataclass
+class _State:
+    step: jax.Array  # int32 []: tokens in every live text
+    live: jax.Array  # int32 [P, K, N]
+    live_log_probs: jax.Array  # float32 [P, K]; -inf: no such text
+    finished: Hypotheses
+    last_tokens: jax.Array  # int32 [B]
+    cache: Any
+
+
+def beam_search(
+    tokens_to_logits: TokensToLogits[Cache],
+    cache: Cache,
+    reorder: Callable[[Cache, jax.Array], Cache],
+    constraints: Constraints,
+    *,
+    start_tokens: jax.Array,
+    num_beams: int,
+    max_new_tokens: int,
+    end_token: int,
+    length_penalty: float | jax.Array,
+    penalties: bool,
+) -> Hypotheses:
+    """The `num_beams` best texts of each prompt that are found by keeping as many at every step.
+
+    A prompt's search ends when no text in its beams can still get a better score than the worst it
+    has finished. Call it inside `jax.jit`.
+
+    Args:
+      tokens_to_logits: see `generate.TokensToLogits`.
+      cache: before `start_tokens`, of all B rows, with room for `max_new_tokens`.
+      reorder: (cache, parents int32 [B]) -> the cache whose row b goes on from row parents[b].
+      constraints: of each of the B rows; the same for the rows of one prompt. Penalties change the
+        log-probabilities that are added up, and nothing is renormalised, as in Hugging Face.
+      start_tokens: int32 [B].
+      num_beams: K, static.
+      max_new_tokens: N, static.
+      end_token: the id that ends a text.
+      length_penalty: exponent of the length; 0 compares sums, 1 means, above 1 prefers long texts.
+      penalties: static, see `constrain`.
+    """
+    beams, places = num_beams, jnp.arange(max_new_tokens)
+    prompts = start_tokens.shape[0] // beams
+    max_length = constraints.max_length.reshape(prompts, beams)
+
+    def score(log_probs: jax.Array, count: jax.Array) -> jax.Array:
+        return log_probs / jnp.maximum(count, 1).astype(jnp.float32) ** length_penalty
+
+    def unfinished(state: _State) -> jax.Array:
+        # Log-probabilities only fall, so the length that flatters most bounds what may come.
+        count = jnp.where(length_penalty > 0, max_length[:, 0], state.step + 1)
+        hope = score(jnp.max(state.live_log_probs, axis=1), count)
+        return (state.step < max_new_tokens) & jnp.any(hope > state.finished.scores[:, -1])
+
+    def write_one(state: _State) -> _State:
+        active = (state.live_log_probs > -jnp.inf).reshape(-1)
+        logits, cache = tokens_to_logits(state.last_tokens, state.cache, active)
+        log_probs = constrain(
+            jax.nn.log_softmax(logits, axis=-1),
+            constraints,
+            tokens=state.live.reshape(-1, max_new_tokens),
+            lengths=jnp.full(prompts * beams, state.step),
+            end_token=end_token,
+            penalties=penalties,
+        ).reshape(prompts, beams, -1)
+        # Of 2K candidates at most K end, one in each beam: K that go on are among them.
+        wanted = min(2 * beams, log_probs.shape[-1])
+        values, ids = jax.lax.top_k(log_probs, wanted)  # of each beam [P, K, wanted]
+        values = (values + state.live_log_probs[:, :, None]).reshape(prompts, -1)
+        values, chosen = jax.lax.top_k(values, min(2 * beams, values.shape[1]))  # [P, C]
+        parents = chosen // wanted
+        drawn = jnp.take_along_axis(ids.reshape(prompts, -1), chosen, axis=1)
+        texts = jnp.take_along_axis(state.live, parents[:, :, None], axis=1)
+        texts = jnp.where(places == state.step, drawn[:, :, None], texts)  # [P, C, N]
+
+        count = state.step + 1  # tokens of the candidates, an end token included
+        ends = drawn == end_token
+        over = ends | (count >= max_length[:, :1])
+        new = Hypotheses(
+            tokens=texts,
+            lengths=jnp.where(ends, state.step, count),
+            scores=jnp.where(over, score(values, count), -jnp.inf),
+            log_probs=values,
+            ended=ends,
+        )
+        live_values, kept = jax.lax.top_k(jnp.where(over, -jnp.inf, values), beams)
+        rows = jnp.arange(prompts)[:, None] * beams + jnp.take_along_axis(parents, kept, axis=1)
+        return _State(
+            step=count,
+            live=jnp.take_along_axis(texts, kept[:, :, None], axis=1),
+            live_log_probs=live_values,
+            finished=_best(state.finished, new, beams),
+            last_tokens=jnp.take_along_axis(drawn, kept, axis=1).reshape(-1),
+            cache=reorder(cache, rows.reshape(-1)),
+        )
+
+    empty = jnp.full((prompts, beams), -jnp.inf)
+    blank = jnp.full((prompts, beams, max_new_tokens), end_token, jnp.int32)
+    none = jnp.zeros((prompts, beams), jnp.int32)
+    state = _State(
+        step=jnp.int32(0),
+        live=blank,
+        live_log_probs=empty.at[:, 0].set(0.0),  # the beams of a prompt start from one text
+        finished=Hypotheses(blank, none, empty, empty, none.astype(bool)),
+        last_tokens=start_tokens.astype(jnp.int32),
+        cache=cache,
+    )
+    return jax.lax.while_loop(unfinished, write_one, state).finished
+
+
+def _best(old: Hypotheses, new: Hypotheses, count: int) -> Hypotheses:
+    """The `count` of the best scores in each prompt, the best first."""
+    both: Hypotheses = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), old, new)
+    _, order = jax.lax.top_k(both.scores, count)
+    prompts = jnp.arange(len(order))[:, None]
+    best: Hypotheses = jax.tree.map(lambda leaf: leaf[prompts, order], both)
+    return best

@@ -1,0 +1,295 @@
+"""A model ready to write: parameters where they are computed, and one program for each bucket.
+
+Axis letters: P prompts, E encoder length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from plug_jax.config import ComputeDtype, PlugConfig
+from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.decoding.beam import Hypotheses
+from plug_jax.decoding.constraints import Constraints
+from plug_jax.decoding.generate import Decoding
+from plug_jax.decoding.rolling import Chunk, RollingScheme
+from plug_jax.decoding.sampling import Sampling
+from plug_jax.errors import PlugError
+from plug_jax.inference.programs import Programs
+from plug_jax.models.decoder import split_layers
+from plug_jax.models.plug import PlugModel
+from plug_jax.partitioning import Partitioner
+from plug_jax.training.checkpointing import load_for_inference
+
+_SMALLEST_BUCKET = 32
+
+
+class InferenceModel:
+    """Parameters, vocabulary and the compiled programs of one checkpoint.
+
+    A program is compiled at the first call with its static options and its bucket of lengths (the
+    next power of two), and kept. With a partitioner, rows lie over data and fsdp, heads over
+    tensor.
+    """
+
+    def __init__(
+        self,
+        config: PlugConfig,
+        params: Mapping[str, Any],
+        vocabulary: PlugVocabulary,
+        partitioner: Partitioner | None = None,
+    ) -> None:
+        """Take over `params` (as training keeps them) of a model with a decoder.
+
+        Raises:
+            PlugError: the model has no decoder, or its vocabulary is another one.
+        """
+        if config.num_decoder_layers == 0:
+            raise PlugError(
+                "this checkpoint has no decoder (it is a stage-1 encoder); generating and scoring "
+                "text needs a stage-2 checkpoint"
+            )
+        if vocabulary.vocab_size > config.padded_vocab_size:
+            raise PlugError(
+                f"the vocabulary has {vocabulary.vocab_size} pieces, the model rows for "
+                f"{config.padded_vocab_size}: it is not the one that the model was trained with"
+            )
+        self.config = config
+        self.vocabulary = vocabulary
+        self.partitioner = partitioner
+        self.params = split_layers(params)
+        programs = Programs(
+            PlugModel(config, layers_apart=True), vocabulary.cls_id, vocabulary.sep_id
+        )
+        # Nothing is compiled before its first call.
+        self._start = jax.jit(programs.start, static_argnames=("room", "rows_per_prompt"))
+        self._advance = jax.jit(
+            programs.advance, static_argnames=("candidates", "penalties"), donate_argnums=1
+        )
+        self._beam_search = jax.jit(
+            programs.beam_search, static_argnames=("num_beams", "room", "penalties")
+        )
+        self._write_chunk = jax.jit(programs.write_chunk, static_argnames=("scheme", "candidates"))
+        self._score = jax.jit(programs.score, static_argnames="rows_per_prompt")
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | os.PathLike[str],
+        partitioner: Partitioner | None = None,
+        dtype: ComputeDtype | None = None,
+    ) -> InferenceModel:
+        """Of a MODEL_DIR or one of its checkpoints, read straight into its shardings and dtype."""
+        config, params, vocabulary = load_for_inference(checkpoint, partitioner, dtype)
+        return cls(config, params, vocabulary, partitioner)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """[CLS] text [SEP], which the encoder reads. PlugError if it is too long for the model."""
+        v, longest = self.vocabulary, self.config.max_positions
+        ids = [v.cls_id, *v.encode(text), v.sep_id]
+        if len(ids) > longest:
+            raise PlugError(
+                f"a prompt has {len(ids) - 2} tokens; this model reads at most {longest - 2} "
+                f"({longest} positions, less [CLS] and [SEP]). Shorten the prompt"
+            )
+        return ids
+
+    def check_length(self, name: str, tokens: int) -> None:
+        """PlugError unless the decoder has positions for so many tokens."""
+        if not 1 <= tokens <= self.config.max_positions:
+            raise PlugError(
+                f"{name} is {tokens}; it must be between 1 and {self.config.max_positions}, the "
+                "positions that this model has"
+            )
+
+    def bucket(self, length: int) -> int:
+        """The length that `length` tokens are padded to: the next power of two, 32 at least."""
+        power = 1 << max(length - 1, 0).bit_length()
+        return min(max(_SMALLEST_BUCKET, power), self.config.max_positions)
+
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        rows_per_prompt: int = 1,
+        max_new_tokens: int,
+        bucket: int | None = None,
+    ) -> Decoding:
+        """Encode prompts (ids with [CLS] and [SEP]) and open `rows_per_prompt` texts for each.
+
+        There is room for the bucket of `max_new_tokens`. On a mesh the rows are as many more as it
+        takes to divide them: they are copies of the last.
+        """
+        batch = self.batch(prompts, bucket)
+        with self._context():
+            decoding: Decoding = self._start(
+                self.params,
+                *batch,
+                room=self.bucket(max_new_tokens),
+                rows_per_prompt=rows_per_prompt,
+            )
+        return decoding
+
+    def advance(
+        self,
+        decoding: Decoding,
+        constraints: Constraints,
+        sampling: Sampling,
+        *,
+        steps: int,
+        candidates: int,
+        penalties: bool,
+    ) -> Decoding:
+        """Write up to `steps` more tokens (`decoding.generate.advance`); `decoding` is used up."""
+        with self._context():
+            after: Decoding = self._advance(
+                self.params,
+                decoding,
+                *self.padded((constraints, sampling), len(decoding.lengths)),
+                jnp.int32(steps),
+                candidates=candidates,
+                penalties=penalties,
+            )
+        return after
+
+    def beam_search(
+        self,
+        prompts: Sequence[Sequence[int]],
+        constraints: Constraints,
+        *,
+        num_beams: int,
+        max_new_tokens: int,
+        length_penalty: float,
+        penalties: bool,
+    ) -> Hypotheses:
+        """The best texts of each prompt; `constraints` has num_beams rows for each."""
+        tokens, segment_ids = self.batch(prompts)
+        with self._context():
+            found: Hypotheses = self._beam_search(
+                self.params,
+                tokens,
+                segment_ids,
+                self.padded(constraints, len(tokens) * num_beams),
+                jnp.float32(length_penalty),
+                num_beams=num_beams,
+                room=self.bucket(max_new_tokens),
+                penalties=penalties,
+            )
+        return found
+
+    def write_chunk(
+        self,
+        contexts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        scheme: RollingScheme,
+        *,
+        written: Sequence[int],
+        asked: Sequence[int],
+        draws: int,
+        active: Sequence[bool],
+        candidates: int,
+    ) -> Chunk:
+        """Encode contexts and write one chunk after them; see `decoding.rolling.write_chunk`."""
+        batch = self.batch(contexts)
+        rows = {
+            "written": np.asarray(written, np.int32),
+            "asked": np.asarray(asked, np.int32),
+            "draws": np.full(len(contexts), draws, np.int32),
+            "active": np.asarray(active, bool),
+        }
+        with self._context():
+            chunk: Chunk = self._write_chunk(
+                self.params,
+                *batch,
+                *self.padded((sampling, rows), len(batch[0])),
+                scheme=scheme,
+                candidates=candidates,
+            )
+        return chunk
+
+    def log_likelihoods(
+        self, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[list[float]]]:
+        """For each prompt and each of its targets, the log-probability of every target token.
+
+        prompts: ids with [CLS] and [SEP]. targets: as many for every prompt, ids without [CLS];
+        with [SEP] at the end where that is to count. All targets of a prompt share its encoding.
+        """
+        each = len(targets[0])
+        rows = [list(target) for of_prompt in targets for target in of_prompt]
+        assert len(rows) == len(prompts) * each
+        length = self.bucket(max(map(len, rows)))
+        labels = np.full((len(rows), length), self.vocabulary.pad_id, np.int32)
+        for row, target in zip(labels, rows, strict=True):
+            row[: len(target)] = target
+        tokens, segment_ids = self.batch(prompts)
+        with self._context():
+            found = self._score(
+                self.params,
+                tokens,
+                segment_ids,
+                self.padded(labels, len(tokens) * each),
+                rows_per_prompt=each,
+            )
+        found = to_host(found)
+        scores = [found[i, : len(row)].tolist() for i, row in enumerate(rows)]
+        return [scores[i : i + each] for i in range(0, len(scores), each)]
+
+    def batch(self, prompts: Sequence[Sequence[int]], bucket: int | None = None) -> tuple[Any, Any]:
+        """Token and segment ids, int32 [P, E]: a prompt is segment 1, padding segment 0."""
+        length = self.bucket(max(map(len, prompts))) if bucket is None else bucket
+        tokens = np.full((len(prompts), length), self.vocabulary.pad_id, np.int32)
+        segment_ids = np.zeros_like(tokens)
+        for row, ids in enumerate(prompts):
+            tokens[row, : len(ids)] = ids
+            segment_ids[row, : len(ids)] = 1
+        rows = self.rows(len(prompts))
+        padded: tuple[Any, Any] = self.padded((tokens, segment_ids), rows)
+        return padded
+
+    def rows(self, prompts: int) -> int:
+        """`prompts`, or the next number that the mesh divides."""
+        if self.partitioner is None:
+            return prompts
+        mesh = self.partitioner.mesh.shape
+        return -(-prompts // (mesh["data"] * mesh["fsdp"])) * mesh["data"] * mesh["fsdp"]
+
+    def padded(self, tree: Any, rows: int) -> Any:
+        """Arrays [n, ...] as [rows, ...], the last row repeated, on the devices of their rows."""
+
+        def pad(leaf: Any) -> Any:
+            if len(leaf) < rows:
+                leaf = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], rows - len(leaf), axis=0)])
+            return leaf if self.partitioner is None else self._put(leaf)
+
+        return jax.tree.map(pad, tree)
+
+    def _put(self, leaf: Any) -> jax.Array:
+        assert self.partitioner is not None
+        sharding = self.partitioner.batch_sharding
+        if sharding.is_fully_addressable:
+            placed: jax.Array = jax.device_put(leaf, sharding)
+            return placed
+        # Every process has the whole leaf, and puts the rows of its own devices.
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    def _context(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.partitioner is None else self.partitioner.context()
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays of devices as NumPy's; those that lie over several processes as a whole on each.
+
+    All processes must call it.
+    """
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)

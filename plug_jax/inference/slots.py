@@ -1,0 +1,195 @@
+"""Continuous batching: a fixed number of rows, each free for the next request when its text ends.
+
+Axis letters: B slots, E encoder length, N room for new tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from plug_jax.decoding.generate import Decoding
+from plug_jax.errors import PlugError
+from plug_jax.inference.generator import GeneratedText, host_rows, read_row
+from plug_jax.inference.model import InferenceModel
+from plug_jax.inference.options import (
+    GenerationOptions,
+    constraints_of,
+    prompt_rngs,
+    sample_rng,
+    sample_rngs,
+    sampling_of,
+)
+
+_FORCED_PLACES = 32  # tokens of forced_text that a slot has room for
+_PLAIN = GenerationOptions(max_new_tokens=1)
+_ALL_TOKENS = GenerationOptions(max_new_tokens=1, top_k=0)
+
+
+class Slots:
+    """`count` texts written at a time. Not thread-safe: one thread admits and advances.
+
+    What a request writes is what `generate` gives for it alone, whatever its neighbours are, when
+    it came, and how many tokens at a time the slots advance.
+    """
+
+    def __init__(
+        self, model: InferenceModel, *, count: int, max_prompt_tokens: int, max_new_tokens: int
+    ) -> None:
+        """Make room for `count` prompts of `max_prompt_tokens` ([CLS] and [SEP] included).
+
+        Raises:
+            PlugError: no slots, lengths beyond the model's positions, or a mesh that does not
+                divide the slots.
+        """
+        if count < 1:
+            raise PlugError(f"there must be at least 1 slot, got {count}")
+        model.check_length("max_prompt_tokens", max_prompt_tokens)
+        model.check_length("max_new_tokens", max_new_tokens)
+        if model.rows(count) != count:
+            raise PlugError(
+                f"{count} slots do not divide over the mesh; the next number that does is "
+                f"{model.rows(count)}"
+            )
+        self.model = model
+        self.count = count
+        self.max_new_tokens = max_new_tokens
+        self.max_prompt_tokens = max_prompt_tokens
+        self._requests: list[GenerationOptions | None] = [None] * count
+        # All slots are empty, which looks like texts that have ended.
+        nothing = [model.prompt_ids("")] * count
+        bucket = model.bucket(max_prompt_tokens)
+        decoding = model.start(nothing, max_new_tokens=max_new_tokens, bucket=bucket)
+        options = [_PLAIN] * count
+        settings = (
+            constraints_of(options, model.config, model.vocabulary, forced_places=_FORCED_PLACES),
+            sampling_of(options, sample_rngs(prompt_rngs(0, count), 1)),
+        )
+        state = (decoding, model.padded(settings, count))
+        # Everything stays where it lies: elsewhere, the next program would be compiled once more.
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        self._decoding: Decoding
+        self._settings: Any
+        self._decoding, self._settings = jax.device_put(state, shardings)
+        self._insert = jax.jit(_insert, donate_argnums=(0, 1), out_shardings=shardings)
+        self._end = jax.jit(
+            lambda ended, slot: ended | (jnp.arange(count) == slot),
+            out_shardings=shardings[0].ended,
+        )
+        for slot in range(count):
+            self.release(slot)
+
+    @property
+    def free(self) -> int:
+        """How many slots wait for a request."""
+        return self._requests.count(None)
+
+    def check(self, prompt: str, options: GenerationOptions) -> list[int]:
+        """The prompt's ids. PlugError if a slot has no room for the request, or cannot do it."""
+        if options.num_beams > 1 or options.num_samples > 1:
+            raise PlugError("a slot writes one sampled text: num_samples and num_beams must be 1")
+        if options.max_new_tokens > self.max_new_tokens:
+            raise PlugError(
+                f"max_new_tokens is {options.max_new_tokens}; at most {self.max_new_tokens} here"
+            )
+        ids = self.model.prompt_ids(prompt)
+        if len(ids) > self.max_prompt_tokens:
+            raise PlugError(
+                f"the prompt has {len(ids) - 2} tokens; at most {self.max_prompt_tokens - 2} here"
+            )
+        return ids
+
+    def admit(self, prompt: str, options: GenerationOptions, *, sample: int = 0) -> int:
+        """Encode the prompt into a free slot, whose number is returned.
+
+        `sample` numbers the texts of one request that asks for several.
+
+        Raises:
+            PlugError: see `check`; a text to force or forbid that cannot be.
+        """
+        return self._admit_ids(self.check(prompt, options), options, sample)
+
+    def _admit_ids(self, ids: Sequence[int], options: GenerationOptions, sample: int) -> int:
+        model, slot = self.model, self._requests.index(None)
+        rngs = sample_rng(prompt_rngs(options.seed, 1), sample)
+        settings = (
+            constraints_of([options], model.config, model.vocabulary, forced_places=_FORCED_PLACES),
+            sampling_of([options], rngs),
+        )
+        one = model.start([ids], max_new_tokens=self.max_new_tokens)
+        self._decoding, self._settings = self._insert(
+            self._decoding, self._settings, one, settings, jnp.int32(slot)
+        )
+        self._requests[slot] = options
+        return slot
+
+    def advance(self, steps: int) -> dict[int, tuple[GeneratedText, bool]]:
+        """Write up to `steps` tokens in every taken slot: slot -> (its text so far, has it ended).
+
+        Slots whose text has ended are free afterwards.
+        """
+        taken = {slot: o for slot, o in enumerate(self._requests) if o is not None}
+        if not taken:
+            return {}
+        self._write(
+            steps,
+            # Greedy requests have no program of their own: they would rarely be alone in it.
+            candidates=max(o.candidates(self.model.config) for o in (_PLAIN, *taken.values())),
+            penalties=any(o.penalties for o in taken.values()),
+        )
+        rows = host_rows(self._decoding, self.count)
+        for slot in taken:
+            if rows[slot].ended:
+                self._requests[slot] = None
+        return {slot: (read_row(self.model, rows[slot]), rows[slot].ended) for slot in taken}
+
+    def _write(self, steps: int, *, candidates: int, penalties: bool) -> None:
+        self._decoding = self.model.advance(
+            self._decoding,
+            *self._settings,
+            steps=steps,
+            candidates=candidates,
+            penalties=penalties,
+        )
+
+    def warm_up(self) -> Iterator[str]:
+        """Compile all that requests may need, in a free slot; say before each program what it is.
+
+        There is one for each bucket of prompts, and one for each kind of writing.
+        """
+        model, longest = self.model, self.max_prompt_tokens
+        for length in sorted({model.bucket(n) for n in range(1, longest + 1)}):
+            yield f"prompts of up to {min(length, longest)} tokens"
+            ids = [model.vocabulary.cls_id] * min(length, longest)
+            self.release(self._admit_ids(ids, _PLAIN, sample=0))
+        few, all_tokens = (o.candidates(model.config) for o in (_PLAIN, _ALL_TOKENS))
+        for penalties in (False, True):
+            for candidates in sorted({few, all_tokens}):
+                yield f"{candidates} candidates{', with penalties' if penalties else ''}"
+                self._write(0, candidates=candidates, penalties=penalties)
+
+    def release(self, slot: int) -> None:
+        """Give up a slot's text before its end."""
+        self._requests[slot] = None
+        ended = self._end(self._decoding.ended, jnp.int32(slot))
+        self._decoding = dataclasses.replace(self._decoding, ended=ended)
+
+
+def _insert(
+    decoding: Decoding, settings: Any, one: Decoding, its_settings: Any, slot: jax.Array
+) -> tuple[Decoding, Any]:
+    """Row 0 of `one` and of its settings as row `slot`; a shorter encoder length is padded."""
+
+    def put(into: jax.Array, row: jax.Array) -> jax.Array:
+        missing = [n - m for n, m in zip(into.shape[1:], row.shape[1:], strict=True)]
+        row = row[:1]
+        if any(missing):
+            row = jnp.pad(row, [(0, 0), *((0, n) for n in missing)])
+        return jax.lax.dynamic_update_slice_in_dim(into, row, slot, axis=0)
+
+    inserted: tuple[Decoding, Any] = jax.tree.map(put, (decoding, settings), (one, its_settings))
+    return inserted

@@ -1,0 +1,102 @@
+"""`plug-jax generate`: a prompt, lines of standard input, and a terminal."""
+
+import io
+
+import pytest
+
+from plug_jax.cli.generate import _print_growing
+from plug_jax.cli.main import main
+from plug_jax.inference import model as inference_model
+from plug_jax.inference.generator import GeneratedText, generate, generate_long
+from plug_jax.inference.options import GenerationOptions
+from tests.inference_model import lively_model
+
+LIMIT = ["--max_new_tokens", "6"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command on the lively model: (status, stdout, stderr)."""
+    loaded = []
+
+    def load(checkpoint, partitioner, dtype, *, int8):
+        loaded.append((checkpoint, partitioner, dtype, int8))
+        return lively_model()
+
+    monkeypatch.setattr(inference_model.InferenceModel, "load", load)
+
+    def call(*arguments):
+        status = main(["generate", "--checkpoint", "run", *arguments])
+        return status, *capsys.readouterr()
+
+    call.loaded = loaded
+    return call
+
+
+def expected(prompt, **options):
+    (texts,) = generate(
+        lively_model(), [prompt], GenerationOptions(**{"max_new_tokens": 6, **options})
+    )
+    return [text.text for text in texts]
+
+
+def test_texts_go_to_stdout_and_speed_to_stderr(run):
+    status, out, err = run("--prompt", "HELLO", "--num_samples", "3", "--seed", "7", *LIMIT)
+    texts = expected("HELLO", num_samples=3, seed=7)
+    assert (status, out.splitlines()) == (0, texts)
+    assert f"{sum(map(len, texts))} tokens in" in err and "tokens/s" in err
+    assert run.loaded == [("run", None, None, False)]
+
+
+def test_options_of_every_kind_reach_generation(run):
+    options = {"num_beams": 2, "length_penalty": 0.5, "forced_text": "AB", "no_repeat_ngram": 2}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    _, out, err = run("--prompt", "HELLO", *arguments, "--verbose", *LIMIT)
+    assert out.splitlines() == expected("HELLO", **options)
+    assert "log-probability -" in err and "score -" in err
+
+
+def test_each_line_of_standard_input_is_a_prompt(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("ABC\n\nHELLO\r\n"))
+    status, out, _ = run("--temperature", "0", *LIMIT)
+    assert status == 0
+    assert out.splitlines() == [expected(p, temperature=0)[0] for p in ("ABC", "", "HELLO")]
+
+
+def test_a_terminal_is_asked_until_it_ends_and_mistakes_do_not_end_it(run, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("ABC\n" + "Z" * 60 + "\nHELLO\n"))
+    status, out, err = run("--temperature", "0", *LIMIT)
+    assert status == 0
+    for prompt in ("ABC", "HELLO"):
+        assert expected(prompt, temperature=0)[0] in out
+    assert "a prompt has 60 tokens" in err
+
+
+def test_long_texts_by_the_released_scheme(run):
+    arguments = ["--prompt", "ABC", "--long", "--temperature", "0", "--max_new_tokens", "5"]
+    options = GenerationOptions(temperature=0, max_new_tokens=5)
+    assert run(*arguments)[:2] == (0, generate_long(lively_model(), ["ABC"], options)[0] + "\n")
+    status, _, err = run("--prompt", "A", "--long", "--num_samples", "2")
+    assert status == 2 and "--long writes one sampled text" in err
+
+
+def test_a_mistake_is_said_without_loading_anything(run):
+    status, _, err = run("--prompt", "A", "--top_p", "2")
+    assert status == 2 and "top_p is 2.0; it must be above 0 and at most 1" in err
+    status, _, err = run("--prompt", "A", "--gin.TEMPRATURE=1")
+    assert status == 2 and "did you mean TEMPERATURE?" in err
+    assert run.loaded == []
+
+
+def test_a_stream_waits_for_whole_characters(capsys):
+    def text(s, stopped=False):
+        return GeneratedText([], s, [], 0.0, 0.0, stopped)
+
+    last = text("好的,是", stopped=True)
+    grown = [text("好"), text("好\N{REPLACEMENT CHARACTER}"), text("好的,"), last]
+    assert _print_growing(grown) is last
+    assert capsys.readouterr().out == "好的,是\n"

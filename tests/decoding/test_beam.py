@@ -1,0 +1,135 @@
+"""Beam search against every text there is, over a Markov chain of two steps' memory."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from plug_jax.decoding.beam import beam_search
+from tests.decoding.test_generate import constraints
+
+VOCAB, END = 4, 3
+# [prompt, token before last, last token] -> probabilities of the next; two prompts.
+TABLE = np.random.default_rng(5).dirichlet(np.ones(VOCAB), (2, VOCAB, VOCAB)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("beams", "room", "penalties"))
+def search(limits, length_penalty, *, beams, room, penalties=False):
+    """The cache of a row: its prompt, and the last token that it has read."""
+
+    def tokens_to_logits(tokens, cache, active):
+        prompts, before = cache
+        logits = jnp.log(jnp.asarray(TABLE))[prompts, before, tokens]
+        return logits, (prompts, tokens)
+
+    def reorder(cache, parents):
+        return jax.tree.map(lambda leaf: leaf[parents], cache)
+
+    prompts = jnp.repeat(jnp.arange(2), beams)
+    return beam_search(
+        tokens_to_logits,
+        (prompts, jnp.zeros_like(prompts)),
+        reorder,
+        limits,
+        start_tokens=jnp.zeros(2 * beams, jnp.int32),
+        num_beams=beams,
+        max_new_tokens=room,
+        end_token=END,
+        length_penalty=length_penalty,
+        penalties=penalties,
+    )
+
+
+def every_text(prompt, max_length, *, min_length=0, length_penalty, forbidden=()):
+    """[(score, log-probability, ids, ended)] of all texts, the best first."""
+    texts = []
+    free = [i for i in range(VOCAB) if i != END and i not in forbidden]
+    for length in range(min_length, max_length + 1):
+        for ids in itertools.product(free, repeat=length):
+            whole = [*ids, END] if length < max_length else list(ids)
+            total, before, last = 0.0, 0, 0
+            for token in whole:
+                total += float(np.log(TABLE[prompt, before, last, token]))
+                before, last = last, token
+            texts.append(
+                (total / len(whole) ** length_penalty, total, list(ids), len(whole) > length)
+            )
+    return sorted(texts, reverse=True)
+
+
+def found_texts(found, prompt):
+    rows = zip(
+        *(
+            np.asarray(leaf[prompt]).tolist()
+            for leaf in (found.scores, found.log_probs, found.tokens, found.lengths, found.ended)
+        ),
+        strict=True,
+    )
+    return [(s, p, t[:n], e) for s, p, t, n, e in rows if s > -np.inf]
+
+
+def assert_same_texts(found, expected):
+    assert [(ids, ended) for _, _, ids, ended in found] == [(i, e) for _, _, i, e in expected]
+    np.testing.assert_allclose([f[:2] for f in found], [e[:2] for e in expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0, -1.0])
+def test_beams_enough_for_every_text_find_the_best_of_all(length_penalty):
+    """Three tokens and an end: 27 live texts at most."""
+    beams, room = 27, 4
+    found = search(constraints(2 * beams, max_length=3), length_penalty, beams=beams, room=room)
+    for prompt in range(2):
+        expected = every_text(prompt, 3, length_penalty=length_penalty)
+        assert_same_texts(found_texts(found, prompt)[:10], expected[:10])
+    rest = np.asarray(found.tokens)[:, :, 3]
+    assert (rest == END).all()  # room that a shorter maximum does not use
+
+
+def test_limits_and_what_is_forbidden_hold_for_each_prompt():
+    beams = 27
+    limits = constraints(
+        2 * beams,
+        max_length=np.repeat([3, 2], beams),
+        min_length=np.repeat([2, 0], beams).astype(np.int32),
+        forbidden=np.array([False, True, False, False]),
+    )
+    found = search(limits, 1.0, beams=beams, room=4)
+    for prompt, (most, least) in enumerate([(3, 2), (2, 0)]):
+        expected = every_text(prompt, most, min_length=least, length_penalty=1.0, forbidden=[1])
+        assert_same_texts(found_texts(found, prompt), expected)  # all there are
+
+
+def test_one_beam_is_greedy_where_it_ends_or_not():
+    found = search(constraints(2, max_length=6), 0.0, beams=1, room=6)
+    for prompt in range(2):
+        before, last, ids, total = 0, 0, [], 0.0
+        while len(ids) < 6:
+            probabilities = TABLE[prompt, before, last]
+            before, last = last, int(np.argmax(probabilities))
+            total += np.log(probabilities[last])
+            if last == END:
+                break
+            ids.append(last)
+        ((_, log_prob, text, ended),) = found_texts(found, prompt)
+        # A text that ended on the way may beat the greedy one, never the other way round.
+        assert log_prob >= total - 1e-5
+        if log_prob == pytest.approx(total, abs=1e-5):
+            assert (text, ended) == (ids, last == END)
+
+
+def test_few_beams_find_texts_that_exist_with_their_own_scores_and_more_find_better():
+    best = []
+    for beams in (1, 2, 4, 8):
+        found = search(constraints(2 * beams, max_length=5), 1.0, beams=beams, room=5)
+        texts = {tuple(i): (s, p, e) for s, p, i, e in every_text(0, 5, length_penalty=1.0)}
+        mine = found_texts(found, 0)
+        assert len({tuple(ids) for _, _, ids, _ in mine}) == len(mine) == beams
+        for s, p, ids, ended in mine:
+            np.testing.assert_allclose((s, p), texts[tuple(ids)][:2], rtol=1e-5)
+            assert ended == texts[tuple(ids)][2]
+        assert [m[0] for m in mine] == sorted((m[0] for m in mine), reverse=True)
+        best.append(mine[0][0])
+    assert best == sorted(best)

@@ -99,7 +99,6 @@ def _completes_ngram(
     for back in range(1, MAX_NGRAM):
         last = jnp.take_along_axis(tokens, jnp.maximum(lengths - back, 0)[:, None], axis=1)
         agrees &= (jnp.roll(tokens, back, axis=1) == last) & (places >= back)
-        agrees &= (lengths >= back)[:, None]
         agreeing += agrees
     repeated = (agreeing >= n[:, None] - 1) & (places < lengths[:, None]) & (n > 0)[:, None]
     return jax.vmap(lambda row, ids, flags: row.at[ids].max(flags))(

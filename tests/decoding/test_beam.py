@@ -17,12 +17,12 @@ TABLE = np.random.default_rng(5).dirichlet(np.ones(VOCAB), (2, VOCAB, VOCAB)).as
 
 
 @functools.partial(jax.jit, static_argnames=("beams", "room", "penalties"))
-def search(limits, length_penalty, *, beams, room, penalties=False):
+def search(limits, length_penalty, table=TABLE, *, beams, room, penalties=False):
     """The cache of a row: its prompt, and the last token that it has read."""
 
     def tokens_to_logits(tokens, cache, active):
         prompts, before = cache
-        logits = jnp.log(jnp.asarray(TABLE))[prompts, before, tokens]
+        logits = jnp.log(jnp.asarray(table))[prompts, before, tokens]
         return logits, (prompts, tokens)
 
     def reorder(cache, parents):
@@ -133,3 +133,45 @@ def test_few_beams_find_texts_that_exist_with_their_own_scores_and_more_find_bet
         assert [m[0] for m in mine] == sorted((m[0] for m in mine), reverse=True)
         best.append(mine[0][0])
     assert best == sorted(best)
+
+
+def plain_beams(prompt, beams, room, length_penalty):
+    """[(score, ids)] of a beam search that never stops before its end, the best first."""
+    live, finished = [(0.0, [])], []
+    for count in range(1, room + 1):
+        steps = []
+        for total, ids in live:
+            before, last = ([0, 0] + ids)[-2:]
+            steps += [
+                (total + float(np.log(TABLE[prompt, before, last, token])), [*ids, token])
+                for token in range(VOCAB)
+            ]
+        steps = sorted(steps, reverse=True)[: 2 * beams]
+        over = [s for s in steps if s[1][-1] == END or count == room]
+        finished += [(total / count**length_penalty, ids) for total, ids in over]
+        live = [s for s in steps if s not in over][:beams]
+    return sorted(finished, reverse=True)[:beams]
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("beams", [1, 2, 3])
+def test_it_stops_only_when_nothing_better_can_come(beams, length_penalty):
+    room = 10
+    found = search(constraints(2 * beams, max_length=room), length_penalty, beams=beams, room=room)
+    for prompt in range(2):
+        expected = plain_beams(prompt, beams, room, length_penalty)
+        ours = [([*ids, END] if e else ids, s) for s, _, ids, e in found_texts(found, prompt)]
+        assert [ids for ids, _ in ours] == [ids for _, ids in expected]
+        np.testing.assert_allclose([s for _, s in ours], [s for s, _ in expected], rtol=1e-5)
+
+
+def test_a_text_that_gets_better_with_its_length_is_waited_for():
+    """[END] at once scores log 0.9; 1 1 1 ... starts with log 0.05, nothing more, over 10 ** 2."""
+    table = np.full((2, VOCAB, VOCAB, VOCAB), 1e-9, np.float32)
+    table[:, :, 0] = [0.025, 0.05, 0.025, 0.9]
+    table[:, :, 1] = [1e-9, 1.0, 1e-9, 1e-9]
+    found = search(constraints(2, max_length=10), 2.0, table, beams=1, room=10)
+    for prompt in range(2):
+        ((score, _, ids, ended),) = found_texts(found, prompt)
+        assert (ids, ended) == ([1] * 10, False)
+        assert score == pytest.approx(np.log(0.05) / 100, rel=1e-4)

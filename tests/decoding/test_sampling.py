@@ -178,3 +178,13 @@ def test_candidates_come_in_few_sizes():
 def test_rows_with_equal_logits_draw_apart():
     counts = draw([1 / 8] * 8)
     assert_drawn_from(counts, [1 / 8] * 8)
+
+
+def test_a_number_just_below_one_draws_the_last_that_is_kept(monkeypatch):
+    """Times the sum of the kept probabilities, it may round to that sum."""
+    just_below = jnp.float32(np.nextafter(np.float32(1), np.float32(0)))
+    monkeypatch.setattr(jax.random, "uniform", lambda key: just_below)
+    logits = jax.random.normal(jax.random.key(0), (500, 40))
+    rngs = row_rngs(jax.random.key(1), 500)
+    drawn = sample(rngs, logits, top_k=7)
+    assert drawn.tolist() == jnp.argsort(-logits, axis=-1)[:, 6].tolist()

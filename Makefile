@@ -62,11 +62,11 @@ $(VENV)/.created:
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing the pinned dependencies into $(VENV) (4.1 GB on disk; takes minutes, once)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cache,clean,demo,dev,tpu]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cache,clean,demo,dev,int8,serve,tpu]'
 	@touch $@
 
 # PyPI's torch brings CUDA. For a CPU build, let PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL lead to one.
 $(VENV)/.installed-parity: $(VENV)/.installed constraints-parity.txt
 	@echo "Installing PyTorch and transformers into $(VENV) for the parity tests"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -c constraints-parity.txt -e '.[cache,clean,demo,dev,tpu,parity]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -c constraints-parity.txt -e '.[cache,clean,demo,dev,int8,serve,tpu,parity]'
 	@touch $@

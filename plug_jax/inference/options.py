@@ -157,7 +157,7 @@ def sample_rngs(rngs: jax.Array, num_samples: int) -> jax.Array:
 
 
 def sample_rng(rngs: jax.Array, sample: int) -> jax.Array:
-    """Keys [P]: of sample number `sample` among those of `sample_rngs`, of any number compiled once."""
+    """Keys [P]: sample number `sample` of those of `sample_rngs`; one program does for all."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(rngs, jnp.uint32(sample))
 
 

@@ -169,7 +169,7 @@ class Slots:
         few, all_tokens = (o.candidates(model.config) for o in (_PLAIN, _ALL_TOKENS))
         for penalties in (False, True):
             for candidates in sorted({few, all_tokens}):
-                yield f"{candidates} candidates{', with penalties' if penalties else ''}"
+                yield f"{candidates} candidates a token{', with penalties' if penalties else ''}"
                 self._write(0, candidates=candidates, penalties=penalties)
 
     def release(self, slot: int) -> None:

@@ -1,0 +1,143 @@
+"""`plug-jax serve`: a web page and an OpenAI-compatible endpoint for a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from plug_jax.cli import gin_config
+from plug_jax.errors import PlugError
+
+if TYPE_CHECKING:
+    from plug_jax.config import ComputeDtype
+    from plug_jax.inference.slots import Slots
+    from plug_jax.partitioning import Partitioner
+
+SUMMARY = "Serve a stage-2 checkpoint: a page to try it, and OpenAI's /v1/completions."
+EXAMPLE = """examples:
+  plug-jax serve --checkpoint /path/to/model_dir
+  plug-jax serve --checkpoint /path/to/model_dir --slots 16 --gin_file=mesh/cpu8.gin
+  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
+    -d '{"prompt": "今天天气", "max_tokens": 64}'
+
+Ctrl-C or SIGTERM ends it: requests in hand have 10 seconds, and the status is 0.
+docs/serving.md describes the endpoint and its limits.
+"""
+UNKNOWN_ARGUMENTS = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """What runs/serve.gin and the options describe."""
+
+    checkpoint: str
+    host: str
+    port: int
+    slots: int
+    max_queue: int
+    max_prompt_tokens: int | None = None  # with [CLS] and [SEP]; None: the model's limit
+    max_new_tokens: int | None = None  # None: the model's limit
+    model_name: str | None = None  # None: the directory's name
+    warm_up: bool = True
+    partitioner: Partitioner | None = None  # from a mesh/ file; None: the first device
+    dtype: ComputeDtype | None = None  # None: the one that the model was trained in
+    int8: bool = False  # weights in 8 bits
+
+
+# Each option sets the macro of its name in the gin file, which has the defaults.
+_OPTIONS: dict[str, tuple[type, str]] = {
+    "checkpoint": (str, "checkpoint directory (a run's MODEL_DIR, or one step)"),
+    "host": (str, "address to listen on (127.0.0.1: this machine alone)"),
+    "port": (int, "port to listen on, 0 = a free one (8000)"),
+    "slots": (int, "texts written at a time (8)"),
+    "max_queue": (int, "texts that may wait for a slot; beyond, requests get status 429 (64)"),
+    "max_prompt_tokens": (int, "longest prompt, with [CLS] and [SEP] (the model's limit)"),
+    "max_new_tokens": (int, "longest text (the model's limit)"),
+    "model_name": (str, "what clients call the model (the directory's name)"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `plug-jax serve`."""
+    for name, (kind, text) in _OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, help=text)
+    parser.add_argument(
+        "--int8", action="store_true", default=None, help="hold the weights in 8 bits"
+    )
+    gin_config.add_arguments(parser, default="runs/serve.gin")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal comes."""
+    given = {name.upper(): getattr(args, name) for name in (*_OPTIONS, "int8")}
+    bindings = [f"{macro} = {value!r}" for macro, value in given.items() if value is not None]
+    bindings += gin_config.overrides(args.unknown)
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise PlugError(f"{error.name} is missing; run pip install 'plug-jax[serve]'") from error
+    from plug_jax.cli.main import import_tensorflow
+
+    import_tensorflow()
+    serve(gin_config.configured(ServeConfig, files=args.gin_file, bindings=bindings))
+    return 0
+
+
+def serve(config: ServeConfig) -> None:
+    """Load the model and answer requests until a signal comes.
+
+    Raises:
+        PlugError: the port is taken, there is no such checkpoint, a number is out of range.
+    """
+    from plug_jax.serving import server
+    from plug_jax.serving.app import make_app
+    from plug_jax.serving.engine import Engine
+
+    with server.listen(config.host, config.port) as sock:  # before the model, which takes time
+        if not server.is_loopback(sock):
+            _say(
+                f"warning: {config.host} is not this machine alone: whoever reaches the port can "
+                "use the model, without a password and unencrypted"
+            )
+        slots = _slots(config)
+        name = config.model_name or os.path.basename(os.path.abspath(config.checkpoint))
+        with Engine(slots, max_queue=config.max_queue) as engine:
+            app = make_app(
+                engine,
+                model_name=name,
+                allowed_hosts=server.allowed_hosts(sock, config.host),
+            )
+            address = server.url(sock, config.host)
+            print(f"Serving {name} at {address} (Ctrl-C stops it)", flush=True)
+            server.Server(app, engine).run(sockets=[sock])
+
+
+def _slots(config: ServeConfig) -> Slots:
+    """The model, ready to write."""
+    from plug_jax.inference.model import InferenceModel
+    from plug_jax.inference.slots import Slots
+
+    _say(f"loading {config.checkpoint}")
+    model = InferenceModel.load(
+        config.checkpoint, config.partitioner, config.dtype, int8=config.int8
+    )
+    prompt, new = (
+        model.config.max_positions if limit is None else limit
+        for limit in (config.max_prompt_tokens, config.max_new_tokens)
+    )
+    slots = Slots(model, count=config.slots, max_prompt_tokens=prompt, max_new_tokens=new)
+    if config.warm_up:
+        started = time.monotonic()
+        for program in slots.warm_up():
+            _say(f"compiling for {program}")
+        _say(f"compiled in {time.monotonic() - started:.0f} s")
+    return slots
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

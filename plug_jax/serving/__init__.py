@@ -1,0 +1,1 @@
+"""A model behind HTTP: an OpenAI-compatible endpoint, and a page to try it."""

@@ -1,0 +1,214 @@
+"""The fields of POST /v1/completions: what a request means, and the errors it may get.
+
+They are OpenAI's, and names of ours for what OpenAI has not. Whatever a request does not set is as
+in `plug-jax generate`. A field that would be ignored though it changes the text is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from plug_jax.errors import PlugError
+from plug_jax.inference.options import GenerationOptions
+
+MAX_SAMPLES = 128
+MAX_STOPS = 4
+_MAX_LOG_PROBS = 5  # OpenAI's limit
+
+# Field -> (option of GenerationOptions, type).
+_OPTIONS: dict[str, tuple[str, type]] = {
+    "max_tokens": ("max_new_tokens", int),
+    "min_tokens": ("min_new_tokens", int),
+    "temperature": ("temperature", float),
+    "top_k": ("top_k", int),
+    "top_p": ("top_p", float),
+    "repetition_penalty": ("repetition_penalty", float),
+    "no_repeat_ngram": ("no_repeat_ngram", int),
+    "seed": ("seed", int),
+}
+_OTHERS = ("model", "prompt", "n", "stop", "stream", "stream_options", "logprobs", "user")
+# Fields that clients may send as long as they ask for nothing -> what asks for nothing, what to do.
+_NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
+    "echo": ((False,), "put the prompt before the text yourself"),
+    "suffix": (("",), "the model writes forward only"),
+    "logit_bias": (({},), "leave it out"),
+    "frequency_penalty": ((0,), "use repetition_penalty or no_repeat_ngram"),
+    "presence_penalty": ((0,), "use repetition_penalty or no_repeat_ngram"),
+    "best_of": ((1,), "ask for n texts and choose with logprobs"),
+}
+_TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+
+
+class ApiError(Exception):
+    """An answer other than a text: its status and what OpenAI's clients read of it."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+
+    def body(self) -> dict[str, Any]:
+        """The JSON that tells of it."""
+        kinds = {429: "rate_limit_error"}
+        kind = kinds.get(self.status, "server_error" if self.status >= 500 else _INVALID)
+        error = {
+            "message": self.message,
+            "type": kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+
+_INVALID = "invalid_request_error"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompletionRequest:
+    """A request that makes sense; whether the prompts fit the model is not known yet."""
+
+    prompts: tuple[str, ...]
+    options: GenerationOptions  # of one text
+    n: int  # texts for each prompt
+    stop: tuple[str, ...]
+    stream: bool
+    include_usage: bool  # a stream ends with the usage
+    logprobs: bool
+
+
+def parse(body: Any, *, model_name: str, max_tokens: int) -> CompletionRequest:
+    """Read the JSON of a request.
+
+    Args:
+        body: as `json.loads` gave it.
+        model_name: what "model" has to be, if it is set.
+        max_tokens: the server's limit, to which the default of "max_tokens" is lowered.
+
+    Raises:
+        ApiError: 400 with the name of the field that is wrong; 404 for another model.
+    """
+    if not isinstance(body, Mapping):
+        raise ApiError(400, "the body must be a JSON object")
+    given = {name: value for name, value in body.items() if value is not None}
+    _check_names(given)
+    if _value(given, "model", str, model_name) != model_name:
+        message = f"there is no model {given['model']!r} here, only {model_name!r}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    _value(given, "user", str, "")  # accepted, not used
+    n = _value(given, "n", int, 1)
+    if not 1 <= n <= MAX_SAMPLES:
+        raise ApiError(400, f"n is {n}; it must be between 1 and {MAX_SAMPLES}", param="n")
+    log_probs = _value(given, "logprobs", int, -1)
+    if "logprobs" in given and not 0 <= log_probs <= _MAX_LOG_PROBS:
+        message = f"logprobs is {log_probs}; it must be between 0 and {_MAX_LOG_PROBS}"
+        raise ApiError(400, message, param="logprobs")
+    stream = _value(given, "stream", bool, False)
+    return CompletionRequest(
+        prompts=_prompts(given),
+        options=_options(given, max_tokens),
+        n=n,
+        stop=_stops(given),
+        stream=stream,
+        include_usage=_include_usage(given, stream),
+        logprobs="logprobs" in given,
+    )
+
+
+def api_message(error: PlugError) -> str:
+    """The message with the names that the API has for options."""
+    message = str(error)
+    for field, (option, _) in _OPTIONS.items():
+        message = message.replace(option, field)
+    return message
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if name in _NEUTRAL:
+            harmless, advice = _NEUTRAL[name]
+            if name == "best_of":
+                harmless = (given.get("n", 1),)
+            if value not in harmless:
+                raise ApiError(400, f"{name} is not supported here; {advice}", param=name)
+        elif name not in _OPTIONS and name not in _OTHERS:
+            known = ", ".join(sorted([*_OPTIONS, *_OTHERS]))
+            raise ApiError(400, f"unknown field {name!r}; there are: {known}", param=name)
+
+
+def _value(given: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    """A field of the type that it must have; an integer counts as a number, true as neither."""
+    value = given.get(name, default)
+    accepted: Any = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise ApiError(400, f"{name} must be {_TYPE_NAMES[kind]}", param=name)
+    try:
+        return float(value) if kind is float else value
+    except OverflowError as error:
+        raise ApiError(400, f"{name} is too large", param=name) from error
+
+
+def _text(value: Any, name: str, what: str) -> str:
+    if not isinstance(value, str):
+        raise ApiError(400, f"{name} must be {what}", param=name)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ApiError(400, f"{name} is no Unicode text: {error.reason}", param=name) from error
+    return value
+
+
+def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
+    if "prompt" not in given:
+        raise ApiError(400, "prompt is missing", param="prompt")
+    value = given["prompt"]
+    prompts = value if isinstance(value, list) else [value]
+    if not prompts:
+        raise ApiError(400, "prompt is an empty list", param="prompt")
+    what = "a string or a list of strings (token ids are not supported)"
+    return tuple(_text(prompt, "prompt", what) for prompt in prompts)
+
+
+def _stops(given: Mapping[str, Any]) -> tuple[str, ...]:
+    value = given.get("stop", [])
+    stops = value if isinstance(value, list) else [value]
+    if len(stops) > MAX_STOPS:
+        raise ApiError(400, f"stop has {len(stops)} strings, at most {MAX_STOPS}", param="stop")
+    if "" in stops:
+        raise ApiError(400, "stop has an empty string", param="stop")
+    return tuple(_text(stop, "stop", "a string or a list of strings") for stop in stops)
+
+
+def _options(given: Mapping[str, Any], max_tokens: int) -> GenerationOptions:
+    defaults = GenerationOptions()
+    options = {
+        option: _value(given, field, kind, getattr(defaults, option))
+        for field, (option, kind) in _OPTIONS.items()
+    }
+    if "max_tokens" not in given:
+        options["max_new_tokens"] = min(defaults.max_new_tokens, max_tokens)
+    if "seed" not in given:
+        options["seed"] = secrets.randbelow(2**32)
+    try:
+        return GenerationOptions(**options)
+    except PlugError as error:
+        message = api_message(error)
+        field = message.partition(" ")[0]
+        raise ApiError(400, message, param=field if field in _OPTIONS else None) from error
+
+
+def _include_usage(given: Mapping[str, Any], stream: bool) -> bool:
+    if "stream_options" not in given:
+        return False
+    options = given["stream_options"]
+    if not stream or not isinstance(options, Mapping) or options.keys() - {"include_usage"}:
+        message = 'stream_options is {"include_usage": true or false}, and needs stream'
+        raise ApiError(400, message, param="stream_options")
+    include: bool = _value(options, "include_usage", bool, False)
+    return include

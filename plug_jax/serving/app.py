@@ -1,0 +1,129 @@
+"""The routes of the server, and what it answers to requests that are none of them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from plug_jax.serving.api import ApiError
+from plug_jax.serving.completions import Completions
+from plug_jax.serving.engine import Engine
+
+_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+
+def make_app(
+    engine: Engine, *, model_name: str, allowed_hosts: Sequence[str] = ("*",)
+) -> Starlette:
+    """The application over a running engine.
+
+    Args:
+        engine: whose context has been entered.
+        model_name: what clients call the model.
+        allowed_hosts: names that a request's Host may have. On a loopback address others are the
+            work of a web page whose name was made to lead here (DNS rebinding).
+    """
+    slots = engine.slots
+    model = {
+        "id": model_name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "plug-jax",
+        "max_prompt_tokens": slots.max_prompt_tokens - 2,  # less [CLS] and [SEP]
+        "max_tokens": slots.max_new_tokens,
+    }
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def one_model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != model_name:
+            message = f"there is no model {name!r} here, only {model_name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return JSONResponse(model)
+
+    async def health(request: Request) -> Response:
+        writing, waiting = engine.counts()
+        body = {
+            "status": engine.state,
+            "slots": slots.count,
+            "writing": writing,
+            "waiting": waiting,
+        }
+        return JSONResponse(body, status_code=200 if engine.state == "ok" else 503)
+
+    completions = Completions(engine, model_name=model_name, max_tokens=slots.max_new_tokens)
+    return Starlette(
+        routes=[
+            Route("/", _page()),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", one_model),
+            Route("/health", health),
+        ],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
+        ],
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
+    )
+
+
+def _page() -> Any:
+    """The handler of the page. It may run its own script and style, and talk to this server."""
+    html = importlib.resources.files("plug_jax.serving").joinpath("page.html").read_text("utf-8")
+    inline = {kind: _hash(content) for kind, content in _INLINE.findall(html)}
+    policy = (
+        f"default-src 'none'; script-src '{inline['script']}'; style-src '{inline['style']}'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
+
+    async def page(request: Request) -> Response:
+        return HTMLResponse(html, headers=headers)
+
+    return page
+
+
+def _hash(content: str) -> str:
+    """How a Content-Security-Policy names the content of an inline element."""
+    digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+    return f"sha256-{digest}"
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    headers = {"Retry-After": "1"} if error.status in (429, 503) else None
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """404, 405: Starlette's, in the form of the others."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    body = ApiError(error.status_code, message).body()
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    body = ApiError(500, "the server failed; its log says why").body()
+    return JSONResponse(body, status_code=500)

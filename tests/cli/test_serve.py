@@ -1,0 +1,86 @@
+"""`plug-jax serve` as a command: what it says, what it refuses, and how it ends."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from plug_jax.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The command with a small model in place of a checkpoint's, which takes its time to write.
+PROGRAM = """
+import sys, time
+from plug_jax.cli.main import main
+from plug_jax.inference.model import InferenceModel
+from plug_jax.inference.slots import Slots
+from tests.inference_model import lively_model
+InferenceModel.load = lambda *args, **kwargs: lively_model()
+advance = Slots.advance
+Slots.advance = lambda slots, steps: (time.sleep(0.1), advance(slots, steps))[1]
+sys.exit(main(["serve", "--checkpoint", "some/stage2", "--port", "0", "--gin.WARM_UP=False"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "99999"], "port is 99999; it must be between 0 (a free one) and 65535"),
+        (["--host", "host.invalid"], "cannot listen on host.invalid port 8000"),
+        (["--prot", "1"], "unknown argument '--prot'"),
+        (["--gin.SLOT=1"], "did you mean SLOTS?"),
+        (["--port", "0"], "no checkpoint in nowhere"),
+    ],
+)
+def test_a_mistake_ends_it_with_a_message(capsys, arguments, message):
+    assert main(["serve", "--checkpoint", "nowhere", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--checkpoint", "nowhere", "--port", port]) == 2
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "warns"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)]
+)
+def test_it_warns_when_others_can_reach_it(capsys, host, warns):
+    assert main(["serve", "--checkpoint", "nowhere", "--host", host, "--port", "0"]) == 2
+    assert ("without a password" in capsys.readouterr().err) == warns
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_signal_ends_it_after_the_request_in_hand(number):
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("Serving stage2 at http://127.0.0.1:")
+            url = line.split()[3]
+            body = {"prompt": "ABC", "max_tokens": 40, "min_tokens": 40, "stream": True}
+            with httpx2.stream("POST", f"{url}v1/completions", json=body, timeout=60) as response:
+                lines = (line.removeprefix("data: ") for line in response.iter_lines() if line)
+                first = json.loads(next(lines))["choices"][0]["text"]
+                process.send_signal(number)
+                *parts, done = lines
+            texts = [json.loads(part)["choices"][0]["text"] for part in parts]
+            assert done == "[DONE]"
+            assert len(first) < 40
+            assert len(first + "".join(texts)) == 40
+            assert process.wait(20) == 0
+        finally:
+            process.kill()

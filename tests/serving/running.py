@@ -1,0 +1,130 @@
+"""A server in a thread on a free port, and slots that write only when they are let."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import threading
+
+import httpx2
+
+from plug_jax.inference.generator import generate
+from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.slots import Slots
+from plug_jax.serving import server
+from plug_jax.serving.app import make_app
+from plug_jax.serving.engine import Engine
+from tests.inference_model import lively_model
+
+NAME = "lively"
+
+
+class GatedSlots(Slots):
+    """Advances as often as it is let, and fails when told to."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._changed = threading.Condition()
+        self._permits = math.inf
+        self.failure = None
+
+    def shut(self):
+        """From now on, wait."""
+        with self._changed:
+            self._permits = 0
+
+    def let(self, times=math.inf):
+        """Advance so often more."""
+        with self._changed:
+            self._permits += times
+            self._changed.notify_all()
+
+    def advance(self, steps):
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._permits > 0, 30)
+            self._permits -= 1
+        if self.failure is not None:
+            raise self.failure
+        return super().advance(steps)
+
+
+def gated_slots(count, **limits):
+    limits = {"max_prompt_tokens": 48, "max_new_tokens": 48, **limits}
+    return GatedSlots(lively_model(), count=count, **limits)
+
+
+class Running:
+    """A server's address, engine and a client."""
+
+    def __init__(self, engine, uvicorn_server, sock, thread):
+        self.engine = engine
+        self.slots = engine.slots
+        self.server = uvicorn_server
+        self.thread = thread
+        self.url = server.url(sock, "127.0.0.1").rstrip("/")
+        self.client = httpx2.Client(base_url=self.url, timeout=30)
+
+    def post(self, **body):
+        return self.client.post("/v1/completions", json=body)
+
+    def complete(self, **body):
+        """The answer of a request that succeeds."""
+        response = self.post(**body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def events(self, **body):
+        """All events of a stream that succeeds, without the last, which is [DONE]."""
+        with self.client.stream("POST", "/v1/completions", json={**body, "stream": True}) as r:
+            assert r.status_code == 200
+            assert r.headers["content-type"].startswith("text/event-stream")
+            text = "".join(r.iter_text())
+        *events, done, rest = text.split("\n\n")
+        assert (done, rest) == ("data: [DONE]", "")
+        return [json.loads(event.removeprefix("data: ")) for event in events]
+
+    def stop(self):
+        """As a signal does."""
+        self.server.handle_exit(signal.SIGTERM, None)
+
+    def wait_for(self, writing, waiting):
+        """Until the engine has so many texts."""
+        for _ in range(1000):
+            if self.engine.counts() == (writing, waiting):
+                return
+            threading.Event().wait(0.01)
+        raise AssertionError(f"{self.engine.counts()}, not {(writing, waiting)}")
+
+
+@contextlib.contextmanager
+def running(slots, *, max_queue=16, steps=4, grace=5.0, host="127.0.0.1"):
+    with server.listen(host, 0) as sock, Engine(slots, max_queue=max_queue, steps=steps) as engine:
+        hosts = server.allowed_hosts(sock, host)
+        app = make_app(engine, model_name=NAME, allowed_hosts=hosts)
+        uvicorn_server = server.Server(app, engine, grace=grace)
+        thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        try:
+            yield Running(engine, uvicorn_server, sock, thread)
+        finally:
+            if isinstance(slots, GatedSlots):
+                slots.let()
+            uvicorn_server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def alone(prompt, options):
+    """The texts that `generate` writes for one prompt."""
+    return generate(lively_model(), [prompt], GenerationOptions(**options))[0]
+
+
+@contextlib.contextmanager
+def opened(server, asked, slots):
+    """The data of a stream's events, of which the slots have written the first."""
+    slots.let(1)
+    with server.client.stream("POST", "/v1/completions", json=asked) as response:
+        assert response.status_code == 200
+        yield (line.removeprefix("data: ") for line in response.iter_lines() if line)

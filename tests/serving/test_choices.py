@@ -1,0 +1,77 @@
+"""The parts of a growing text, and the tokens that are handed out with each."""
+
+from plug_jax.inference.generator import GeneratedText
+from plug_jax.inference.options import GenerationOptions
+from plug_jax.serving.choices import Choice
+from plug_jax.serving.engine import Job, Progress
+
+PIECES = ["ab", "cd", "e", "## "]
+
+
+def decode(ids):
+    """Words with a space between them, as WordPiece has; "## " is the first byte of something."""
+    return " ".join(PIECES[i] for i in ids).replace(" ## ", "\N{REPLACEMENT CHARACTER}")
+
+
+def progress(ids, finish_reason=None):
+    log_probs = [-0.5 - i for i in range(len(ids))]
+    text = GeneratedText(ids, decode(ids), log_probs, 0.0, 0.0, finish_reason == "stop")
+    return Progress(text, finish_reason)
+
+
+def choice_of(stop):
+    job = Job(prompt="", options=GenerationOptions(), notify=lambda: None, stop=stop)
+    return job, Choice(3, job, decode, logprobs=True)
+
+
+def test_a_part_has_the_tokens_that_begin_in_its_text():
+    job, choice = choice_of(stop=("cd ab",))
+    assert choice.more() is None
+    job.progress = progress([0, 1])
+    assert choice.more() == {
+        "index": 3,
+        "text": "ab ",  # "cd" may be the beginning of the stop string
+        "logprobs": {
+            "tokens": ["ab", " cd"],
+            "token_logprobs": [-0.5, -1.5],
+            "top_logprobs": None,
+            "text_offset": [0, 2],
+        },
+        "finish_reason": None,
+    }
+    assert choice.more() is None
+    job.progress = progress([0, 1, 1, 2], "length")
+    last = choice.more()
+    assert (last["text"], last["finish_reason"]) == ("cd cd e", "length")
+    assert last["logprobs"]["tokens"] == [" cd", " e"]
+    assert last["logprobs"]["token_logprobs"] == [-2.5, -3.5]
+    assert last["logprobs"]["text_offset"] == [5, 8]
+    assert choice.more() is None
+
+
+def test_what_is_held_back_is_no_part():
+    job, choice = choice_of(stop=("e x",))
+    job.progress = progress([2])
+    assert choice.more() is None
+    job.progress = progress([2, 1])
+    part = choice.more()
+    assert part["text"] == "e cd"
+    assert part["logprobs"]["tokens"] == ["e", " cd"]
+
+
+def test_tokens_wait_for_their_text():
+    job, choice = choice_of(stop=("ab cd e",))
+    job.progress = progress([2, 0, 1])
+    part = choice.more()
+    assert part["text"] == "e "
+    assert part["logprobs"]["tokens"] == ["e", " ab"]
+    job.progress = progress([2, 0, 1], "stop")
+    assert choice.more()["logprobs"]["tokens"] == [" cd"]
+
+
+def test_an_incomplete_character_waits():
+    job, choice = choice_of(stop=())
+    job.progress = progress([0, 3])
+    assert choice.more()["text"] == "ab"
+    job.progress = progress([0, 3], "length")
+    assert choice.more()["text"] == "\N{REPLACEMENT CHARACTER}"

@@ -129,9 +129,7 @@ def _prompts(prompt: str | None, *, asks: bool) -> Iterator[str]:
                 return
 
 
-def _answer(
-    model: InferenceModel, prompt: str, request: GenerateConfig, *, verbose: bool
-) -> None:
+def _answer(model: InferenceModel, prompt: str, request: GenerateConfig, *, verbose: bool) -> None:
     """Write the texts of one prompt; one sampled text streams while it grows."""
     from plug_jax.inference.generator import generate, generate_long, stream
 
@@ -139,8 +137,7 @@ def _answer(
     started = time.monotonic()
     texts: list[GeneratedText] = []
     if request.long:
-        (text,) = generate_long(model, [prompt], options)
-        print(text)
+        print(*generate_long(model, [prompt], options))
         return
     if options.num_samples == 1 and options.num_beams == 1:
         texts = [_print_growing(stream(model, prompt, options))]

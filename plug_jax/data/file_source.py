@@ -32,9 +32,9 @@ class FileSource(seqio.FileDataSource):
         validation: Paths | None,
     ) -> None:
         """Describes the files; none is opened yet. `read` is from a path to a dataset."""
-        patterns = {"train": self._as_list(train)}
+        patterns = {"train": as_list(train, kind=self.KIND)}
         if validation is not None:
-            patterns["validation"] = self._as_list(validation)
+            patterns["validation"] = as_list(validation, kind=self.KIND)
         super().__init__(read, patterns)
 
     def list_shards(self, split: str) -> list[str]:
@@ -44,25 +44,32 @@ class FileSource(seqio.FileDataSource):
                 f"There is no {split!r} split, only {', '.join(self.splits)}: name files for it "
                 "when you make the source."
             )
-        patterns = self._split_to_filepattern[split]
-        return list(dict.fromkeys(file for pattern in patterns for file in self._match(pattern)))
+        return matching_files(self._split_to_filepattern[split], kind=self.KIND)
 
-    def _as_list(self, paths: Paths) -> list[str]:
-        if isinstance(paths, str | os.PathLike):
-            paths = [paths]
-        if not paths:
-            raise PlugError(f"Name at least one {self.KIND}.")
-        return [os.fspath(path) for path in paths]
 
-    def _match(self, pattern: str) -> list[str]:
-        if tf.io.gfile.isdir(pattern):
-            raise PlugError(f"{pattern} is a directory; name files, for example {pattern}/*.")
-        if tf.io.gfile.exists(pattern):
-            return [pattern]
-        files = sorted(tf.io.gfile.glob(pattern)) if glob.has_magic(pattern) else []
-        if not files:
-            raise PlugError(f"No {self.KIND} matches {pattern}.")
-        return files
+def as_list(paths: Paths, *, kind: str) -> list[str]:
+    """Paths and globs, at least one; `kind` is what the files are called in messages."""
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    if not paths:
+        raise PlugError(f"Name at least one {kind}.")
+    return [os.fspath(path) for path in paths]
+
+
+def matching_files(patterns: Sequence[str], *, kind: str) -> list[str]:
+    """The files in the order given, each glob sorted, without repetition; see `FileSource`."""
+    return list(dict.fromkeys(file for pattern in patterns for file in _match(pattern, kind)))
+
+
+def _match(pattern: str, kind: str) -> list[str]:
+    if tf.io.gfile.isdir(pattern):
+        raise PlugError(f"{pattern} is a directory; name files, for example {pattern}/*.")
+    if tf.io.gfile.exists(pattern):
+        return [pattern]
+    files = sorted(tf.io.gfile.glob(pattern)) if glob.has_magic(pattern) else []
+    if not files:
+        raise PlugError(f"No {kind} matches {pattern}.")
+    return files
 
 
 def name_some(files: Sequence[str]) -> str:

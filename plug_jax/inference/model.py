@@ -24,6 +24,7 @@ from plug_jax.decoding.rolling import Chunk, RollingScheme
 from plug_jax.decoding.sampling import Sampling
 from plug_jax.errors import PlugError
 from plug_jax.inference.programs import Programs
+from plug_jax.inference.quantization import quantize
 from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
@@ -86,9 +87,16 @@ class InferenceModel:
         checkpoint: str | os.PathLike[str],
         partitioner: Partitioner | None = None,
         dtype: ComputeDtype | None = None,
+        *,
+        int8: bool = False,
     ) -> InferenceModel:
-        """Of a MODEL_DIR or one of its checkpoints, read straight into its shardings and dtype."""
+        """Of a MODEL_DIR or one of its checkpoints, read straight into its shardings and dtype.
+
+        With `int8` the kernels are then quantized, see `plug_jax.inference.quantization`.
+        """
         config, params, vocabulary = load_for_inference(checkpoint, partitioner, dtype)
+        if int8:
+            params = quantize(params)
         return cls(config, params, vocabulary, partitioner)
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -278,11 +286,15 @@ class InferenceModel:
         if sharding.is_fully_addressable:
             placed: jax.Array = jax.device_put(leaf, sharding)
             return placed
-        # Every process has the whole leaf, and puts the rows of its own devices.
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+        # Every process has the whole leaf, and keeps the rows of its own devices.
+        return jax.jit(_same, out_shardings=sharding)(leaf)
 
     def _context(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.partitioner is None else self.partitioner.context()
+
+
+def _same(leaf: jax.Array) -> jax.Array:
+    return leaf
 
 
 def to_host(tree: Any) -> Any:

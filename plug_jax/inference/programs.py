@@ -18,6 +18,7 @@ from plug_jax.decoding import beam, generate, rolling
 from plug_jax.decoding.constraints import Constraints
 from plug_jax.decoding.generate import Decoding, TokensToLogits
 from plug_jax.decoding.sampling import Sampling
+from plug_jax.inference.quantization import dequantize_projections
 from plug_jax.models.plug import PlugModel
 from plug_jax.ops import kv_cache
 from plug_jax.ops.kv_cache import DecoderCache
@@ -148,7 +149,7 @@ class Programs:
         return -scores.losses
 
     def _apply(self, params: Params, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self.model.apply({"params": params}, *args, **kwargs, method=method)
+        return apply(self.model, params, method, *args, **kwargs)
 
     def _open_cache(
         self, params: Params, tokens: jax.Array, segment_ids: jax.Array, room: int, each: int
@@ -177,6 +178,12 @@ class Programs:
 
     def _cls(self, rows: int) -> jax.Array:
         return jnp.full(rows, self.cls_id, jnp.int32)
+
+
+def apply(model: PlugModel, params: Params, method: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a method of the model gives, whether its kernels are floats or int8."""
+    with nn.intercept_methods(dequantize_projections):
+        return model.apply({"params": params}, *args, **kwargs, method=method)
 
 
 def _by_rows(decoding: Decoding) -> Decoding:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import gzip
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +14,8 @@ import pytest
 from plug_jax.cli.train import configure
 from plug_jax.training.loop import train
 from plug_jax.training.writers import read_metrics
+from tests.two_processes import started
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 CHARACTERS = "天地人你我他来去上下大小好多年月日时分水火木金土山石田力口手心门"
 GIN_FILES = ["runs/palm_pretrain.gin", "models/tiny.gin", "mesh/cpu8.gin"]
 
@@ -78,78 +71,6 @@ def bindings(corpus: Path, model_dir: Path, train_files: str = "train?.txt") -> 
         "pretrain.palm_text.max_length = 24",
         "step.StepConfig.mlm_fraction = 0.5",
     ]
-
-
-@dataclasses.dataclass
-class Ended:
-    """What became of a process."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-
-class Pair:
-    """The two processes of a run."""
-
-    def __init__(self, command: str, files: list[str], bindings: list[str], logs: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        arguments = [
-            *(f"--gin_file={file}" for file in files),
-            *(f"--gin.{binding.replace(' = ', '=', 1)}" for binding in bindings),
-        ]
-        flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
-        flags += " --xla_backend_optimization_level=0"  # compiles faster
-        self._logs = logs
-        self.processes = []
-        for index in range(2):
-            environment = {
-                "XLA_FLAGS": flags,
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(index),
-            }
-            with (
-                (logs / f"stdout{index}").open("w") as out,
-                (logs / f"stderr{index}").open("w") as err,
-            ):
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", "plug_jax", command, *arguments],
-                        cwd=ROOT,
-                        env=os.environ | environment,
-                        stdout=out,
-                        stderr=err,
-                    )
-                )
-
-    def stderr(self, index: int) -> str:
-        return (self._logs / f"stderr{index}").read_text()
-
-    def wait(self, seconds: float = 900.0) -> list[Ended]:
-        end = time.monotonic() + seconds
-        return [
-            Ended(
-                process.wait(max(0.1, end - time.monotonic())),
-                (self._logs / f"stdout{index}").read_text(),
-                self.stderr(index),
-            )
-            for index, process in enumerate(self.processes)
-        ]
-
-
-@contextlib.contextmanager
-def started(command: str, files: list[str], bindings: list[str], logs: Path) -> Iterator[Pair]:
-    logs.mkdir()
-    pair = Pair(command, files, bindings, logs)
-    try:
-        yield pair
-    finally:
-        for process in pair.processes:
-            process.kill()
-            process.wait()
 
 
 def assert_close(ours: dict, theirs: dict) -> None:

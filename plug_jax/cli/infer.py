@@ -1,0 +1,74 @@
+"""`plug-jax infer`: texts for every row of an input, on any number of devices and hosts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import TYPE_CHECKING
+
+from plug_jax.cli import gin_config, jobs
+
+if TYPE_CHECKING:
+    from plug_jax.inference.batch_generation import Generation
+    from plug_jax.inference.jobs import Job
+
+SUMMARY = "Write texts for every row of JSON lines or of a task, resumable, on any mesh."
+EXAMPLE = """examples:
+  plug-jax infer --gin_file=runs/infer.gin --gin_file=mesh/cpu1.gin --gin.CHECKPOINT="'run2'" \\
+    --gin.INPUT="'prompts/*.jsonl'" --gin.OUTPUT="'texts.jsonl'" --gin.NUM_SAMPLES=4
+  plug-jax infer --gin_file=runs/infer.gin --gin_file=mesh/cpu1.gin --gin.CHECKPOINT="'run2'" \\
+    --gin.MIXTURE_OR_TASK_NAME="@pretrain.palm_text()" --gin.TEST_FILES="'test.txt'" \\
+    --gin.OUTPUT="'texts.jsonl'"
+
+The same command again goes on where it was stopped. Status 3: all rows are written, some of them
+with an `error` in place of texts. docs/inference.md says more.
+"""
+UNKNOWN_ARGUMENTS = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """What runs/infer.gin describes."""
+
+    job: Job
+    work: Generation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `plug-jax infer`."""
+    gin_config.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write OUTPUT."""
+    from plug_jax.cli.main import import_tensorflow
+
+    import_tensorflow()
+    from plug_jax.cli.processes import joined
+
+    with joined():
+        config = gin_config.configured(
+            InferConfig, files=args.gin_file, bindings=gin_config.overrides(args.unknown)
+        )
+        return infer(config)
+
+
+def infer(config: InferConfig) -> int:
+    """Do the job, and say on stderr what became of it; returns the command's status."""
+    import jax
+
+    from plug_jax.inference.jobs import ERROR, run
+
+    rows = errors = 0
+    first = None
+    for row in run(config.job, config.work):
+        rows += 1
+        if ERROR in row:
+            errors += 1
+            first = first or row[ERROR]
+    if jax.process_index() == 0:
+        print(f"{config.job.output} has {rows:,} rows, {errors:,} with an error", file=sys.stderr)
+        if first:
+            print(f"the first error: {first}", file=sys.stderr)
+    return jobs.status(errors)

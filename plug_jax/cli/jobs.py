@@ -1,0 +1,119 @@
+"""What `plug-jax score` and `plug-jax classify` share: their options, and how they show results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from plug_jax.cli import gin_config
+from plug_jax.errors import PlugError
+
+T = TypeVar("T")
+
+_STATUS_WITH_ERRORS = 3  # of a command that is done, but for rows with an error
+
+OPTIONS: dict[str, tuple[type, str]] = {
+    "checkpoint": (str, "checkpoint directory (a run's MODEL_DIR, or one step)"),
+    "input": (str, "JSON lines: a path or a glob; .gz too"),
+    "output": (str, "write each row with its result here; the same command again goes on"),
+    "batch_size": (int, "texts at a time (32)"),
+}
+
+
+class Summary(Protocol):
+    """What is said of all rows together."""
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
+
+    def fields(self) -> dict[str, Any]:
+        """The figures by name."""
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, options: Mapping[str, tuple[type, str]], *, gin_file: str
+) -> None:
+    """Add options, each of which sets the macro of its name, and --no_sep and --json."""
+    for name, (kind, text) in options.items():
+        parser.add_argument(f"--{name}", type=kind, help=text)
+    parser.add_argument(
+        "--no_sep", action="store_true", help="do not score the [SEP] at the end of a text"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    gin_config.add_arguments(parser, default=gin_file)
+
+
+def configured(
+    build: Callable[..., T],
+    args: argparse.Namespace,
+    options: Iterable[str],
+    given: Mapping[str, str] | None,
+) -> T:
+    """What the gin files, options and overrides describe.
+
+    `given`: the fields of a single row on the command line, None without.
+    """
+    if given is not None and args.input is not None:
+        raise PlugError(f"give either --input or {' and '.join(f'--{name}' for name in given)}")
+    values = {name.upper(): getattr(args, name) for name in options}
+    if args.no_sep:
+        values["SEP"] = False
+    bindings = [f"{macro} = {value!r}" for macro, value in values.items() if value is not None]
+    if given is not None:
+        bindings += ["ROWS = [@rows.Row()]", f"rows.Row.fields = {dict(given)!r}"]
+    return gin_config.configured(
+        build, files=args.gin_file, bindings=[*bindings, *gin_config.overrides(args.unknown)]
+    )
+
+
+def report(
+    rows: Iterable[Mapping[str, Any]],
+    summary: Summary,
+    *,
+    as_json: bool,
+    with_rows: bool,
+    line: Callable[[Mapping[str, Any]], str],
+) -> int:
+    """Print a `line` for each row if `with_rows`, then the summary; returns the command's status.
+
+    As JSON it is one object, {"rows": [...], "total": {...}}, or of `total` alone.
+    """
+    import jax
+
+    prints = jax.process_index() == 0
+    kept = []
+    for row in rows:
+        summary.add(row)
+        if with_rows and as_json:
+            kept.append(row)
+        elif with_rows and prints:
+            print(f"error: {row['error']}" if "error" in row else line(row))
+    total = summary.fields()
+    if prints and as_json:
+        shown = {"rows": kept, "total": total} if with_rows else {"total": total}
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
+    elif prints:
+        print("  ".join(f"{name} {_shown(value)}" for name, value in total.items()))
+    return status(total["errors"])
+
+
+def status(errors: int) -> int:
+    """What a command returns whose rows have so many errors: on all processes what the first has.
+
+    Of several processes only the first sees all rows. None leaves before it is done.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        errors = int(multihost_utils.broadcast_one_to_all(np.int32(errors)))
+    return _STATUS_WITH_ERRORS if errors else 0
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_shown(of)}" for name, of in value.items())
+    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"

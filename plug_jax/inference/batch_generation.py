@@ -1,0 +1,77 @@
+"""Texts for every row of an input: the work of `plug-jax infer`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from plug_jax.inference.generator import GeneratedText, generate
+from plug_jax.inference.jobs import Answer
+from plug_jax.inference.model import InferenceModel
+from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.rows import Row, prompt_ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A row to be written for."""
+
+    ids: list[int]  # with [CLS] and [SEP]
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Writes `generated`, the texts of a row's prompt.
+
+    What a row draws depends on its number in the input and the seed of the options alone.
+    """
+
+    ANSWERS: ClassVar[tuple[str, ...]] = ("generated",)
+
+    options: GenerationOptions
+    prompt_field: str | None = None  # None: the first that there is of PROMPT_FIELDS
+
+    def settings(self) -> Mapping[str, Any]:
+        """Every option."""
+        options = dataclasses.asdict(self.options)
+        return {"work": "infer", "prompt_field": self.prompt_field, **options}
+
+    def prepare(self, model: InferenceModel, row: Row, index: int) -> Prompt:
+        """The prompt's ids; PlugError without one, or with one too long."""
+        return Prompt(prompt_ids(model, row, self.prompt_field), row_seed(self.options.seed, index))
+
+    def size(self, item: Prompt) -> tuple[int, ...]:
+        """Texts at a time, tokens of the prompt."""
+        return max(self.options.num_samples, self.options.num_beams), len(item.ids)
+
+    def answer(self, model: InferenceModel, items: Sequence[Prompt]) -> list[Answer]:
+        """The texts of each, best first if by beam search."""
+        found = generate(
+            model, [item.ids for item in items], self.options, seeds=[item.seed for item in items]
+        )
+        return [
+            Answer(
+                {"generated": [self._fields(text) for text in texts]},
+                sum(len(text.ids) for text in texts),
+            )
+            for texts in found
+        ]
+
+    def _fields(self, text: GeneratedText) -> dict[str, Any]:
+        score = {"score": text.score} if self.options.num_beams > 1 else {}
+        return {
+            "text": text.text,
+            "tokens": len(text.ids),
+            "log_prob": text.log_prob,
+            **score,
+            "finish_reason": text.finish_reason,
+        }
+
+
+def row_seed(seed: int, index: int) -> int:
+    """32 bits for row `index`, unlike those of its neighbours and of other seeds."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])

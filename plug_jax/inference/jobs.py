@@ -1,0 +1,243 @@
+"""Every row of an input answered by a model, in order, over all devices and processes; resumable.
+
+All processes of a run read the same rows and compute the same batches together, over one mesh; the
+first of them writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from plug_jax.config import ComputeDtype
+from plug_jax.data.file_source import as_list
+from plug_jax.errors import PlugError
+from plug_jax.inference.model import InferenceModel
+from plug_jax.inference.parts import PartedOutput
+from plug_jax.inference.progress import Progress
+from plug_jax.inference.rows import Contents, Row, RowSource, contents_of
+from plug_jax.partitioning import Partitioner
+from plug_jax.training.checkpointing import (
+    SavedModel,
+    open_checkpoint,
+    vocabulary_fingerprint,
+)
+from plug_jax.training.compilation import use_compilation_cache
+
+ERROR = "error"  # the field of a row that could not be answered
+_BATCHES_A_PART = 8
+
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What is said of a row."""
+
+    fields: dict[str, Any]
+    tokens: int  # written or scored
+
+
+class Work(Protocol[Item]):
+    """What is done with each row. An answer depends on the row and its number, not its batch."""
+
+    ANSWERS: ClassVar[tuple[str, ...]]  # the fields of an answer
+
+    def settings(self) -> Mapping[str, Any]:
+        """JSON: what answers depend on besides the model and the row."""
+
+    def prepare(self, model: InferenceModel, row: Row, index: int) -> Item:
+        """What goes into a batch of row number `index`. PlugError: the row's, not the job's."""
+
+    def size(self, item: Item) -> tuple[int, ...]:
+        """How many texts it is, then lengths. Only items of as many texts share a batch."""
+
+    def answer(self, model: InferenceModel, items: Sequence[Item]) -> list[Answer]:
+        """An answer for each item of a batch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A model, its input and its output."""
+
+    checkpoint: str  # a MODEL_DIR, or one step in it
+    rows: RowSource | Sequence[Row]
+    output: str | None = None
+    batch_size: int = 32  # texts at a time
+    partitioner: Partitioner | None = None  # None: the first device
+    dtype: ComputeDtype | None = None  # None: the one that the model was trained in
+    int8: bool = False  # weights in 8 bits
+    compilation_cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise PlugError(f"BATCH_SIZE must be at least 1, not {self.batch_size}")
+
+
+def run(job: Job, work: Work[Any]) -> Iterator[dict[str, Any]]:
+    """Each row with the fields of its answer, in the order of the input; go through to the end.
+
+    A row has an `error` instead where there is no answer, and fields of its own of these names are
+    replaced. With an output the rows are kept there, part by part (`PartedOutput`), and those that
+    an earlier run kept are not computed again. Of several processes the first gets all rows, the
+    others only those that they helped to compute.
+
+    Raises:
+        PlugError: no checkpoint or no rows there, an output of another job, processes without a
+            mesh, tokens of another vocabulary.
+    """
+    use_compilation_cache(job.compilation_cache_dir)
+    saved = open_checkpoint(job.checkpoint)
+    contents = contents_of(job.rows)
+    _check(job, saved, contents)
+    output, place = _open_output(job, work, saved, contents)
+    if place.complete:
+        yield from output.read_all() if output else ()
+        return
+    progress = Progress(
+        contents.rows,
+        done=min(place.parts_done * place.rows_per_part, contents.rows),
+        shown=jax.process_index() == 0,
+    )
+    model: InferenceModel | None = None
+    for number, part in enumerate(_chunks(enumerate(job.rows), place.rows_per_part)):
+        if number < place.parts_done:
+            yield from output.read(number) if output else ()
+            continue
+        try:
+            model = model or InferenceModel.load(
+                saved.path, job.partitioner, job.dtype, int8=job.int8
+            )
+            rows = _answer(model, work, part, job.batch_size, progress)
+            if output is not None:
+                output.write(number, rows)
+        except KeyboardInterrupt:
+            if output is not None:
+                progress.stop(number * place.rows_per_part)
+            raise
+        yield from rows
+    if output is not None:
+        output.finish()
+    progress.finish()
+
+
+def _answer(
+    model: InferenceModel,
+    work: Work[Item],
+    part: Sequence[tuple[int, Row]],
+    batch_size: int,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """The rows of a part with their answers; the longest are worked on together."""
+    results: list[dict[str, Any]] = []
+    items: list[tuple[int, Item]] = []  # with their places in the part
+    for index, row in part:
+        results.append({k: v for k, v in row.fields.items() if k not in (ERROR, *work.ANSWERS)})
+        try:
+            if row.error is not None:
+                raise PlugError(row.error)
+            items.append((len(results) - 1, work.prepare(model, row, index)))
+        except PlugError as error:
+            results[-1][ERROR] = str(error)
+            progress.add(1)
+    items.sort(key=lambda placed: work.size(placed[1]))
+    for texts, alike in itertools.groupby(items, lambda placed: work.size(placed[1])[0]):
+        most = model.rows(max(1, batch_size // texts))
+        for batch in _chunks(alike, most):
+            full = [item for _, item in batch]
+            # Powers of two, and copies of the last to fill them: so few sizes mean few programs.
+            full += full[-1:] * (min(_power(len(full)), most) - len(full))
+            answers = work.answer(model, full)[: len(batch)]
+            for (place, _), answer in zip(batch, answers, strict=True):
+                results[place] |= answer.fields
+            progress.add(len(batch), sum(answer.tokens for answer in answers))
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a run begins."""
+
+    complete: bool
+    parts_done: int
+    rows_per_part: int
+
+
+def _open_output(
+    job: Job, work: Work[Any], saved: SavedModel, contents: Contents
+) -> tuple[PartedOutput | None, _Place]:
+    """The output (of the first process alone), and where all processes begin."""
+    rows_per_part = _BATCHES_A_PART * job.batch_size
+    output, place = None, _Place(False, 0, rows_per_part)
+    if job.output is None:
+        return output, place
+    if jax.process_index() == 0:
+        settings = {
+            "checkpoint": {"path": os.fspath(saved.path), "saved": _time_of(saved)},
+            "input": dataclasses.asdict(contents),
+            "options": {**work.settings(), "dtype": job.dtype, "int8": job.int8},
+        }
+        output = PartedOutput(job.output, settings, rows=contents.rows, rows_per_part=rows_per_part)
+        place = _Place(output.complete, output.parts_done, output.rows_per_part)
+    if jax.process_count() > 1:
+        first = multihost_utils.broadcast_one_to_all(np.array(dataclasses.astuple(place), np.int32))
+        place = _Place(bool(first[0]), int(first[1]), int(first[2]))
+    return output, place
+
+
+def _time_of(saved: SavedModel) -> str | None:
+    """When orbax finished writing the checkpoint, if it says."""
+    metadata = saved.path / "_CHECKPOINT_METADATA"
+    written = json.loads(metadata.read_text()) if metadata.exists() else {}
+    seconds = written.get("commit_timestamp_nsecs", 0) / 1e9
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat() if seconds else None
+
+
+def _check(job: Job, saved: SavedModel, contents: Contents) -> None:
+    """Raises PlugError for what cannot be worked on."""
+    if isinstance(job.rows, RowSource):
+        vocabulary = job.rows.vocabulary()
+        if vocabulary and vocabulary_fingerprint(vocabulary) != saved.vocabulary_fingerprint:
+            raise PlugError(
+                f"{job.rows.mixture_or_task_name!r} has another vocabulary than the model, which "
+                f"needs {saved.vocabulary_path}"
+            )
+        if job.output is not None and job.rows.files is not None:
+            _check_apart(job.output, as_list(job.rows.files, kind="file"))
+    if contents.rows == 0:
+        raise PlugError("there is nothing to do: the input has no row")
+    if jax.process_count() > 1:
+        if job.partitioner is None:
+            raise PlugError(
+                "several processes work on one mesh: name it, such as --gin_file=mesh/cpu1.gin"
+            )
+        digest = np.frombuffer(bytes.fromhex(contents.sha256), np.uint8)
+        if len(np.unique(multihost_utils.process_allgather(digest), axis=0)) > 1:
+            raise PlugError("the processes of this run read different inputs; all need the same")
+
+
+def _check_apart(output: str, inputs: Sequence[str]) -> None:
+    for pattern in inputs:
+        if PurePath(os.path.abspath(output)).match(os.path.abspath(pattern)):
+            raise PlugError(f"OUTPUT {output} would be read as INPUT {pattern}; put it elsewhere")
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def _power(number: int) -> int:
+    """The next power of two."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,235 @@
+"""What is read to be worked on: JSON lines, or the examples of a seqio task, as rows of fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from plug_jax.data.caching.files import check_token_files
+from plug_jax.data.features import PALM_FEATURES
+from plug_jax.data.file_source import Paths, as_list, matching_files
+from plug_jax.data.pipeline import find_task, import_tasks
+from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.errors import PlugError
+
+if TYPE_CHECKING:
+    from plug_jax.inference.model import InferenceModel
+
+PROMPT_FIELDS = ("prompt", "text", "inputs")  # where a prompt is looked for, in this order
+TARGET_FIELDS = ("target", "targets")
+
+_KIND = "JSON lines file"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_PRETOKENIZED = "_pretokenized"  # what seqio calls the text that a feature was made of
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of JSON, or one example."""
+
+    fields: dict[str, Any]
+    error: str | None = None  # why the fields are not what the line held
+    # Tokens of the fields that came as tokens: prompt with [CLS] and [SEP], target without [CLS].
+    ids: Mapping[str, list[int]] = dataclasses.field(default_factory=dict)
+
+    def text(self, names: Sequence[str]) -> str:
+        """The text of the first of these fields that there is. PlugError without any."""
+        name, value = self.first(names)
+        if not isinstance(value, str):
+            raise PlugError(f"field {name!r} holds no text but {_kind_of(value)}")
+        return checked_text(value, name)
+
+    def first(self, names: Sequence[str]) -> tuple[str, Any]:
+        """Name and value of the first of these fields that there is. PlugError without any."""
+        for name in names:
+            if name in self.fields:
+                return name, self.fields[name]
+        has = ", ".join(self.fields) or "no field at all"
+        raise PlugError(f"no field {' or '.join(map(repr, names))}; the row has {has}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowSource:
+    """JSON lines or a seqio task or mixture; every iteration gives the same rows.
+
+    Files are paths or globs, also of remote file systems (gs://...), and those that end in .gz are
+    compressed. Blank lines are passed over; a line that is no JSON object is a row with an error,
+    and the line in its field `line`.
+
+    An example of a stage-2 task is {"prompt": the encoder's uncorrupted text, "target": the
+    decoder's}, and its tokens go with it as they are. An example of any other task has each of its
+    features as text. The tasks of a mixture follow each other, whatever their rates.
+
+    Raises:
+        PlugError: not one of files and task, and while reading: files that are not there or
+            damaged, an unknown task or split.
+    """
+
+    files: Paths | None = None
+    mixture_or_task_name: str | None = None
+    module: str | None = None  # imported first, for the tasks that it registers
+    split: str = "validation"
+
+    def __post_init__(self) -> None:
+        if (self.files is None) == (self.mixture_or_task_name is None):
+            raise PlugError(
+                "name what to read: either files of JSON lines (INPUT) or a seqio task "
+                "(MIXTURE_OR_TASK_NAME)"
+            )
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows, read anew."""
+        if self.files is not None:
+            for path in self.paths():
+                yield from _json_rows(path)
+            return
+        for task in self._tasks():
+            check_token_files(task, self.split)
+            dataset = task.get_dataset(
+                None, self.split, shuffle=False, seed=0, num_epochs=1, trim_output_features=False
+            )
+            for example in dataset.as_numpy_iterator():
+                yield _example_row(example, task.output_features)
+
+    def paths(self) -> list[str]:
+        """The files that are read; none for a task."""
+        if self.files is None:
+            return []
+        return matching_files(as_list(self.files, kind=_KIND), kind=_KIND)
+
+    def vocabulary(self) -> PlugVocabulary | None:
+        """What the tokens of the rows are of; None when they come as text."""
+        if self.files is not None:
+            return None
+        features = self._tasks()[0].output_features
+        return _palm_vocabulary(features)
+
+    def _tasks(self) -> list[seqio.Task]:
+        assert self.mixture_or_task_name is not None
+        if self.module is not None:
+            import_tasks(self.module)
+        provider = find_task(self.mixture_or_task_name)
+        tasks = [task for task in seqio.get_subtasks(provider) if self.split in task.splits]
+        if not tasks:
+            raise PlugError(
+                f"{self.mixture_or_task_name!r} has no split {self.split!r}, only "
+                f"{', '.join(provider.splits)}"
+            )
+        return tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a source holds, in brief."""
+
+    rows: int
+    sha256: str  # of every field of every row
+
+
+def contents_of(rows: Iterable[Row]) -> Contents:
+    """Count and digest; reads all rows once."""
+    digest, count = hashlib.sha256(), 0
+    for row in rows:
+        digest.update(to_json([row.fields, dict(row.ids)]) + b"\n")
+        count += 1
+    return Contents(count, digest.hexdigest())
+
+
+def prompt_ids(model: InferenceModel, row: Row, field: str | None) -> list[int]:
+    """[CLS] prompt [SEP], of a field, or None: as it came, or of the first of PROMPT_FIELDS.
+
+    Raises:
+        PlugError: there is none, or it is too long for the model.
+    """
+    if field is None and "prompt" in row.ids:
+        ids = row.ids["prompt"]
+        model.check_length("the number of the prompt's tokens", len(ids))
+        return ids
+    return model.prompt_ids(row.text(PROMPT_FIELDS if field is None else (field,)))
+
+
+def to_json(value: Any) -> bytes:
+    """UTF-8 with Chinese as it is; half of a surrogate pair is spelt as JSON spells it."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def checked_text(text: str, name: str) -> str:
+    """`text`; PlugError if it is no valid Unicode, which JSON can spell but no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PlugError(f"field {name!r} holds half of a surrogate pair: {text!r}") from error
+    return text
+
+
+def _json_rows(path: str) -> Iterator[Row]:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        lines: Iterable[bytes] = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
+        try:
+            for number, line in enumerate(lines, start=1):
+                line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+                if line.strip():
+                    yield _json_row(line, f"{path}, line {number}")
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise PlugError(f"{path} is damaged or not compressed by gzip: {error}") from error
+        except tf.errors.OpError as error:
+            raise PlugError(f"cannot read {path}: {error.message}") from error
+
+
+def _json_row(line: bytes, where: str) -> Row:
+    raw = {"line": line.decode("utf-8", "backslashreplace").rstrip("\r\n")}
+    try:
+        fields = json.loads(line.decode())
+    except UnicodeError:
+        return Row(raw, f"{where} is not UTF-8")
+    except (ValueError, RecursionError) as error:
+        return Row(raw, f"{where} is not JSON: {error}")
+    if not isinstance(fields, dict):
+        return Row(raw, f"{where} holds no JSON object but {_kind_of(fields)}")
+    return Row(fields)
+
+
+def _example_row(example: Mapping[str, Any], features: Mapping[str, seqio.Feature]) -> Row:
+    if (vocabulary := _palm_vocabulary(features)) is not None:
+        ids = {
+            "prompt": example["encoder_original_tokens"].tolist(),
+            "target": example["decoder_target_tokens"].tolist(),
+        }
+        return Row({name: vocabulary.decode(tokens) for name, tokens in ids.items()}, ids=ids)
+    fields: dict[str, Any] = {}
+    for name in sorted(example, key=lambda name: name.endswith(_PRETOKENIZED)):
+        value, feature = np.asarray(example[name]), features.get(name)
+        if feature is not None and value.ndim == 1 and value.dtype.kind in "iu":
+            fields[name] = feature.vocabulary.decode(value.tolist())
+        else:
+            fields[name.removesuffix(_PRETOKENIZED)] = _plain(value.tolist())
+    return Row(fields)
+
+
+def _palm_vocabulary(features: Mapping[str, seqio.Feature]) -> PlugVocabulary | None:
+    """The vocabulary of a stage-2 task; None for others."""
+    if not set(PALM_FEATURES) <= set(features):
+        return None
+    vocabulary = features["encoder_input_tokens"].vocabulary
+    return vocabulary if isinstance(vocabulary, PlugVocabulary) else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _kind_of(value: Any) -> str:
+    """What JSON calls it."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    return "null" if value is None else kinds.get(type(value), "a number")

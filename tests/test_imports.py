@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "partitioning",
         "training",
     },
-    "benchmarks": {"config", "convert", "data"},
+    "serving": {"config", "data", "decoding", "inference"},
+    "benchmarks": {"config", "convert", "data", "inference", "models"},
     "convert": {"config", "data", "models", "partitioning", "training"},
     "planning": {"config", "data", "losses", "models", "ops", "partitioning", "training"},
     "cli": {
@@ -51,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ops",
         "partitioning",
         "planning",
+        "serving",
         "training",
     },
     "tasks": {"data"},

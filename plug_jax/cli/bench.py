@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plug_jax.cli import bench_convert, bench_decode, bench_int8
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 
     from plug_jax.benchmarks.data import Speed
 
-SUMMARY = "Measure how fast tasks feed a model, beside plain Python in the same run."
+SUMMARY = "Measure data, generation, int8 or conversion, beside plain alternatives in the same run."
 EXAMPLE = """examples:
+  plug-jax bench convert --num_encoder_layers 2 --num_decoder_layers 1
   plug-jax bench data
   plug-jax bench data --input 'news/*.txt' --vocabulary vocabulary --json
+  plug-jax bench decode 512x6 768x6 --json
+  plug-jax bench int8 --checkpoint demo_output/stage2
 """
 
 _BATCHES_BEFORE_SAVING = 500  # of 8 rows
@@ -32,9 +36,24 @@ _STAGES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's flags."""
+    """Declares what can be measured, and the flags of each."""
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    data = commands.add_parser("data", help="tasks, from text and from their cache")
+    data.set_defaults(run=_run_data)
+    _add_data_arguments(data)
+    convert = commands.add_parser("convert", help="import and export of a synthetic PLUG")
+    convert.set_defaults(run=bench_convert.run)
+    bench_convert.add_arguments(convert)
+    decode = commands.add_parser("decode", help="generation, beside Hugging Face's and no cache")
+    decode.set_defaults(run=bench_decode.run)
+    bench_decode.add_arguments(decode)
+    int8 = commands.add_parser("int8", help="8-bit weights of a checkpoint: agreement and speed")
+    int8.set_defaults(run=bench_int8.run)
+    bench_int8.add_arguments(int8)
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("what", choices=["data"], help="what to measure: tasks, from text and from their cache")
     add(
         "--input",
         nargs="+",
@@ -55,10 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures both stages and prints a table, or JSON."""
+    """Measures and prints a table, or JSON."""
     from plug_jax.cli.main import import_tensorflow
 
     import_tensorflow()
+    status: int = args.run(args)
+    return status
+
+
+def _run_data(args: argparse.Namespace) -> int:
     for name in ("epochs", "passes"):
         if getattr(args, name) < 1:
             raise PlugError(f"--{name} must be at least 1, not {getattr(args, name)}")

@@ -22,8 +22,13 @@ from plug_jax.errors import PlugError
 COMMANDS = {
     "train": "plug_jax.cli.train",
     "plan": "plug_jax.cli.plan",
+    "convert": "plug_jax.cli.convert",
     "evaluate": "plug_jax.cli.evaluate",
     "generate": "plug_jax.cli.generate",
+    "serve": "plug_jax.cli.serve",
+    "infer": "plug_jax.cli.infer",
+    "score": "plug_jax.cli.score",
+    "classify": "plug_jax.cli.classify",
     "inspect": "plug_jax.cli.inspect",
     "vocab": "plug_jax.cli.vocab",
     "bench": "plug_jax.cli.bench",

@@ -274,9 +274,9 @@ def initialize_from(
 ) -> TrainState:
     """Stage 1 -> stage 2: `state` with every parameter of the checkpoint at `path` taken over.
 
-    The checkpoint is one of a run, or converted; its arrays come in the dtypes of `layout`, float32.
-    A model without decoder gives its encoder, embeddings and heads to one with a decoder, which
-    keeps its fresh values; otherwise the trees must be the same. Optimizer and step start anew.
+    The checkpoint is one of a run, or converted; its arrays become float32. A model without decoder
+    gives its encoder, embeddings and heads to one with a decoder, which keeps its fresh values;
+    otherwise the trees must be the same. Optimizer and step start anew.
 
     Raises:
         PlugError: any leaf that is missing, superfluous or of another shape; another vocabulary.
@@ -308,9 +308,7 @@ def initialize_from(
     }
     if saved.config.num_decoder_layers:
         shardings = layout.shardings.params
-    return dataclasses.replace(
-        state, params={**state.params, **saved.params(shardings, "float32")}
-    )
+    return dataclasses.replace(state, params={**state.params, **saved.params(shardings, "float32")})
 
 
 def vocabulary_fingerprint(vocabulary: PlugVocabulary) -> str:

@@ -133,7 +133,8 @@ def test_strings_are_not_searched_for_macros() -> None:
     files, bindings = ["runs/generate.gin"], ["CHECKPOINT = 'x'", "PROMPT = '涨了100%GDP'"]
     request = gin_config.configured(GenerateConfig, files=files, bindings=bindings)
     assert request.prompt == "涨了100%GDP"
-    assert (request.temperature, request.top_k, request.top_p) == (0.9, 20, 1.0)
+    options = request.options
+    assert (options.temperature, options.top_k, options.top_p) == (0.9, 20, 1.0)
     assert (request.max_new_tokens, request.num_samples, request.seed) == (128, 1, 0)
 
 

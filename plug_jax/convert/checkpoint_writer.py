@@ -1,0 +1,57 @@
+"""A checkpoint of ours made of lazily produced arrays."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from plug_jax.config import PlugConfig
+from plug_jax.convert.stored_arrays import write_arrays
+from plug_jax.data.vocabularies import PlugVocabulary, save_vocabulary
+from plug_jax.training.checkpoint_format import CHECKPOINTS, FilesHandler, FilesSave, item_handlers
+from plug_jax.training.checkpointing import vocabulary_fingerprint
+
+
+def write_checkpoint(
+    directory: Path,
+    *,
+    params: Mapping[str, Any],
+    unused: Mapping[str, Any],
+    config: PlugConfig,
+    vocabulary: PlugVocabulary | None,
+    converted_from: Mapping[str, Any],
+) -> None:
+    """Write MODEL_DIR/checkpoints/0 of trees of LazyArrays.
+
+    Args:
+        directory: the MODEL_DIR, which does not exist.
+        params: the parameters.
+        unused: what the model has no use for and an export gives back; may be empty.
+        config: of the model.
+        vocabulary: its vocabulary; without one, commands that need it will say so.
+        converted_from: a JSON object on where the arrays are from, for the export.
+    """
+    items: dict[str, Any] = {
+        "params": FilesSave(functools.partial(write_arrays, params)),
+        "metadata": ocp.args.JsonSave(
+            {
+                "plug_config": config.to_dict(),
+                "vocabulary_fingerprint": vocabulary and vocabulary_fingerprint(vocabulary),
+                "converted_from": dict(converted_from),
+            }
+        ),
+    }
+    if unused:
+        items["unused"] = FilesSave(functools.partial(write_arrays, unused))
+    if vocabulary is not None:
+        items["vocabulary"] = FilesSave(lambda path: save_vocabulary(vocabulary, path))
+    handlers = item_handlers(arrays=FilesHandler())
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
+        path = epath.Path(directory).resolve() / CHECKPOINTS / "0"
+        path.parent.mkdir(parents=True)
+        checkpointer.save(path, args=ocp.args.Composite(**items))

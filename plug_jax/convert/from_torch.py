@@ -1,0 +1,243 @@
+"""Import: a PyTorch checkpoint becomes a checkpoint of ours, a layer in memory at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plug_jax.config import PlugConfig
+from plug_jax.convert.arrange import DTYPES, assemble, cast, check_ranks, common_dtype
+from plug_jax.convert.checkpoint_writer import write_checkpoint
+from plug_jax.convert.model_sizes import ModelOptions, infer_config, vocab_rows
+from plug_jax.convert.name_map import Leaf, leaves_of
+from plug_jax.convert.progress import atomic_output, progress_bar
+from plug_jax.convert.sources import Source
+from plug_jax.convert.stored_arrays import LazyArray, chunk_shape
+from plug_jax.data.vocabularies import PlugVocabulary, load_vocabulary
+from plug_jax.errors import PlugError
+
+HEADS = ("mlm_head", "sentence_head", "pooler")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """How to import."""
+
+    model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
+    vocabulary: str | None = None  # a file or directory; default: vocab.txt beside the weights
+    dtype: str | None = None  # of all arrays; default: each as it is stored
+    fresh: Sequence[str] = ()  # of HEADS: initialised anew, whatever the checkpoint has
+    drop: Sequence[str] = ()  # patterns of names of tensors to leave out
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What was written."""
+
+    config: PlugConfig
+    tensors: int
+    bytes: int  # of the arrays
+    has_vocabulary: bool
+
+
+def import_weights(source: Source, output: Path, options: ImportOptions) -> Imported:
+    """Write `source` as a checkpoint directory at `output`, which appears when it is complete.
+
+    Every tensor is accounted for before the first is read.
+
+    Raises:
+        PlugError: a tensor is missing, of no use, of the wrong shape, or differs between ranks that
+            should agree; the vocabulary does not fit; `output` exists.
+    """
+    _check_options(source, options)
+    found = options.vocabulary or source.vocabulary
+    vocabulary = None if found is None else load_vocabulary(found)
+    config = infer_config(source, options.model, vocabulary and vocabulary.vocab_size)
+    leaves = leaves_of(config, source.layout)
+    job = _Import(source, options, config, leaves)
+    job.check_tensors()
+    with atomic_output(output) as partial:
+        total = job.write(partial, vocabulary)
+    return Imported(config, len(job.names()), total, vocabulary is not None)
+
+
+class _Import:
+    def __init__(
+        self, source: Source, options: ImportOptions, config: PlugConfig, leaves: Sequence[Leaf]
+    ) -> None:
+        self._source, self._options, self._config = source, options, config
+        self._rows = vocab_rows(source)
+        self._fresh = [leaf for leaf in leaves if leaf.path.partition("/")[0] in options.fresh]
+        self._read = [leaf for leaf in leaves if leaf not in self._fresh]
+
+    def names(self) -> set[str]:
+        """Of the tensors that are read."""
+        return {name for leaf in self._read for i in leaf.layers for name in leaf.names(i)}
+
+    def check_tensors(self) -> None:
+        """PlugError that lists every tensor that is missing, unknown or of another shape."""
+        check_ranks(self._read, len(self._source.ranks), rows=self._rows)
+        needed, there = self.names(), self._source.ranks[0].keys()
+        asked = {
+            name for name in there if any(fnmatch.fnmatch(name, p) for p in self._options.drop)
+        }
+        asked |= {name for leaf in self._fresh for i in leaf.layers for name in leaf.names(i)}
+        problems = [f"missing: {name}{_hint(self._read, name)}" for name in sorted(needed - there)]
+        problems += [
+            f"not in the model: {name} (leave it out with --drop '{name}')"
+            for name in sorted(there - needed - asked)
+        ]
+        problems += [problem for leaf in self._read for problem in self._misfits(leaf)]
+        if problems:
+            more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
+            raise PlugError(
+                f"{self._source.path} is not accounted for:\n  "
+                + "\n  ".join([*problems[:20], *more])
+            )
+        if dropped := sorted(asked & there):
+            print(f"left out as asked: {', '.join(dropped)}", file=sys.stderr)
+        if self._fresh:
+            paths = ", ".join(leaf.path for leaf in self._fresh)
+            print(f"freshly initialised as asked: {paths}", file=sys.stderr)
+
+    def _misfits(self, leaf: Leaf) -> Iterator[str]:
+        expected = leaf.torch_shape(ranks=len(self._source.ranks), rows=self._rows)
+        for name in (name for i in leaf.layers for name in leaf.names(i)):
+            found = [rank[name] for rank in self._source.ranks if name in rank]
+            for tensor in found:
+                if tensor.shape != expected:
+                    yield f"{name}: {tensor.shape}, should be {expected} ({tensor.where})"
+            if len({tensor.dtype for tensor in found}) > 1:
+                yield f"{name}: of different dtypes on different ranks"
+            for tensor in found[:1]:
+                if tensor.dtype.name not in DTYPES:
+                    yield f"{name}: {tensor.dtype}; only {', '.join(DTYPES)} are weights"
+
+    def write(self, directory: Path, vocabulary: PlugVocabulary | None) -> int:
+        """The checkpoint; the number of bytes of its arrays."""
+        leaves = [*self._read, *self._fresh]
+        dtypes = {leaf.path: self._dtype(leaf) for leaf in leaves}
+        sizes = [math.prod(leaf.shape) * dtypes[leaf.path].itemsize for leaf in leaves]
+        with progress_bar("importing", sum(sizes)) as advance:
+            arrays = {
+                leaf: LazyArray(
+                    leaf.shape,
+                    dtypes[leaf.path],
+                    chunk_shape(leaf.shape, leaf.axes, dtypes[leaf.path]),
+                    leaf.stacked,
+                    self._maker(leaf, dtypes[leaf.path], advance),
+                )
+                for leaf in leaves
+            }
+            write_checkpoint(
+                directory,
+                params=_tree({a.path: array for a, array in arrays.items() if a.used}),
+                unused=_tree({a.path: array for a, array in arrays.items() if not a.used}),
+                config=self._config,
+                vocabulary=vocabulary,
+                converted_from={
+                    "layout": self._source.layout.name,
+                    "ranks": len(self._source.ranks),
+                    "vocab_rows": self._rows,
+                    "dtypes": self._narrower(dtypes),
+                },
+            )
+        return sum(sizes)
+
+    def _dtype(self, leaf: Leaf) -> np.dtype:
+        """Of a parameter in the checkpoint: one that all its tensors can be taken back from."""
+        if self._options.dtype is not None:
+            return DTYPES[self._options.dtype]
+        like = [leaf] if leaf in self._read else self._read[:1]
+        names = [name for one in like for i in one.layers for name in one.names(i)]
+        return common_dtype([self._source.ranks[0][name].dtype for name in names])
+
+    def _narrower(self, dtypes: Mapping[str, np.dtype]) -> dict[str, str]:
+        """Dtypes of the tensors that share a parameter with others of another dtype."""
+        if self._options.dtype is not None:
+            return {}
+        return {
+            name: self._source.ranks[0][name].dtype.name
+            for leaf in self._read
+            for i in leaf.layers
+            for name in leaf.names(i)
+            if self._source.ranks[0][name].dtype != dtypes[leaf.path]
+        }
+
+    def _maker(
+        self, leaf: Leaf, dtype: np.dtype, advance: Callable[[int], None]
+    ) -> Callable[[int], np.ndarray]:
+        """What makes a layer of a parameter."""
+
+        def make(layer: int) -> np.ndarray:
+            advance(math.prod(leaf.layer_shape) * dtype.itemsize)
+            if leaf in self._fresh:
+                return _fresh_values(leaf, self._config.init_std).astype(dtype)
+            return self._merged(leaf, layer, dtype)
+
+        return make
+
+    def _merged(self, leaf: Leaf, layer: int, dtype: np.dtype) -> np.ndarray:
+        parts = []
+        for name in leaf.names(layer):
+            tensors = [rank[name] for rank in self._source.ranks]
+            pieces = [cast(tensors[0].read(), dtype, name)]
+            for tensor in tensors[1:]:
+                piece = cast(tensor.read(), dtype, name)
+                if leaf.entry.split is not None:
+                    pieces.append(piece)
+                elif piece.tobytes() != pieces[0].tobytes():
+                    raise PlugError(
+                        f"{name} is not cut over ranks, yet differs between {tensors[0].where} and "
+                        f"{tensor.where}: these files are not of one checkpoint"
+                    )
+            parts.append(pieces)
+        return assemble(leaf, parts, rows=self._rows)
+
+
+def _check_options(source: Source, options: ImportOptions) -> None:
+    for name in options.fresh:
+        if name not in HEADS:
+            raise PlugError(f"--fresh {name}: only {', '.join(HEADS)} can be initialised anew")
+    if options.dtype is not None and options.dtype not in DTYPES:
+        raise PlugError(f"--dtype {options.dtype}: there are {', '.join(DTYPES)}")
+    if options.model.num_sentence_classes and "sentence_head" not in options.fresh:
+        raise PlugError("--num_sentence_classes is for a fresh head: add --fresh sentence_head")
+    for pattern in options.drop:
+        if not any(fnmatch.fnmatch(name, pattern) for name in source.ranks[0]):
+            raise PlugError(f"--drop {pattern}: {source.path} has no such tensor")
+
+
+def _hint(leaves: Sequence[Leaf], name: str) -> str:
+    heads = {
+        leaf.path.partition("/")[0] for leaf in leaves for i in leaf.layers if name in leaf.names(i)
+    }
+    head = next(iter(heads & set(HEADS)), None)
+    return f" (initialise it anew with --fresh {head})" if head else ""
+
+
+def _fresh_values(leaf: Leaf, std: float) -> np.ndarray:
+    """float32: normal for kernels, ones for scales, zeros for biases, as a new model has them."""
+    kind = leaf.path.rpartition("/")[2]
+    if kind == "kernel":
+        rng = np.random.default_rng([ord(c) for c in leaf.path])
+        return rng.normal(0.0, std, leaf.layer_shape).astype(np.float32)
+    return np.full(leaf.layer_shape, kind == "scale", np.float32)
+
+
+def _tree(by_path: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in by_path.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree

@@ -1,0 +1,79 @@
+"""A bar with bytes a second on standard error, and a directory that appears when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from plug_jax.errors import PlugError
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Within it, call what it gives with the number of bytes that were done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
+@contextlib.contextmanager
+def atomic_output(output: Path) -> Iterator[Path]:
+    """A path beside `output` to write to, which becomes `output` when all went well.
+
+    What an interrupted run left there is removed first, and what fails is removed at once.
+
+    Raises:
+        PlugError: `output` exists.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise PlugError(f"{output} exists; remove it, or name another --output")
+    partial = output.parent / f"{output.name}.partial"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    _remove(partial)
+    try:
+        yield partial
+        _to_disk(partial)
+        if output.is_dir():
+            output.rmdir()
+        os.replace(partial, output)
+    finally:
+        _remove(partial)
+
+
+def _to_disk(root: Path) -> None:
+    """Return when a directory and all in it will survive a loss of power."""
+    for parent, _, files in os.walk(root):
+        for path in (*(os.path.join(parent, name) for name in files), parent):
+            file = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

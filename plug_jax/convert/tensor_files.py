@@ -1,0 +1,282 @@
+"""Files of tensors: read lazily, one tensor in memory at a time, and written the same way.
+
+PyTorch's files are pickles in a zip. Only `torch.load(weights_only=True)` opens them, which runs
+nothing that a file says, and under a fake mode, which reads shapes and places but no data; the data
+is then read, or written, by plain file access at those places.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pickle
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plug_jax.convert.arrange import DTYPES
+from plug_jax.errors import PlugError
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    where: str  # the file, and the place in it: two names of one tensor are at one place
+
+
+def read_torch_file(path: Path) -> dict[str, Any]:
+    """What a PyTorch file holds, with a `Tensor` for each tensor in dictionaries of dictionaries.
+
+    A file of PyTorch before 1.6, which is no zip, cannot be read in parts: it is read whole.
+
+    Raises:
+        PlugError: no such file, damaged, or a pickle that asks for more than tensors and plain
+            values, which is how a file runs code of its author's choosing.
+    """
+    torch = import_torch()
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    lazy = zipfile.is_zipfile(path)
+    if not lazy and path.is_file():
+        print(f"{path} is of PyTorch before 1.6: it is read whole into memory", file=sys.stderr)
+    try:
+        with (
+            torch.serialization.safe_globals(_numpy_state()),
+            FakeTensorMode() if lazy else contextlib.nullcontext(),
+        ):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("Please file an issue")[0]
+        raise PlugError(
+            f"{path} is refused: its pickle asks for more than tensors and plain values, and "
+            "opening it in full would run code that it brings. Have its author save the state dict "
+            "alone. "
+            f"({' '.join(reason.split())[:400]})"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise PlugError(f"cannot read {path} as a PyTorch file: {error}") from error
+    if not isinstance(content, Mapping):
+        raise PlugError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
+    return {name: _lazily(path, lazy, value) for name, value in content.items()}
+
+
+def _numpy_state() -> list[Any]:
+    """What NumPy's random state, which Megatron and DeepSpeed save too, is pickled with."""
+    reconstruct = np.empty(0).__reduce__()[0]
+    return [
+        (reconstruct, "numpy.core.multiarray._reconstruct"),
+        (reconstruct, "numpy._core.multiarray._reconstruct"),
+        np.ndarray,
+        np.dtype,
+        type(np.dtype(np.uint32)),
+    ]
+
+
+def _lazily(path: Path, lazy: bool, value: Any) -> Any:
+    import torch
+
+    if isinstance(value, Mapping):
+        return {name: _lazily(path, lazy, each) for name, each in value.items()}
+    if not isinstance(value, torch.Tensor):
+        return value
+    shape, strides = tuple(value.shape), value.stride()
+    dtype = _numpy_dtype(str(value.dtype).removeprefix("torch."), path)
+    storage = value.untyped_storage()
+    start = int(value.storage_offset()) * dtype.itemsize
+    if lazy:
+        assert storage._checkpoint_offset is not None
+        start += storage._checkpoint_offset
+        where = f"{path}:{start}"
+    else:
+        where = f"{path}:{storage.data_ptr() + start}"
+    # A transposed matrix keeps its place and has strides of its own.
+    count = (
+        1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if value.numel() else 0
+    )
+
+    def read() -> np.ndarray:
+        if lazy:
+            flat = np.fromfile(path, dtype, count, offset=start)
+        else:
+            data = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+            flat = data[start : start + count * dtype.itemsize].view(dtype)
+        if flat.size != count:
+            raise PlugError(f"{path} is cut short; fetch it again")
+        byte_strides = [s * dtype.itemsize for s in strides]
+        return np.lib.stride_tricks.as_strided(flat, shape, byte_strides)
+
+    return Tensor(shape, dtype, read, where)
+
+
+_SAFETENSORS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. PlugError when it is not one."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > os.path.getsize(path):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        tensors = {n: _safetensor(path, 8 + length, n, entry) for n, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, PlugError):
+            raise
+        raise PlugError(f"cannot read {path} as a safetensors file: {error}") from error
+    return tensors
+
+
+def _safetensor(path: Path, data: int, name: str, entry: Mapping[str, Any]) -> Tensor:
+    dtype = _numpy_dtype(_SAFETENSORS.get(entry["dtype"], entry["dtype"]), path, name)
+    shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+    count = math.prod(shape)
+    if end - start != count * dtype.itemsize or data + end > os.path.getsize(path):
+        raise ValueError(f"{name} has {end - start} bytes in it, and its shape is {shape}")
+
+    def read() -> np.ndarray:
+        return np.fromfile(path, dtype, count, offset=data + start).reshape(shape)
+
+    return Tensor(shape, dtype, read, f"{path}:{data + start}")
+
+
+def _numpy_dtype(name: str, path: Path, tensor: str = "a tensor") -> np.dtype:
+    try:
+        return DTYPES.get(name) or np.dtype(name)
+    except TypeError:
+        raise PlugError(f"{path}: {tensor} is of type {name}, which is not supported") from None
+
+
+class TensorFileWriter:
+    """A file whose header is written, and whose tensors are put in one by one, in any order."""
+
+    def __init__(self, path: Path, places: Mapping[str, int]) -> None:
+        self._file, self._places = open(path, "r+b"), dict(places)  # noqa: SIM115
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        """Write a contiguous array of the shape and dtype that the header gives it."""
+        self._file.seek(self._places.pop(name))
+        self._file.write(array.reshape(-1).view(np.uint8).data)
+
+    def close(self) -> None:
+        """Close the file; every tensor must have been put."""
+        assert not self._places, f"never written: {sorted(self._places)}"
+        self._file.close()
+
+
+Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype]]  # by name
+
+
+def create_safetensors(path: Path, shapes: Shapes) -> TensorFileWriter:
+    """Start a safetensors file of these shapes and dtypes, in this order."""
+    codes = {name: code for code, name in _SAFETENSORS.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    places, end = {}, 0
+    for name, (shape, dtype) in shapes.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": codes[dtype.name],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+        places[name] = start
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # data begins at a multiple of 8
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return TensorFileWriter(path, {name: 8 + len(text) + place for name, place in places.items()})
+
+
+def create_torch_file(
+    path: Path,
+    shapes: Shapes,
+    *,
+    tied: Mapping[str, str],
+    wrap: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> TensorFileWriter:
+    """Start a PyTorch file of `wrap(state dict)`.
+
+    Args:
+        path: the file.
+        shapes: of the state dict, in its order.
+        tied: further names in it, and the tensor that each shares.
+        wrap: puts the state dict into what is saved; it must come under the key "module".
+    """
+    torch = import_torch()
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        tensors = {
+            name: torch.empty(shape, dtype=getattr(torch, dtype.name))
+            for name, (shape, dtype) in shapes.items()
+        }
+    tensors |= {name: tensors[of] for name, of in tied.items()}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(wrap(tensors), path)
+    with FakeTensorMode():
+        saved = torch.load(path, weights_only=True)["module"]
+    return TensorFileWriter(
+        path, {name: saved[name].untyped_storage()._checkpoint_offset for name in shapes}
+    )
+
+
+def import_torch() -> Any:
+    """The module torch. PlugError that says how to install it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise PlugError(
+            "PyTorch's own files need PyTorch: pip install 'plug-jax[convert]' (safetensors files "
+            "do not)"
+        ) from error
+    return torch
+
+
+def state_dict_files(directory: Path) -> Sequence[Path]:
+    """The files of a Hugging Face directory, of one or several shards. PlugError if none."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (directory / name).is_file():
+            return [directory / name]
+        index = directory / f"{name}.index.json"
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            missing = [shard for shard in shards if not (directory / shard).is_file()]
+            if missing:
+                raise PlugError(f"{directory} lacks {', '.join(missing)}, which {index.name} names")
+            return [directory / shard for shard in shards]
+    raise PlugError(
+        f"{directory} holds neither model.safetensors nor pytorch_model.bin, nor shards"
+    )
+
+
+def tensors_in(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a state dict in either kind of file. PlugError for what is no tensor."""
+    read = read_safetensors if path.suffix == ".safetensors" else read_torch_file
+    for name, value in read(path).items():
+        if not isinstance(value, Tensor):
+            raise PlugError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+        yield name, value

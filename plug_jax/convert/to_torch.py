@@ -1,0 +1,294 @@
+"""Export: a checkpoint of ours becomes files of PyTorch, a layer in memory at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plug_jax.config import PlugConfig
+from plug_jax.convert.arrange import DTYPES, cast, check_ranks, disassemble
+from plug_jax.convert.name_map import BERT, PLUG, Layout, Leaf, leaves_of
+from plug_jax.convert.progress import atomic_output, progress_bar
+from plug_jax.convert.stored_arrays import StoredTree
+from plug_jax.convert.tensor_files import (
+    Shapes,
+    TensorFileWriter,
+    create_safetensors,
+    create_torch_file,
+)
+from plug_jax.data.vocabularies import WordPieceVocabulary
+from plug_jax.errors import PlugError
+from plug_jax.training.checkpointing import SavedModel, open_checkpoint
+
+_SHARD_BYTES = 5 * 10**9  # of a safetensors file; a larger model takes several
+_TRACKERS = ("latest", "latest_checkpointed_iteration.txt")  # DeepSpeed's, and the released code's
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    kind: str  # in words
+    tensors: int
+    bytes: int
+
+
+def export_plug(
+    checkpoint: str | os.PathLike[str],
+    output: Path,
+    *,
+    ranks: int | None = None,
+    tag: str = "1",
+    dtype: str | None = None,
+) -> Exported:
+    """Write output/<tag>/mp_rank_XX_model_states.pt, config.json and, if there is one, vocab.txt.
+
+    Args:
+        checkpoint: a MODEL_DIR, or one step of it.
+        output: a directory, which appears when it is complete.
+        ranks: model-parallel ranks; by default as many as were imported, else one.
+        tag: the checkpoint's directory; the released code takes whole numbers only.
+        dtype: of all tensors; by default each as it was imported, else as it is stored.
+
+    Raises:
+        PlugError: a post-norm model, which this layout does not have; ranks that do not divide it.
+    """
+    saved = open_checkpoint(checkpoint)
+    if saved.config.norm_placement != "pre":
+        raise PlugError("the released layout is of pre-norm models; use export-hf for this one")
+    if not tag.isalnum():
+        raise PlugError(f"--tag {tag}: letters and digits only")
+    ranks = ranks or (saved.converted_from or {}).get("ranks", 1)
+    if ranks < 1:
+        raise PlugError(f"--ranks must be at least 1, not {ranks}")
+    job = _Export(saved, PLUG, ranks=ranks, dtype=dtype)
+    with atomic_output(output) as partial:
+        (partial / tag).mkdir(parents=True)
+        writers = [
+            create_torch_file(
+                partial / tag / f"mp_rank_{rank:02d}_model_states.pt",
+                job.shapes,
+                tied=PLUG.tied,
+                wrap=lambda module: _deepspeed(module, ranks, saved.step),
+            )
+            for rank in range(ranks)
+        ]
+        size = job.write(lambda name, rank: writers[rank])
+        for writer in writers:
+            writer.close()
+        for tracker in _TRACKERS:
+            (partial / tracker).write_text(tag, "utf-8")
+        job.write_config(partial)
+    return Exported(f"PLUG over {ranks} ranks", len(job.shapes), size)
+
+
+def export_hf(
+    checkpoint: str | os.PathLike[str],
+    output: Path,
+    *,
+    dtype: str | None = None,
+    shard_bytes: int = _SHARD_BYTES,
+) -> Exported:
+    """Write a directory of safetensors and config.json, and vocab.txt if there is a WordPiece one.
+
+    A post-norm encoder with its pooler is a BertForPreTraining, for transformers to load; any other
+    model comes under the names of the released PLUG of one rank.
+
+    Args:
+        checkpoint: a MODEL_DIR, or one step of it.
+        output: a directory, which appears when it is complete.
+        dtype: of all tensors; by default each as it was imported, else as it is stored.
+        shard_bytes: of tensors in one file, at most (but for a larger tensor).
+
+    Raises:
+        PlugError: `output` exists, or a value is too large for `dtype`.
+    """
+    saved = open_checkpoint(checkpoint)
+    config = saved.config
+    is_bert = (
+        config.norm_placement == "post" and config.use_pooler and not config.num_decoder_layers
+    )
+    job = _Export(saved, BERT if is_bert else PLUG, ranks=1, dtype=dtype)
+    with atomic_output(output) as partial:
+        partial.mkdir()
+        writers = _sharded(partial, job.shapes, shard_bytes)
+        size = job.write(lambda name, rank: writers[name])
+        for writer in set(writers.values()):
+            writer.close()
+        job.write_config(partial)
+    if is_bert and config.num_sentence_classes != 2:
+        print(
+            f"its sentence head has {config.num_sentence_classes} classes, transformers' "
+            "BertForPreTraining 2: load it with BertForMaskedLM or BertModel",
+            file=sys.stderr,
+        )
+    kind = "a BERT that transformers loads" if is_bert else "PLUG's names, one rank"
+    return Exported(kind, len(job.shapes), size)
+
+
+class _Export:
+    def __init__(self, saved: SavedModel, layout: Layout, *, ranks: int, dtype: str | None) -> None:
+        self._saved, self._layout, self._ranks = saved, layout, ranks
+        config, source = saved.config, saved.converted_from or {}
+        all_rows = config.vocab_size if layout is BERT else config.padded_vocab_size
+        self._rows = source.get("vocab_rows", all_rows)
+        self._trees = {True: StoredTree(saved.path / "params")}
+        if (saved.path / "unused").exists():
+            self._trees[False] = StoredTree(saved.path / "unused")
+        leaves = leaves_of(config, layout)
+        check_ranks(leaves, ranks, rows=self._rows)
+        self._dtypes = {} if dtype else dict(source.get("dtypes", {}))
+        self._leaves = [(leaf, self._stored_dtype(leaf, dtype)) for leaf in leaves]
+        #: Of each tensor on one rank, by name.
+        self.shapes: Shapes = {
+            name: (leaf.torch_shape(ranks=ranks, rows=self._rows), self._dtype(name, stored))
+            for leaf, stored in self._leaves
+            for i in leaf.layers
+            for name in leaf.names(i)
+        }
+
+    def _stored_dtype(self, leaf: Leaf, dtype: str | None) -> np.dtype:
+        if dtype is not None:
+            return DTYPES[dtype]
+        if leaf.used not in self._trees:
+            return DTYPES["float32"]
+        return DTYPES[self._trees[leaf.used].open(leaf.path).dtype.name]
+
+    def _dtype(self, name: str, stored: np.dtype) -> np.dtype:
+        return DTYPES[self._dtypes[name]] if name in self._dtypes else stored
+
+    def write(self, writer_of: Callable[[str, int], TensorFileWriter]) -> int:
+        """Put every tensor into its file; the number of bytes."""
+        total = sum(math.prod(s) * d.itemsize for s, d in self.shapes.values()) * self._ranks
+        with progress_bar("exporting", total) as advance:
+            for leaf, _ in self._leaves:
+                if leaf.used not in self._trees:
+                    print(
+                        f"{leaf.path}: PLUG has it and does not use it, this model has none: zeros",
+                        file=sys.stderr,
+                    )
+                for layer in leaf.layers:
+                    advance(self._write_layer(leaf, layer, writer_of))
+        return total
+
+    def _write_layer(
+        self, leaf: Leaf, layer: int, writer_of: Callable[[str, int], TensorFileWriter]
+    ) -> int:
+        array = self._read_layer(leaf, layer)
+        parts = disassemble(leaf, array, ranks=self._ranks, rows=self._rows)
+        written = 0
+        for name, pieces in zip(leaf.names(layer), parts, strict=True):
+            for rank, piece in enumerate(pieces):
+                tensor = cast(piece, self.shapes[name][1], name)
+                writer_of(name, rank).put(name, tensor)
+                written += tensor.nbytes
+        return written
+
+    def _read_layer(self, leaf: Leaf, layer: int) -> np.ndarray:
+        if leaf.used not in self._trees:
+            return np.zeros(leaf.layer_shape, np.float32)
+        store = self._trees[leaf.used].open(leaf.path)
+        part = store[layer] if leaf.stacked else store
+        return np.asarray(part.read().result())
+
+    def write_config(self, directory: Path) -> None:
+        """config.json, and vocab.txt."""
+        describe = _bert_config if self._layout is BERT else _plug_config
+        text = json.dumps(describe(self._saved.config, self._rows), indent=2)
+        (directory / "config.json").write_text(text + "\n", "utf-8")
+        if self._saved.vocabulary_fingerprint is not None:
+            name = WordPieceVocabulary.FILE_NAME
+            path = Path(self._saved.vocabulary_path) / name
+            if path.exists():
+                shutil.copyfile(path, directory / name)
+
+
+def _sharded(directory: Path, shapes: Shapes, shard_bytes: int) -> Mapping[str, TensorFileWriter]:
+    """A writer for each name: model.safetensors, or its shards with their index."""
+    shards: list[dict[str, Any]] = [{}]
+    filled = 0
+    for name, (shape, dtype) in shapes.items():
+        size = math.prod(shape) * dtype.itemsize
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = (shape, dtype)
+        filled += size
+    if len(shards) == 1:
+        return dict.fromkeys(shapes, create_safetensors(directory / "model.safetensors", shapes))
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    writers: dict[str, TensorFileWriter] = {}
+    for file, shard in zip(names, shards, strict=True):
+        writers |= dict.fromkeys(shard, create_safetensors(directory / file, shard))
+    total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+    where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), "utf-8")
+    return writers
+
+
+def _deepspeed(module: Mapping[str, Any], ranks: int, step: int) -> dict[str, Any]:
+    """What DeepSpeed saves around a state dict, without optimizer."""
+    return {
+        "module": dict(module),
+        "optimizer": None,
+        "lr_scheduler": None,
+        "csr_tensor_module_names": set(),
+        "skipped_steps": 0,
+        "global_steps": step,
+        "global_samples": 0,
+        "dp_world_size": 1,
+        "mp_world_size": ranks,
+        "iteration": step,
+    }
+
+
+def _bert_config(config: PlugConfig, rows: int) -> dict[str, Any]:
+    """config.json of a BertForPreTraining."""
+    return {
+        "architectures": ["BertForPreTraining"],
+        "model_type": "bert",
+        "vocab_size": rows,
+        "num_hidden_layers": config.num_encoder_layers,
+        "layer_norm_eps": config.layer_norm_epsilon,
+        **_sizes(config),
+    }
+
+
+def _plug_config(config: PlugConfig, rows: int) -> dict[str, Any]:
+    """config.json beside the released layout; import reads heads, layers and vocabulary from it."""
+    return {
+        "model_type": "plug",
+        "vocab_size": config.vocab_size,
+        "padded_vocab_size": rows,
+        "num_encoder_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "layernorm_epsilon": config.layer_norm_epsilon,
+        "encoder_final_norm_repeats": config.encoder_final_norm_repeats,
+        "pre_ln": config.norm_placement == "pre",
+        **_sizes(config),
+    }
+
+
+def _sizes(config: PlugConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.mlp_dim,
+        "num_attention_heads": config.num_heads,
+        "max_position_embeddings": config.max_positions,
+        "type_vocab_size": config.num_token_types,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": config.dropout_rate,
+        "attention_probs_dropout_prob": config.attention_dropout_rate,
+        "initializer_range": config.init_std,
+        "pad_token_id": 0,
+    }

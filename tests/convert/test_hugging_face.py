@@ -1,0 +1,342 @@
+"""import-hf and export-hf on safetensors: no PyTorch needed."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from plug_jax.cli import main
+from plug_jax.convert import checkpoint_writer
+from plug_jax.convert.from_torch import ImportOptions, import_weights
+from plug_jax.convert.model_sizes import ModelOptions
+from plug_jax.convert.sources import open_hf
+from plug_jax.convert.to_torch import export_hf, export_plug
+from plug_jax.data.vocabularies import SPECIAL_PIECES, WordPieceVocabulary
+from plug_jax.errors import PlugError
+from plug_jax.models.plug import PlugModel
+from plug_jax.partitioning import Partitioner
+from plug_jax.training.checkpointing import (
+    initialize_from,
+    load_for_inference,
+    open_checkpoint,
+)
+from plug_jax.training.state import TrainState, abstract_params, state_layout
+from tests import golden_weights
+from tests.convert import weights
+
+ROWS = 90
+CONFIG = {
+    "model_type": "bert",
+    "vocab_size": ROWS,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_act": "gelu",
+}
+HEADS = ("cls.predictions", "cls.seq", "bert.pooler")
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return weights.state_dict(weights.bert_config(), "bert", rows=ROWS)
+
+
+def write(directory, tensors, *, config=CONFIG, pieces=0):
+    directory.mkdir()
+    save_file(tensors, directory / "model.safetensors")
+    if config is not None:
+        (directory / "config.json").write_text(json.dumps(config))
+    if pieces:
+        words = [*SPECIAL_PIECES, *(chr(0x4E00 + i) for i in range(pieces - 5))]
+        (directory / "vocab.txt").write_text("\n".join(words))
+    return directory
+
+
+def bring_in(directory, output, **options):
+    import_weights(open_hf(directory), output, ImportOptions(**options))
+    return open_checkpoint(output)
+
+
+def params_of(saved, dtype=None):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return saved.params(jax.tree.map(lambda _: device, saved.param_shapes()), dtype)
+
+
+def test_imported_structbert_is_what_an_independent_reader_reads(golden_dir, tmp_path):
+    _, expected = golden_weights.load_structbert(golden_dir / "structbert_hf")
+    saved = bring_in(golden_dir / "structbert_hf", tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, params_of(saved), expected)
+    export_hf(tmp_path / "out", tmp_path / "back")
+    weights.same(
+        load_file(tmp_path / "back" / "model.safetensors"),
+        load_file(golden_dir / "structbert_hf" / "model.safetensors"),
+    )
+
+
+def test_mixed_dtypes_and_rows_come_back_bit_for_bit(tensors, tmp_path):
+    mixed = weights.half_with_some_norms_in_full(tensors)
+    saved = bring_in(write(tmp_path / "in", mixed), tmp_path / "out")
+    assert saved.config == weights.bert_config(
+        init_std=0.02, dropout_rate=0.1, attention_dropout_rate=0.1
+    )
+    assert (
+        saved.param_shapes()["encoder"]["layers"]["attention"]["out"]["kernel"].dtype == "float16"
+    )
+    assert saved.param_shapes()["encoder"]["layers"]["mlp_norm"]["scale"].dtype == "float32"
+    export_hf(tmp_path / "out", tmp_path / "back", shard_bytes=5000)
+    again = {}
+    for path in (tmp_path / "back").glob("model-*-of-*.safetensors"):
+        again |= load_file(path)
+    weights.same(again, mixed)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["vocab_size"] == ROWS
+    # What was written in shards is read again.
+    second = bring_in(tmp_path / "back", tmp_path / "second")
+    jax.tree.map(np.testing.assert_array_equal, params_of(second), params_of(saved))
+    # Another dtype, of all tensors.
+    export_hf(tmp_path / "out", tmp_path / "bfloat16", dtype="bfloat16")
+    halves = load_file(tmp_path / "bfloat16" / "model.safetensors")
+    assert {array.dtype for array in halves.values()} == {weights.BFLOAT16}
+
+
+def test_a_whole_plug_goes_through_safetensors(tmp_path):
+    tensors = weights.half_with_some_norms_in_full(
+        weights.state_dict(weights.plug_config(), "plug", rows=96)
+    )
+    config = {"model_type": "plug", "num_attention_heads": 4, "vocab_size": 90}
+    saved = bring_in(write(tmp_path / "in", tensors, config=config), tmp_path / "out")
+    assert (saved.config.vocab_size, saved.config.padded_vocab_size) == (90, 128)
+    assert saved.config.encoder_final_norm_repeats == 2
+    assert (saved.path / "unused").exists()  # the pooler
+    export_hf(tmp_path / "out", tmp_path / "back")
+    weights.same(load_file(tmp_path / "back" / "model.safetensors"), tensors)
+
+
+def rename(tensors, *, prefix, gamma=False):
+    """As other programs name them."""
+    renamed = {}
+    for name, array in tensors.items():
+        if gamma:
+            name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+            name = name.replace("LayerNorm.bias", "LayerNorm.beta")
+        inner = name.removeprefix("bert.")
+        outer = prefix.removesuffix("bert.")
+        renamed[prefix + inner if inner != name else outer + name] = array
+    return renamed
+
+
+@pytest.mark.parametrize(
+    ("prefix", "gamma"), [("", False), ("bert.", True), ("module.bert.", False)]
+)
+def test_other_names_of_the_same(tensors, tmp_path, prefix, gamma):
+    others = rename(tensors, prefix=prefix, gamma=gamma)
+    outer = prefix.removesuffix("bert.")
+    others |= {
+        f"{prefix}embeddings.position_ids": np.arange(32)[None],
+        f"{outer}cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"],
+        f"{outer}cls.predictions.decoder.bias": tensors["cls.predictions.bias"],
+    }
+    source = open_hf(write(tmp_path / "in", others))
+    assert source.ranks[0].keys() == tensors.keys()
+    name = "bert.encoder.layer.1.output.LayerNorm.bias"
+    np.testing.assert_array_equal(source.ranks[0][name].read(), tensors[name])
+
+
+def test_absent_heads_are_asked_for(tensors, tmp_path, capsys):
+    bare = {n: a for n, a in tensors.items() if not n.startswith(HEADS)}
+    directory = write(tmp_path / "in", bare)
+    with pytest.raises(PlugError, match="missing: bert.pooler.dense.bias .*--fresh pooler"):
+        bring_in(directory, tmp_path / "out")
+    saved = bring_in(
+        directory,
+        tmp_path / "out",
+        fresh=("mlm_head", "sentence_head", "pooler"),
+        model=ModelOptions(num_sentence_classes=3),
+    )
+    assert "freshly initialised as asked: mlm_head/dense/kernel, " in capsys.readouterr().err
+    params = params_of(saved)
+    assert params["sentence_head"]["kernel"].shape == (16, 3)
+    assert 0.01 < np.std(params["pooler"]["kernel"]) < 0.03
+    np.testing.assert_array_equal(params["mlm_head"]["layer_norm"]["scale"], 1.0)
+
+
+BROKEN = {
+    "missing": (
+        lambda t: t.pop("bert.encoder.layer.1.output.dense.bias"),
+        "missing: bert.enc.*1.output.dense.bias",
+    ),
+    "unlisted": (
+        lambda t: t.update({"classifier.weight": np.zeros(2)}),
+        "not in the model: classifier.weight .*--drop",
+    ),
+    "misshapen": (
+        lambda t: t.update({"bert.pooler.dense.bias": np.zeros(3, np.float32)}),
+        r"pooler.dense.bias: \(3,\), should be \(16,\)",
+    ),
+    "integers": (
+        lambda t: t.update({"bert.pooler.dense.bias": np.zeros(16, np.int64)}),
+        "bert.pooler.dense.bias: int64; only float32",
+    ),
+    "tied": (
+        lambda t: t.update({"cls.predictions.decoder.weight": np.zeros((ROWS, 16), np.float32)}),
+        "cls.predictions.decoder.weight differs from bert.embeddings",
+    ),
+    "positions": (
+        lambda t: t.update({"bert.embeddings.position_ids": np.ones((1, 32), np.int64)}),
+        "position_ids holds other values",
+    ),
+    "twice": (
+        lambda t: t.update({"bert.embeddings.LayerNorm.gamma": np.zeros(16, np.float32)}),
+        "LayerNorm.weight twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_every_tensor_is_accounted_for(tensors, tmp_path, broken):
+    tensors = dict(tensors)
+    change, message = BROKEN[broken]
+    change(tensors)
+    with pytest.raises(PlugError, match=message):
+        bring_in(write(tmp_path / "in", tensors), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_tensor_is_left_out_only_by_name(tensors, tmp_path, capsys):
+    extra = tensors | {"classifier.weight": np.zeros((2, 16), np.float32)}
+    directory = write(tmp_path / "in", extra)
+    bring_in(directory, tmp_path / "out", drop=("classifier.*",))
+    assert "left out as asked: classifier.weight" in capsys.readouterr().err
+    with pytest.raises(PlugError, match="--drop typo: .* has no such tensor"):
+        bring_in(directory, tmp_path / "other", drop=("typo",))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "roberta"}, "of type 'roberta'"),
+        ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ({"num_attention_heads": 3}, "give --num_heads"),
+        ({"vocab_size": 200}, "too few for 200 pieces"),
+        ({"num_hidden_layers": 3}, "missing: bert.encoder.layer.2"),
+    ],
+)
+def test_a_config_that_does_not_fit(tensors, tmp_path, change, message):
+    with pytest.raises(PlugError, match=message):
+        bring_in(write(tmp_path / "in", tensors, config=CONFIG | change), tmp_path / "out")
+
+
+def test_without_config_heads_of_64_or_as_asked(tensors, tmp_path):
+    directory = write(tmp_path / "in", tensors, config=None)
+    with pytest.raises(PlugError, match="hidden size is 16.*give --num_heads"):
+        bring_in(directory, tmp_path / "out")
+    saved = bring_in(directory, tmp_path / "out", model=ModelOptions(num_heads=2))
+    assert (saved.config.num_heads, saved.config.head_dim) == (2, 8)
+
+
+def test_a_damaged_file(tensors, tmp_path):
+    directory = write(tmp_path / "in", tensors)
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(PlugError, match="cannot read .*model.safetensors"):
+        open_hf(directory)
+
+
+def test_an_interrupted_import_leaves_nothing(tensors, tmp_path, monkeypatch):
+    directory = write(tmp_path / "in", tensors)
+    leftover = tmp_path / "out.partial"
+    leftover.mkdir()
+    (leftover / "of a run that was killed").touch()
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_writer, "write_arrays", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bring_in(directory, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+    leftover.mkdir()
+    bring_in(directory, tmp_path / "out")
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+    with pytest.raises(PlugError, match="out exists; remove it"):
+        bring_in(directory, tmp_path / "out")
+
+
+def test_restoring_into_any_mesh_and_dtype(tensors, tmp_path):
+    saved = bring_in(
+        write(tmp_path / "in", tensors, pieces=ROWS), tmp_path / "out", dtype="float16"
+    )
+    partitioner = Partitioner(data=2, fsdp=2, tensor=2)
+    config, params, vocabulary = load_for_inference(tmp_path / "out", partitioner, "bfloat16")
+    assert vocabulary.vocab_size == ROWS
+    assert config == dataclasses.replace(saved.config, dtype="bfloat16")
+    expected = partitioner.param_shardings(abstract_params(PlugModel(config)))
+    whole = params_of(saved, "float32")
+
+    def check(array, sharding, value):
+        assert array.dtype == weights.BFLOAT16
+        assert array.sharding == sharding
+        np.testing.assert_array_equal(
+            array.astype(np.float32), value.astype(weights.BFLOAT16).astype(np.float32)
+        )
+
+    jax.tree.map(check, params, expected, whole)
+    _, params, _ = load_for_inference(tmp_path / "out")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+
+
+def test_a_converted_encoder_starts_a_model_with_a_decoder(tensors, tmp_path):
+    import optax
+
+    saved = bring_in(
+        write(tmp_path / "in", tensors, pieces=ROWS), tmp_path / "out", dtype="float16"
+    )
+    config = dataclasses.replace(saved.config, num_decoder_layers=1)
+    layout = state_layout(PlugModel(config), optax.sgd(0.1), Partitioner(fsdp=2))
+    state = TrainState(0, {"decoder": "fresh"}, ())
+    vocabulary = WordPieceVocabulary(tmp_path / "in" / "vocab.txt")
+    state = initialize_from(tmp_path / "out", state, layout, vocabulary=vocabulary)
+    assert state.params.pop("decoder") == "fresh"
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
+    jax.tree.map(np.testing.assert_array_equal, state.params, params_of(saved, "float32"))
+    wider = dataclasses.replace(config, num_token_types=3)
+    layout = state_layout(PlugModel(wider), optax.sgd(0.1), Partitioner(fsdp=2))
+    with pytest.raises(PlugError, match=r"token_type_embeddings: \(2, 16\) there, \(3, 16\) here"):
+        initialize_from(tmp_path / "out", state, layout, vocabulary=vocabulary)
+
+
+def test_without_a_vocabulary(tensors, tmp_path):
+    directory = write(tmp_path / "in", tensors)
+    bring_in(directory, tmp_path / "out")
+    with pytest.raises(PlugError, match="converted without a vocabulary.*--vocabulary vocab.txt"):
+        load_for_inference(tmp_path / "out")
+    words = [*SPECIAL_PIECES, *map(chr, range(0x4E00, 0x4E00 + 200))]
+    (directory / "vocab.txt").write_text("\n".join(words))
+    with pytest.raises(PlugError, match="90 rows of embeddings, too few for 205 pieces"):
+        bring_in(directory, tmp_path / "other")
+
+
+def test_a_bert_has_no_released_plug_layout(tensors, tmp_path):
+    bring_in(write(tmp_path / "in", tensors), tmp_path / "out")
+    with pytest.raises(PlugError, match="use export-hf"):
+        export_plug(tmp_path / "out", tmp_path / "plug")
+
+
+def test_the_command_line(tensors, tmp_path, capsys):
+    directory = write(tmp_path / "in", tensors)
+    command = ["convert", "import-hf", "--input", str(directory), "--output", str(tmp_path / "out")]
+    assert main.main(command) == 0
+    shown = capsys.readouterr()
+    assert "2 + 0 layers, hidden 16, 4 heads of 4, 90 pieces in 128 rows" in shown.out
+    assert "no vocabulary" in shown.err
+    assert "MB/s" in shown.err
+    assert main.main(command) == 2
+    assert "out exists" in capsys.readouterr().err
+    back = str(tmp_path / "back")
+    assert (
+        main.main(["convert", "export-hf", "--checkpoint", str(tmp_path / "out"), "--output", back])
+        == 0
+    )
+    weights.same(load_file(tmp_path / "back" / "model.safetensors"), tensors)

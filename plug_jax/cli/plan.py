@@ -134,7 +134,8 @@ def _print_plans(plans: Sequence[Plan], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([plan.to_dict() for plan in plans], indent=2))
         return
-    table = _table("data", "fsdp", "tensor", "batch", "remat", "HBM", "MFU at most", "bound by")
+    table = _table("data", "fsdp", "tensor", "batch", "remat", "HBM", "MFU at most", "as compiled")
+    table.add_column("bound by")
     table.add_column("interconnect / compute")
     for plan in plans:
         row = [*(str(plan.mesh[axis]) for axis in ("data", "fsdp", "tensor"))]
@@ -143,7 +144,8 @@ def _print_plans(plans: Sequence[Plan], *, as_json: bool) -> None:
             row.append("does not fit")
         else:
             roofline = plan.speed.roofline
-            row += [_bytes(plan.hbm_needed), f"{plan.speed.mfu_bound:.1%}", roofline.bound_by]
+            row += [_bytes(plan.hbm_needed), f"{plan.speed.mfu_bound:.1%}"]
+            row += [f"{plan.speed.mfu_scheduled:.1%}", roofline.bound_by]
             row.append(f"{roofline.interconnect / roofline.compute:.2f}")
         table.add_row(*row)
     _console().print(table)

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from plug_jax.planning.hlo import Array, Computation, Instruction, Module
+from plug_jax.planning.hlo import ASYNC_START, Array, Computation, Instruction, Module
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_START = 'custom_call_target="AsyncCollectiveStart"'
 _INTS = re.compile(r"\d+")
 
 Groups = tuple[tuple[int, ...], ...]
@@ -27,7 +26,7 @@ class Collective:
     arrays: tuple[Array, ...]  # on one device, whole: after an all-gather, before a reduce-scatter
     times: int  # a step
     groups: Groups  # of devices, by place in the mesh; pairs (from, to) of a collective-permute
-    is_async: bool = False  # goes on while the device computes
+    is_async: bool = False  # goes on beside a matmul or a kernel
 
     @property
     def bytes(self) -> int:
@@ -40,11 +39,12 @@ def find_collectives(module: Module, num_devices: int) -> list[Collective]:
 
     The TPU compiler writes an asynchronous collective into several fusions: one that starts it,
     some that compute meanwhile, one that ends it. Only the start counts. It writes a
-    reduce-scatter as a fusion of an all-reduce and a slice.
+    reduce-scatter as a fusion of an all-reduce and a slice. One that starts and ends with no matmul
+    or kernel in between counts as synchronous.
     """
     found = []
     for run in module.runs():
-        for instruction, fusion in _candidates(module, run.computation):
+        for instruction, caller in _candidates(module, run.computation):
             kind = instruction.opcode.removesuffix("-start")
             if kind not in _KINDS:
                 continue
@@ -52,32 +52,38 @@ def find_collectives(module: Module, num_devices: int) -> list[Collective]:
             if all(len(set(group)) == 1 for group in groups):
                 continue
             arrays = _whole_arrays(kind, instruction)
+            fusion = _fusion(module, caller)
             if fusion is not None and fusion.name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
             elif kind == "reduce-scatter":
                 arrays = tuple(_scaled(array, len(groups[0])) for array in arrays)
-            is_async = (
-                run.is_async
-                or instruction.opcode.endswith("-start")
-                or (fusion is not None and _START in fusion.root.attributes)
-            )
-            found.append(Collective(kind, arrays, run.times, groups, is_async))
+            starts = instruction.opcode.endswith("-start") or _starts(fusion)
+            hidden = starts and module.is_hidden(run.computation, caller)
+            found.append(Collective(kind, arrays, run.times, groups, run.is_async or hidden))
     return found
 
 
 def _candidates(
     module: Module, computation: Computation
-) -> Iterator[tuple[Instruction, Computation | None]]:
-    """Instructions that run in a computation, those of its fusions too, with that fusion."""
+) -> Iterator[tuple[Instruction, Instruction]]:
+    """Instructions that run in a computation, each with the fusion that it is in, or itself."""
     for instruction in computation.instructions.values():
-        if instruction.opcode != "fusion":
-            yield instruction, None
+        fusion = _fusion(module, instruction)
+        if fusion is None:
+            yield instruction, instruction
             continue
-        fused = module.computations[instruction.called["calls"][0]]
-        starts = _START in fused.root.attributes
-        for inner in fused.instructions.values():
-            if starts or "chain_id=" not in inner.attributes:
-                yield inner, fused
+        for inner in fusion.instructions.values():
+            if _starts(fusion) or "chain_id=" not in inner.attributes:
+                yield inner, instruction
+
+
+def _fusion(module: Module, instruction: Instruction) -> Computation | None:
+    called = instruction.called["calls"][0] if instruction.opcode == "fusion" else None
+    return None if called is None else module.computations[called]
+
+
+def _starts(fusion: Computation | None) -> bool:
+    return fusion is not None and ASYNC_START in fusion.root.attributes
 
 
 def _whole_arrays(kind: str, instruction: Instruction) -> tuple[Array, ...]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
@@ -22,6 +23,10 @@ _INSTRUCTION = re.compile(r"\s+(ROOT )?%?(\S+) = (.*)")
 _COMMENT = re.compile(r"/\*.*?\*/")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[^\s,]+)")
 _NAME = re.compile(r"%([^\s,(){}]+)")
+_KERNEL = 'custom_call_target="tpu_custom_call"'
+# Roots of the fusions that start and end a collective, between which others compute.
+ASYNC_START = 'custom_call_target="AsyncCollectiveStart"'
+ASYNC_DONE = 'custom_call_target="AsyncCollectiveDone"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Run:
 
     computation: Computation
     times: int  # a run of the module
-    is_async: bool  # beside the instructions after the one that starts it
+    is_async: bool  # beside a matmul or a kernel of the computation that starts it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +120,40 @@ class Module:
                 for branch in called["branch_computations"]:
                     yield from self._runs(branch, times, is_async=is_async)
             elif instruction.opcode in ("call", "call-start", "async-start"):
-                starts = instruction.opcode != "call"
+                beside = instruction.opcode != "call" and self.is_hidden(computation, instruction)
                 for inner in (*called.get("to_apply", ()), *called.get("calls", ())):
-                    yield from self._runs(inner, times, is_async=is_async or starts)
+                    yield from self._runs(inner, times, is_async=is_async or beside)
+
+    def is_hidden(self, computation: Computation, start: Instruction) -> bool:
+        """Whether a matmul or a kernel runs after `start`, and before what waits for its end."""
+        passed_on = {start.name}
+        instructions = iter(computation.instructions.values())
+        for instruction in itertools.dropwhile(lambda i: i is not start, instructions):
+            if instruction is start:
+                continue
+            if not passed_on.isdisjoint(instruction.operands):
+                if self._ends(instruction):
+                    return False
+                passed_on.add(instruction.name)
+            if _computes(instruction, self._computing):
+                return True
+        return False
+
+    def _ends(self, instruction: Instruction) -> bool:
+        """Whether an instruction waits for the end of an asynchronous one."""
+        if instruction.opcode == "fusion":
+            fused = self.computations[instruction.called["calls"][0]]
+            return ASYNC_DONE in fused.root.attributes
+        return instruction.opcode.endswith("-done")
+
+    @functools.cached_property
+    def _computing(self) -> frozenset[str]:
+        """Computations with a matmul or a kernel. What is called comes first in the text."""
+        names: set[str] = set()
+        for computation in self.computations.values():
+            if any(_computes(i, names) for i in computation.instructions.values()):
+                names.add(computation.name)
+        return frozenset(names)
 
     def trip_count(self, loop: Instruction) -> int | None:
         """How often a while loop runs: what its condition compares its counter with.
@@ -184,6 +220,15 @@ def parse_shape(text: str) -> tuple[Array, ...]:
         sizes = tuple(int(n.removeprefix("<=")) for n in dims.split(",") if n)
         arrays.append(Array(dtype, sizes, int(space[1]) if space else 0))
     return tuple(arrays)
+
+
+def _computes(instruction: Instruction, computing: Set[str]) -> bool:
+    """Whether an instruction is a matmul or a kernel, or calls a computation that has one."""
+    return (
+        instruction.opcode in ("convolution", "dot")
+        or _KERNEL in instruction.attributes
+        or any(not computing.isdisjoint(called) for called in instruction.called.values())
+    )
 
 
 def _instruction(name: str, rest: str, *, is_root: bool) -> Instruction:

@@ -49,15 +49,22 @@ def _equations(jaxpr: Jaxpr, times: int = 1) -> Iterator[tuple[JaxprEqn, int]]:
 
 def _slots(slots: dict[str, str], parameters: dict[str, str]) -> dict[str, str]:
     """The optimizer's leaves; those just like the parameter they are for are only counted."""
-    alike: Counter[str] = Counter()
+    alike: Counter[tuple[str, str]] = Counter()
     others = {}
     for path, text in slots.items():
-        name = next((name for name in parameters if path.endswith(f"/{name}")), None)
-        if name is not None and parameters[name] == text:
-            alike[path.removesuffix(name) + "*"] += 1
+        name = next((name for name in parameters if path.endswith(f"/{name}")), "")
+        dtype, _, where = text.partition("[")
+        own_dtype, _, own = parameters.get(name, "").partition("[")
+        if where == own:
+            in_dtype = "" if dtype == own_dtype else f" in {dtype}"
+            alike[path.removesuffix(name) + "*", in_dtype] += 1
         else:
             others[path] = text
-    return {p: f"{n} leaves, each as its parameter" for p, n in alike.items()} | others
+    counted = {
+        path: f"{times} leaves, each as its parameter{in_dtype}"
+        for (path, in_dtype), times in alike.items()
+    }
+    return counted | others
 
 
 def _by_path(tree: Any) -> dict[str, str]:

@@ -67,7 +67,7 @@ class Grid:
 def sweep(
     config: TrainConfig, topology: Topology, grid: Grid, report: Callable[[str], None]
 ) -> list[Plan]:
-    """A plan of every combination, the highest MFU bound first, those that do not fit last.
+    """A plan of every combination, the highest MFU as compiled first, those that do not fit last.
 
     Each is compiled in turn; `report` gets a line before and after. A combination that does not
     divide the model or the batch is reported and left out. PlugError when none is left.
@@ -87,11 +87,16 @@ def sweep(
             report(f"  left out: {error}")
             continue
         plans.append(plan)
-        bound = f"; MFU at most {plan.speed.mfu_bound:.1%}" if plan.speed else ""
-        report(f"  {plan.verdict}{bound}")
+        report(f"  {plan.verdict}{_bounds(plan)}")
     if not plans:
         raise PlugError(
             f"nothing to compare: no combination of fsdp {grid.fsdp}, tensor {grid.tensor} and "
             f"batch {grid.batch} divides {topology} and the model"
         )
-    return sorted(plans, key=lambda plan: -(plan.speed.mfu_bound if plan.speed else 0.0))
+    return sorted(plans, key=lambda plan: -(plan.speed.mfu_scheduled if plan.speed else 0.0))
+
+
+def _bounds(plan: Plan) -> str:
+    if plan.speed is None:
+        return ""
+    return f"; MFU at most {plan.speed.mfu_bound:.1%}, as compiled {plan.speed.mfu_scheduled:.1%}"

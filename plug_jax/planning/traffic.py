@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from plug_jax.planning.hlo import Array, Computation, Instruction, Module
+from plug_jax.planning.hlo import (
+    ASYNC_DONE,
+    ASYNC_START,
+    Array,
+    Computation,
+    Instruction,
+    Module,
+)
 
 # They move nothing, or what they call is counted instead.
 _FREE = {
@@ -59,9 +66,9 @@ def _traffic(module: Module, computation: Computation, instruction: Instruction)
 
 def _fusion(fused: Computation, fusion: Instruction, operands: list[Instruction]) -> int:
     root = fused.root
-    if 'custom_call_target="AsyncCollectiveDone"' in root.attributes:
+    if ASYNC_DONE in root.attributes:
         return 0
-    if 'custom_call_target="AsyncCollectiveStart"' in root.attributes:
+    if ASYNC_START in root.attributes:
         return _in_hbm(fusion.arrays)
     total = 0
     for parameter in fused.instructions.values():

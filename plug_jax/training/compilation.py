@@ -9,7 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.errors import JaxRuntimeError
 from orbax.checkpoint import multihost
+
+from plug_jax.errors import PlugError
 
 _WAIT_MS = 2 * 3600 * 1000  # for a process that compiles while others found it in their cache
 _count = itertools.count()
@@ -45,11 +48,22 @@ def compile_program(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
 
     No process returns before all have: a collective operation of the program waits only so long
     (30 s on CPUs) for a process that is not there yet.
+
+    Raises:
+        PlugError: the compiler of this machine's devices has no such option.
     """
     started = time.monotonic()
     lowered = lower()
     traced = time.monotonic()
-    program = lowered.compile()
+    try:
+        program = lowered.compile()
+    except JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        raise PlugError(
+            f"TrainConfig.compiler_options are not for these devices: {error}. Take the mesh/ file "
+            "of the devices that there are, or set the options to {}"
+        ) from error
     done = time.monotonic()
     wait_for_all = multihost.get_barrier_sync_fn()
     wait_for_all(key=f"plug_jax_compiled_{next(_count)}", timeout_ms=_WAIT_MS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -41,6 +42,8 @@ class TrainConfig:
     initial_checkpoint: str | None = None  # parameters to start from when MODEL_DIR has none
     profile_steps: tuple[int, int] | None = None  # (first, last) to trace into MODEL_DIR/profile
     compilation_cache_dir: str | None = None  # keeps compiled programs for later runs
+    # XLA's options for the train step, such as a mesh/ file has for its chips.
+    compiler_options: Mapping[str, str | bool | int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("train_steps", "eval_every", "log_every"):
@@ -106,6 +109,7 @@ def train_program(config: TrainConfig) -> TrainProgram:
             in_shardings=(layout.shardings, partitioner.batch_sharding),
             out_shardings=(layout.shardings, partitioner.replicated),
             donate_argnums=0,
+            compiler_options=dict(config.compiler_options),
         ),
     )
 

@@ -143,7 +143,7 @@ def test_an_asynchronous_collective_counts_once():
     assert facts(ASYNC, 4) == [
         ("all-gather", "bf16[8,64]", 1, 1024, "async"),
         ("reduce-scatter", "f32[8,16]", 1, 512),
-        ("collective-permute", "f32[4]", 1, 16, "async"),
+        ("collective-permute", "f32[4]", 1, 16),  # nothing to do meanwhile
     ]
 
 
@@ -156,7 +156,7 @@ ENTRY %main (x: bf16[2,64]) -> bf16[8,64] {
   ROOT %done = bf16[8,64]{1,0} all-gather-done(%start)
 }
 """
-    assert facts(text, 4) == [("all-gather", "bf16[8,64]", 1, 1024, "async")]
+    assert facts(text, 4) == [("all-gather", "bf16[8,64]", 1, 1024)]
 
 
 def test_a_wrapped_collective_counts_once_and_before_the_scatter():
@@ -174,24 +174,46 @@ ENTRY %main (x: f32[8,16]) -> f32[2,16] {
   ROOT %done = f32[2,16]{1,0} async-done(%update)
 }
 """
-    assert facts(text, 4) == [("reduce-scatter", "f32[4,2,16]", 1, 512, "async")]
+    assert facts(text, 4) == [("reduce-scatter", "f32[4,2,16]", 1, 512)]
 
 
-def test_a_call_on_the_sparse_core_runs_beside_the_rest():
-    text = """HloModule offloaded
+OFFLOADED = """HloModule offloaded
 
 %called (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
   ROOT %sum = f32[8]{0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add
 }, execution_thread="sparsecore"
 
-ENTRY %main (x: f32[8]) -> f32[8] {
+%matmul (q: f32[8,8]) -> f32[8,8] {
+  %q = f32[8,8]{1,0} parameter(0)
+  ROOT %square = f32[8,8]{1,0} convolution(%q, %q), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: f32[8], m: f32[8,8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
+  %m = f32[8,8]{1,0} parameter(1)
+  %before = f32[8,8]{1,0} fusion(%m), kind=kOutput, calls=%matmul
   %start = ((f32[8]{0}), f32[8]{0}) call-start(%x), async_execution_thread="sparsecore", to_apply=%called
-  ROOT %done = f32[8]{0} call-done(%start)
+  %between = BETWEEN
+  %done = f32[8]{0} call-done(%start)
+  %after = f32[8,8]{1,0} fusion(%m), kind=kOutput, calls=%matmul
+  ROOT %sum.1 = f32[8]{0} add(%done, %x)
 }
 """
-    assert facts(text, 4) == [("all-reduce", "f32[8]", 1, 32, "async")]
+
+
+@pytest.mark.parametrize(
+    ("between", "hidden"),
+    [
+        ("f32[8,8]{1,0} fusion(%m), kind=kOutput, calls=%matmul", True),
+        ('f32[8,8]{1,0} custom-call(%m), custom_call_target="tpu_custom_call"', True),
+        ("f32[8,8]{1,0} add(%m, %m)", False),
+        ("f32[8]{0} get-tuple-element(%start), index=1", False),
+    ],
+)
+def test_a_call_on_the_sparse_core_is_hidden_by_what_runs_before_its_end(between, hidden):
+    text = OFFLOADED.replace("BETWEEN", between)
+    assert facts(text, 4) == [("all-reduce", "f32[8]", 1, 32, *(["async"] if hidden else []))]
 
 
 def test_groups_of_one_device_cost_nothing():

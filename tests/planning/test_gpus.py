@@ -1,0 +1,53 @@
+"""mesh/h100_8.gin, as far as it goes without GPUs and a compiler for them: on eight CPU devices."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import pytest
+
+from plug_jax.cli.plan import configure
+from plug_jax.partitioning import put_batch
+from plug_jax.planning.compile import sharded_bytes
+from plug_jax.planning.topologies import GIB
+from plug_jax.training.program import train_program
+from plug_jax.training.state import init_state
+from tests import synthetic
+
+RUN, MESH = "runs/palm_pretrain.gin", "mesh/h100_8.gin"
+H100_BYTES = 80e9
+
+
+def test_memory_of_plug_27b_by_hand() -> None:
+    """26.0B parameters in float32, their gradients, and Adam's moments in bfloat16, an eighth."""
+    config = configure([RUN, "models/plug_27b.gin", MESH], [])
+    with config.partitioner.context():
+        state = train_program(config).layout.with_shardings()
+    parameters, moments = sharded_bytes(state.params), sharded_bytes(state.opt_state)
+    assert parameters / GIB == pytest.approx(12.13, abs=0.01)
+    assert (parameters + moments) / GIB == pytest.approx(24.3, abs=0.05)
+    # Gradients and what micro-batches add them up in take as much as the parameters each.
+    assert (3 * parameters + moments) / GIB == pytest.approx(48.5, abs=0.1)
+    assert 3 * parameters + moments < 0.7 * H100_BYTES
+
+
+@pytest.mark.slow
+def test_a_step_of_a_narrow_model() -> None:
+    """The file's mesh, remat, loss chunks and moments; four micro-batches of a row a device."""
+    narrow = ["hidden_size = 64", "num_heads = 4", "head_dim = 16", "mlp_dim = 128"]
+    bindings = [f"config.PlugConfig.{value}" for value in (*narrow, "num_encoder_layers = 2")]
+    bindings += ["DECODER_LAYERS = 1", "VOCAB_SIZE = 1000", "BATCH_SIZE = 32", "MICRO_BATCHES = 4"]
+    bindings += ["TASK_FEATURE_LENGTHS = {'encoder': 128, 'decoder': 128}"]
+    bindings += ["optimizer.OptimizerConfig.moment_dtype = 'float32'"]
+    config = configure([RUN, "models/plug_27b.gin", MESH], bindings)
+    batch = synthetic.batch(rows=32, encoder=128, decoder=128)
+    with config.partitioner.context():
+        program = train_program(config)
+        state = init_state(program.model, program.optimizer, program.layout, seed=0)
+        parameters = jax.tree.leaves(state.params)
+        held = sum(leaf.addressable_shards[0].data.size for leaf in parameters)
+        # Only biases of the vocabulary, of heads and of the MLP are whole on every device.
+        assert held < 1.2 * sum(leaf.size for leaf in parameters) / 8
+        _, metrics = program.train_step(state, put_batch(batch, config.partitioner.batch_sharding))
+    assert math.isfinite(metrics["loss"].value())

@@ -135,7 +135,7 @@ def test_strings_are_not_searched_for_macros() -> None:
     assert request.prompt == "涨了100%GDP"
     options = request.options
     assert (options.temperature, options.top_k, options.top_p) == (0.9, 20, 1.0)
-    assert (request.max_new_tokens, request.num_samples, request.seed) == (128, 1, 0)
+    assert (options.max_new_tokens, options.num_samples, options.seed) == (128, 1, 0)
 
 
 def test_overrides() -> None:

@@ -33,6 +33,7 @@ class Measured:
     """One command, run in a process of its own."""
 
     seconds: float  # start of Python and imports included
+    core_seconds: float  # of all cores together
     peak_bytes: int  # of resident memory
 
 
@@ -104,6 +105,7 @@ def measure(
         "largest_tensor_bytes": largest,
         "python_peak_bytes": base.peak_bytes,
         "python_seconds": base.seconds,
+        "python_core_seconds": base.core_seconds,
         "bound_bytes": 2 * largest + _ALLOWANCE,  # above Python's
     }
     for command, options in commands.items():
@@ -112,6 +114,7 @@ def measure(
         above = measured.peak_bytes - base.peak_bytes
         results[command] = {
             "seconds": measured.seconds,
+            "core_seconds": measured.core_seconds,
             "megabytes_per_second": size / 1e6 / measured.seconds,
             "peak_bytes": measured.peak_bytes,
             "peak_bytes_above_python": above,
@@ -135,7 +138,8 @@ def run_python(arguments: Sequence[str], directory: Path | None = None) -> Measu
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(arguments))
-    return Measured(time.monotonic() - started, usage.ru_maxrss * 1024)
+    core_seconds = usage.ru_utime + usage.ru_stime
+    return Measured(time.monotonic() - started, core_seconds, usage.ru_maxrss * 1024)
 
 
 def _names(leaves: Sequence[Leaf]) -> list[tuple[Leaf, str]]:

@@ -81,12 +81,15 @@ def _print_table(results: dict[str, Any]) -> None:
         f"{results['python_peak_bytes'] / 2**20:,.0f} MiB; tensors "
         f"{'are bit-identical' if results['identical'] else 'DIFFER'} after import and export"
     )
-    table = Table("command", "seconds", "MB/s", "peak RSS, MiB", "above Python", "bound")
+    table = Table(
+        "command", "seconds", "core seconds", "MB/s", "peak RSS, MiB", "above Python", "bound"
+    )
     for command in ("import-plug", "export-plug"):
         figures = results[command]
         table.add_row(
             command,
             f"{figures['seconds']:.1f}",
+            f"{figures['core_seconds']:.1f}",
             f"{figures['megabytes_per_second']:,.0f}",
             f"{figures['peak_bytes'] / 2**20:,.0f}",
             f"{figures['peak_bytes_above_python'] / 2**20:,.0f}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -44,11 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoder_final_norm_repeats",
         type=int,
         choices=(1, 2),
-        help="default: 2, as released inference computes; 1 is for outputs of released training",
+        help="default: as config.json says, else 2, as released inference computes; 1 is for "
+        "outputs of released training",
     )
     add = command("import-hf", "read a Hugging Face directory of a BERT", _import_hf)
     _add_import_arguments(add)
-    add("--num_sentence_classes", type=int, metavar="N", help="of a fresh sentence_head (3)")
+    add("--num_sentence_classes", type=int, metavar="N", help="of a fresh sentence_head")
 
     add = command("export-plug", "write PLUG's released layout", _export_plug)
     _add_export_arguments(add)
@@ -144,8 +144,8 @@ def _import(args: argparse.Namespace, open_source: Callable) -> int:
         fresh=args.fresh,
         drop=args.drop,
     )
-    source = open_source(Path(os.path.expanduser(args.input)))
-    imported = import_weights(source, Path(os.path.expanduser(args.output)), options)
+    source = open_source(Path(args.input).expanduser())
+    imported = import_weights(source, Path(args.output).expanduser(), options)
     config = imported.config
     print(
         f"{args.output}: {config.num_encoder_layers} + {config.num_decoder_layers} layers, hidden "
@@ -164,7 +164,7 @@ def _export_plug(args: argparse.Namespace) -> int:
     started = time.monotonic()
     exported = export_plug(
         args.checkpoint,
-        Path(os.path.expanduser(args.output)),
+        Path(args.output).expanduser(),
         ranks=args.ranks,
         tag=args.tag,
         dtype=args.dtype,
@@ -177,7 +177,7 @@ def _export_hf(args: argparse.Namespace) -> int:
     from plug_jax.convert.to_torch import export_hf
 
     started = time.monotonic()
-    exported = export_hf(args.checkpoint, Path(os.path.expanduser(args.output)), dtype=args.dtype)
+    exported = export_hf(args.checkpoint, Path(args.output).expanduser(), dtype=args.dtype)
     print(f"{args.output}: {exported.kind}")
     _say_speed("exported", exported.tensors, exported.bytes, started)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 from plug_jax.config import PlugConfig
 from plug_jax.convert.name_map import BERT
@@ -11,6 +12,7 @@ from plug_jax.convert.sources import Source
 from plug_jax.errors import PlugError
 
 _HEAD_DIM = 64  # of PLUG and of every BERT
+_WORDS = "bert.embeddings.word_embeddings.weight"
 _MULTIPLE = 128  # of vocabulary rows: the width of a TPU's tile
 
 
@@ -27,7 +29,7 @@ class ModelOptions:
 
 def vocab_rows(source: Source) -> int:
     """Rows of the word embeddings of all ranks together."""
-    return _sizes(source, "bert.embeddings.word_embeddings.weight")[0] * len(source.ranks)
+    return _sizes(source, _WORDS)[0] * len(source.ranks)
 
 
 def infer_config(source: Source, options: ModelOptions, pieces: int | None) -> PlugConfig:
@@ -47,54 +49,61 @@ def infer_config(source: Source, options: ModelOptions, pieces: int | None) -> P
         PlugError: config.json describes another architecture, or sizes do not fit each other.
     """
     _check_architecture(source)
-    ranks, described = len(source.ranks), source.config
-    is_bert = source.layout is BERT
-    rows = vocab_rows(source)
-    hidden = _sizes(source, "bert.embeddings.word_embeddings.weight")[1]
-    heads = options.num_heads or described.get("num_attention_heads") or hidden // _HEAD_DIM
-    if heads < 1 or hidden % heads or (hidden % _HEAD_DIM and not _says_heads(source, options)):
-        raise PlugError(
-            f"cannot tell the heads of {source.path}: its hidden size is {hidden}, and neither "
-            f"config.json nor the rule of {_HEAD_DIM} numbers a head fits; give --num_heads"
-        )
-    vocab_size = options.vocab_size or pieces or described.get("vocab_size") or rows
-    if vocab_size > rows:
-        raise PlugError(
-            f"{source.path} has {rows} rows of embeddings, too few for {vocab_size} pieces; give "
-            "the vocabulary that goes with it (--vocabulary, --vocab_size)"
-        )
-    if options.vocab_size and pieces and options.vocab_size != pieces:
-        raise PlugError(
-            f"--vocab_size {options.vocab_size}, but the vocabulary has {pieces} pieces"
-        )
+    is_bert, described = source.layout is BERT, source.config
+    hidden, heads = _sizes(source, _WORDS)[1], _heads(source, options)
+    vocab_size = _vocab_size(source, options, pieces)
     epsilon = described.get("layer_norm_eps") or described.get("layernorm_epsilon")
-    first = "bert.encoder.layer.0.intermediate.dense.weight"
-    classes = "cls.seq_relationship.weight"
+    is_pre_norm = described.get("pre_ln", not is_bert)
+    repeats = described.get("encoder_final_norm_repeats") or (2 if is_pre_norm else 1)
+    classes = source.ranks[0].get("cls.seq_relationship.weight")
+    encoder_layers = _layers(source, "bert.encoder", "num_hidden_layers", "num_encoder_layers")
+    decoder_layers = 0 if is_bert else _layers(source, "decoder.decoder", "num_decoder_layers")
+    mlp = _sizes(source, "bert.encoder.layer.0.intermediate.dense.weight")
     return PlugConfig(
         vocab_size=vocab_size,
-        vocab_multiple=_vocab_multiple(vocab_size, rows),
+        vocab_multiple=_vocab_multiple(vocab_size, vocab_rows(source)),
         hidden_size=hidden,
-        num_encoder_layers=_layers(source, "bert.encoder", "num_hidden_layers"),
-        num_decoder_layers=0
-        if is_bert
-        else _layers(source, "decoder.decoder", "num_decoder_layers"),
+        num_encoder_layers=encoder_layers,
+        num_decoder_layers=decoder_layers,
         num_heads=heads,
         head_dim=hidden // heads,
-        mlp_dim=_sizes(source, first)[0] * ranks,
+        mlp_dim=mlp[0] * len(source.ranks),
         max_positions=_sizes(source, "bert.embeddings.position_embeddings.weight")[0],
         num_token_types=_sizes(source, "bert.embeddings.token_type_embeddings.weight")[0],
-        num_sentence_classes=options.num_sentence_classes
-        or (source.ranks[0][classes].shape[0] if classes in source.ranks[0] else 3),
-        norm_placement="post" if is_bert else "pre",
-        use_pooler=is_bert,
+        num_sentence_classes=options.num_sentence_classes or (classes.shape[0] if classes else 3),
+        norm_placement="pre" if is_pre_norm else "post",
+        use_pooler=described.get("use_pooler", is_bert),
         layer_norm_epsilon=options.layer_norm_epsilon or epsilon or (1e-12 if is_bert else 1e-5),
-        encoder_final_norm_repeats=options.encoder_final_norm_repeats or (1 if is_bert else 2),
+        encoder_final_norm_repeats=options.encoder_final_norm_repeats or repeats,
         init_std=described.get("initializer_range") or (0.02 if is_bert else 0.00707),
     )
 
 
-def _says_heads(source: Source, options: ModelOptions) -> bool:
-    return bool(options.num_heads or source.config.get("num_attention_heads"))
+def _heads(source: Source, options: ModelOptions) -> int:
+    hidden = _sizes(source, _WORDS)[1]
+    said = options.num_heads or source.config.get("num_attention_heads")
+    heads = said or (0 if hidden % _HEAD_DIM else hidden // _HEAD_DIM)
+    if heads < 1 or hidden % heads:
+        raise PlugError(
+            f"cannot tell the heads of {source.path}: its hidden size is {hidden}, and neither "
+            f"config.json nor the rule of {_HEAD_DIM} numbers a head fits; give --num_heads"
+        )
+    return heads
+
+
+def _vocab_size(source: Source, options: ModelOptions, pieces: int | None) -> int:
+    rows = vocab_rows(source)
+    if options.vocab_size and pieces and options.vocab_size != pieces:
+        raise PlugError(
+            f"--vocab_size {options.vocab_size}, but the vocabulary has {pieces} pieces"
+        )
+    size = options.vocab_size or pieces or source.config.get("vocab_size") or rows
+    if size > rows:
+        raise PlugError(
+            f"{source.path} has {rows} rows of embeddings, too few for {size} pieces; give the "
+            "vocabulary that goes with it (--vocabulary, --vocab_size)"
+        )
+    return size
 
 
 def _sizes(source: Source, name: str) -> tuple[int, ...]:
@@ -105,14 +114,12 @@ def _sizes(source: Source, name: str) -> tuple[int, ...]:
     return tensor.shape
 
 
-def _layers(source: Source, prefix: str, key: str) -> int:
-    """As many as config.json says, else one more than the highest index."""
+def _layers(source: Source, prefix: str, *keys: str) -> int:
+    """As many as config.json says under one of the keys, else one more than the highest index."""
+    said = [source.config[key] for key in keys if key in source.config]
     number = re.compile(re.escape(prefix) + r"\.layer\.(\d+)\.")
     found = [int(m[1]) for name in source.ranks[0] if (m := number.match(name))]
-    said = source.config.get(
-        key, source.config.get("num_encoder_layers", None) if "hidden" in key else None
-    )
-    return said if said is not None else max(found, default=-1) + 1
+    return said[0] if said else max(found, default=-1) + 1
 
 
 def _vocab_multiple(vocab_size: int, rows: int) -> int:
@@ -126,12 +133,13 @@ def _vocab_multiple(vocab_size: int, rows: int) -> int:
 
 def _check_architecture(source: Source) -> None:
     """PlugError when config.json says that the model computes something else than ours."""
-    expected = {
+    expected: dict[str, tuple[Any, ...]] = {
         "hidden_act": ("gelu", "gelu_python", "gelu (exact, erf)"),
         "position_embedding_type": ("absolute",),
         "is_decoder": (False,),
-        "pre_ln": (source.layout is not BERT,),
     }
+    if source.layout is BERT:
+        expected["pre_ln"] = (False,)
     for key, values in expected.items():
         if key in source.config and source.config[key] not in values:
             raise PlugError(

@@ -275,6 +275,7 @@ def _plug_config(config: PlugConfig, rows: int) -> dict[str, Any]:
         "layernorm_epsilon": config.layer_norm_epsilon,
         "encoder_final_norm_repeats": config.encoder_final_norm_repeats,
         "pre_ln": config.norm_placement == "pre",
+        "use_pooler": config.use_pooler,
         **_sizes(config),
     }
 

@@ -5,25 +5,29 @@ import json
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from plug_jax.cli import main
-from plug_jax.convert import checkpoint_writer
+from plug_jax.convert import checkpoint_writer, stored_arrays
 from plug_jax.convert.from_torch import ImportOptions, import_weights
 from plug_jax.convert.model_sizes import ModelOptions
 from plug_jax.convert.sources import open_hf
+from plug_jax.convert.stored_arrays import StoredTree
 from plug_jax.convert.to_torch import export_hf, export_plug
 from plug_jax.data.vocabularies import SPECIAL_PIECES, WordPieceVocabulary
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
+from plug_jax.training.checkpoint_format import CHECKPOINTS, open_manager
 from plug_jax.training.checkpointing import (
     initialize_from,
     load_for_inference,
     open_checkpoint,
 )
-from plug_jax.training.state import TrainState, abstract_params, state_layout
+from plug_jax.training.state import TrainState, abstract_params, init_params, state_layout
 from tests import golden_weights
 from tests.convert import weights
 
@@ -111,6 +115,25 @@ def test_a_whole_plug_goes_through_safetensors(tmp_path):
     assert (saved.path / "unused").exists()  # the pooler
     export_hf(tmp_path / "out", tmp_path / "back")
     weights.same(load_file(tmp_path / "back" / "model.safetensors"), tensors)
+
+
+@pytest.mark.parametrize("use_pooler", [False, True])
+def test_a_post_norm_model_with_a_decoder_too(tmp_path, use_pooler):
+    """Under PLUG's names, and config.json says that it is none."""
+    config = weights.bert_config(num_decoder_layers=1, use_pooler=use_pooler, dropout_rate=0.1)
+    tensors = weights.state_dict(config, "plug", rows=128)
+    described = {
+        "model_type": "plug",
+        "num_attention_heads": 4,
+        "vocab_size": 90,
+        "pre_ln": False,
+        "use_pooler": use_pooler,
+    }
+    first = bring_in(write(tmp_path / "in", tensors, config=described), tmp_path / "out")
+    assert (first.config.norm_placement, first.config.use_pooler) == ("post", use_pooler)
+    export_hf(tmp_path / "out", tmp_path / "back")
+    weights.same(load_file(tmp_path / "back" / "model.safetensors"), tensors)
+    assert bring_in(tmp_path / "back", tmp_path / "again").config == first.config
 
 
 def rename(tensors, *, prefix, gamma=False):
@@ -305,6 +328,52 @@ def test_a_converted_encoder_starts_a_model_with_a_decoder(tensors, tmp_path):
     layout = state_layout(PlugModel(wider), optax.sgd(0.1), Partitioner(fsdp=2))
     with pytest.raises(PlugError, match=r"token_type_embeddings: \(2, 16\) there, \(3, 16\) here"):
         initialize_from(tmp_path / "out", state, layout, vocabulary=vocabulary)
+
+
+def test_large_arrays_are_stored_in_chunks_and_written_in_slices(tensors, tmp_path, monkeypatch):
+    """As those of released PLUG are, on sizes that make tiny ones large."""
+    directory = write(tmp_path / "in", tensors)
+    whole = params_of(bring_in(directory, tmp_path / "whole"))
+    monkeypatch.setattr(stored_arrays, "_SMALL", 64)
+    monkeypatch.setattr(stored_arrays, "_IN_FLIGHT", 300)
+    saved = bring_in(directory, tmp_path / "out")
+    kernel = StoredTree(saved.path / "params").open("encoder/layers/mlp/wi/kernel")
+    assert kernel.chunk_layout.read_chunk.shape == (1, 1, 4)  # of [2, 16, 32]
+    jax.tree.map(np.testing.assert_array_equal, params_of(saved), whole)
+    export_hf(tmp_path / "out", tmp_path / "back")
+    weights.same(load_file(tmp_path / "back" / "model.safetensors"), tensors)
+
+
+def test_a_checkpoint_of_a_run_is_exported(tmp_path):
+    """Which orbax wrote from a mesh, layers together."""
+    config = weights.bert_config()
+    partitioner = Partitioner(data=2, fsdp=2, tensor=2)
+    shardings = partitioner.param_shardings(abstract_params(PlugModel(config)))
+    params = init_params(PlugModel(config), jax.random.key(0))
+    with open_manager(epath.Path(tmp_path) / CHECKPOINTS, create=True) as manager:
+        manager.save(
+            7,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(jax.device_put(params, shardings)),
+                metadata=ocp.args.JsonSave(
+                    {"plug_config": config.to_dict(), "vocabulary_fingerprint": None}
+                ),
+            ),
+        )
+    export_hf(tmp_path, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found["bert.embeddings.word_embeddings.weight"].shape == (90, 16)  # padding is left out
+    layers = params["encoder"]["layers"]
+    qkv = layers["attention"]["qkv"]["kernel"]  # [L, M, 3, H, K]
+    for i in range(2):
+        block = f"bert.encoder.layer.{i}"
+        for part, name in enumerate(("query", "key", "value")):
+            np.testing.assert_array_equal(
+                found[f"{block}.attention.self.{name}.weight"], qkv[i, :, part].reshape(16, 16).T
+            )
+        np.testing.assert_array_equal(
+            found[f"{block}.output.dense.weight"], layers["mlp"]["wo"]["kernel"][i].T
+        )
 
 
 def test_without_a_vocabulary(tensors, tmp_path):

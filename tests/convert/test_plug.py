@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from plug_jax.benchmarks.convert import largest_tensor, write_synthetic
 from plug_jax.cli import main
 from plug_jax.convert.from_torch import ImportOptions, import_weights
 from plug_jax.convert.sources import open_hf, open_plug
@@ -254,6 +255,15 @@ def test_a_model_without_the_unused_pooler_exports_zeros(tensors, tmp_path, caps
     assert "pooler/kernel: PLUG has it and does not use it" in capsys.readouterr().err
     (back,) = read(tmp_path / "back" / "1")
     assert not back["bert.pooler.dense.weight"].any()
+
+
+def test_the_synthetic_checkpoint_of_the_benchmark(tmp_path):
+    config = weights.plug_config(dropout_rate=0.1, attention_dropout_rate=0.1, init_std=0.00707)
+    size = write_synthetic(tmp_path / "in", config, ranks=2, dtype="float16", seed=0)
+    assert size == sum(path.stat().st_size for path in (tmp_path / "in").iterdir())
+    saved = bring_in(tmp_path / "in", tmp_path / "out")
+    assert saved.config == config
+    assert largest_tensor(config, "float16") == 2 * 128 * 16  # the word embeddings
 
 
 def test_transformers_loads_an_exported_encoder(golden_dir, tmp_path):

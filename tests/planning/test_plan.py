@@ -299,6 +299,7 @@ def test_plug_27b_fits_a_v5p_128():
     speed = plan["speed"]
     assert speed["uncounted_loops"] == 0
     assert speed["mfu_bound"] > 0.75
+    assert speed["mfu_scheduled"] > 0.82  # without compiler/sparse_core.gin 79.7%
     assert speed["roofline"]["hides_interconnect"]
     moved = {key: size for key, (_, size) in collectives(plan).items()}
     # In each of four micro-batches the matrices go round twice in bfloat16, before the forward and

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from etils import epath
 from plug_jax.config import PlugConfig
 from plug_jax.convert.stored_arrays import write_arrays
 from plug_jax.data.vocabularies import PlugVocabulary, save_vocabulary
-from plug_jax.training.checkpoint_format import CHECKPOINTS, FilesHandler, FilesSave, item_handlers
+from plug_jax.training.checkpoint_format import CHECKPOINTS, FilesSave, item_handlers
 from plug_jax.training.checkpointing import vocabulary_fingerprint
 
 
@@ -36,22 +35,23 @@ def write_checkpoint(
         vocabulary: its vocabulary; without one, commands that need it will say so.
         converted_from: a JSON object on where the arrays are from, for the export.
     """
-    items: dict[str, Any] = {
-        "params": FilesSave(functools.partial(write_arrays, params)),
+    small: dict[str, Any] = {
         "metadata": ocp.args.JsonSave(
             {
                 "plug_config": config.to_dict(),
                 "vocabulary_fingerprint": vocabulary and vocabulary_fingerprint(vocabulary),
                 "converted_from": dict(converted_from),
             }
-        ),
+        )
     }
-    if unused:
-        items["unused"] = FilesSave(functools.partial(write_arrays, unused))
     if vocabulary is not None:
-        items["vocabulary"] = FilesSave(lambda path: save_vocabulary(vocabulary, path))
-    handlers = item_handlers(arrays=FilesHandler())
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
-        path = epath.Path(directory).resolve() / CHECKPOINTS / "0"
-        path.parent.mkdir(parents=True)
-        checkpointer.save(path, args=ocp.args.Composite(**items))
+        small["vocabulary"] = FilesSave(lambda path: save_vocabulary(vocabulary, path))
+    path = epath.Path(directory).resolve() / CHECKPOINTS / "0"
+    path.parent.mkdir(parents=True)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as checkpointer:
+        checkpointer.save(path, args=ocp.args.Composite(**small))
+    # In this thread, not in one of orbax's: what goes wrong, or Ctrl-C, ends the writing.
+    for name, tree in (("params", params), ("unused", unused)):
+        if tree:
+            (path / name).mkdir()
+            write_arrays(tree, path / name)

@@ -23,14 +23,11 @@ def open_manager(
     )
 
 
-def item_handlers(
-    arrays: ocp.CheckpointHandler | None = None,
-) -> dict[str, ocp.CheckpointHandler]:
-    """What writes and reads each item; trees of arrays by `arrays`, or in the standard way."""
-    arrays = arrays or ocp.StandardCheckpointHandler()
+def item_handlers() -> dict[str, ocp.CheckpointHandler]:
+    """What writes and reads each item."""
     return {
-        "params": arrays,
-        "unused": arrays,
+        "params": ocp.StandardCheckpointHandler(),
+        "unused": ocp.StandardCheckpointHandler(),
         "optimizer": ocp.StandardCheckpointHandler(),
         "data": FilesHandler(),
         "vocabulary": FilesHandler(),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -27,7 +28,7 @@ from plug_jax.training.checkpointing import (
     load_for_inference,
     open_checkpoint,
 )
-from plug_jax.training.state import TrainState, abstract_params, init_params, state_layout
+from plug_jax.training.state import TrainState, abstract_params, state_layout
 from tests import golden_weights
 from tests.convert import weights
 
@@ -348,8 +349,9 @@ def test_a_checkpoint_of_a_run_is_exported(tmp_path):
     """Which orbax wrote from a mesh, layers together."""
     config = weights.bert_config()
     partitioner = Partitioner(data=2, fsdp=2, tensor=2)
-    shardings = partitioner.param_shardings(abstract_params(PlugModel(config)))
-    params = init_params(PlugModel(config), jax.random.key(0))
+    boxed = abstract_params(PlugModel(config))
+    shardings, rng = partitioner.param_shardings(boxed), np.random.default_rng(0)
+    params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), nn.unbox(boxed))
     with open_manager(epath.Path(tmp_path) / CHECKPOINTS, create=True) as manager:
         manager.save(
             7,

@@ -75,6 +75,13 @@ class PlugConfig:
         """Rows of the embedding table: `vocab_size` rounded up to `vocab_multiple`."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
+    @property
+    def remat(self) -> str:
+        """The remat policy, with the names that it saves: "full", "names=qkv,out"."""
+        named = self.remat_policy in ("names", "offload")
+        saved = f"={','.join(self.remat_saved_names)}" if named else ""
+        return f"{self.remat_policy}{saved}"
+
     def validate(self) -> None:
         """Raise PlugError that lists every field out of range."""
         problems = []

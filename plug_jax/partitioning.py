@@ -209,18 +209,34 @@ class Partitioner:
             )
         return shardings
 
-    def optimizer_shardings(self, opt_state: Any, params: Any, param_shardings: Any) -> Any:
-        """NamedShardings of an abstract optimizer state: each slot like the parameter it is for.
+    def gradient_shardings(self, params: Any, param_shardings: Any) -> Any:
+        """NamedShardings of the parameters' gradients, and so of what an optimizer keeps.
+
+        Like the parameter's, and also over the mesh axes on which that is whole: each along the
+        dimension that has most shards already, else the longest, of those that it divides. So no
+        device keeps what another one keeps, and one reduce-scatter sums gradients (ZeRO, stage 2).
+        """
+
+        return jax.tree.map(
+            lambda leaf, sharding: NamedSharding(
+                self.mesh, _widened(self.mesh, leaf.shape, sharding.spec)
+            ),
+            params,
+            param_shardings,
+        )
+
+    def optimizer_shardings(self, opt_state: Any, params: Any, gradient_shardings: Any) -> Any:
+        """NamedShardings of an abstract optimizer state: each slot like its parameter's gradient.
 
         A slot is matched by the parameter's path at the end of its own. A factored slot (Adafactor)
-        lacks one of the parameter's axes and takes the sharding of the others; scalars, and the
-        one-element placeholders of slots not in use, are replicated.
+        lacks one of the parameter's axes and takes the sharding of the others, widened in the same
+        way; scalars, and the one-element placeholders of slots not in use, are replicated.
         """
         by_path = {
             path: (leaf.shape, sharding.spec)
             for (path, leaf), (_, sharding) in zip(
                 jax.tree_util.tree_leaves_with_path(params),
-                jax.tree_util.tree_leaves_with_path(param_shardings),
+                jax.tree_util.tree_leaves_with_path(gradient_shardings),
                 strict=True,
             )
         }
@@ -229,7 +245,8 @@ class Partitioner:
             for start in range(len(path)):
                 if path[start:] in by_path:
                     shape, spec = by_path[path[start:]]
-                    return NamedSharding(self.mesh, _slot_spec(self.mesh, leaf.shape, shape, spec))
+                    own = _slot_spec(self.mesh, leaf.shape, shape, spec)
+                    return NamedSharding(self.mesh, _widened(self.mesh, leaf.shape, own))
             return self.replicated
 
         return jax.tree_util.tree_map_with_path(slot, opt_state)
@@ -250,6 +267,18 @@ def _describe(sizes: Sequence[int]) -> str:
 def _common_divisors(sizes: set[int], largest: int) -> list[int]:
     common = math.gcd(*sizes)
     return [n for n in range(1, largest + 1) if common % n == 0]
+
+
+def _widened(mesh: Mesh, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
+    """`spec` with the mesh axes that it leaves out, each along the dimension that suits best."""
+    dims = [_names(names) for names in (*spec, *[None] * len(shape))[: len(shape)]]
+    for axis in [name for name in mesh.shape if not any(name in names for names in dims)]:
+        extents = [n // _shards(mesh, names) for n, names in zip(shape, dims, strict=True)]
+        fitting = [i for i, extent in enumerate(extents) if extent % mesh.shape[axis] == 0]
+        if fitting and mesh.shape[axis] > 1:
+            best = max(fitting, key=lambda i: (_shards(mesh, dims[i]), extents[i]))
+            dims[best] = (*dims[best], axis)
+    return PartitionSpec(*(names or None for names in dims))
 
 
 def _slot_spec(

@@ -1,15 +1,17 @@
 """The mesh, its rules and slices, and what is said where they do not fit."""
 
+import math
+
 import jax
 import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from plug_jax.config import PlugConfig
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.state import abstract_params, state_layout
+from plug_jax.training.state import abstract_params, state_layout, with_shardings
 
 CONFIG = PlugConfig(
     vocab_size=60,
@@ -97,19 +99,46 @@ def test_batches_that_do_not_divide_are_told_the_nearest():
         partitioner.check_batch(5)
 
 
+@pytest.mark.parametrize(
+    ("mesh", "shape", "param", "gradient"),
+    [
+        # Along the dimension that has shards already, as far as that divides...
+        ((2, 4, 1), (2, 24, 48), (None, "fsdp", "tensor"), (None, ("fsdp", "data"), "tensor")),
+        ((4, 2, 1), (2, 12, 48), (None, "fsdp", "tensor"), (None, "fsdp", ("tensor", "data"))),
+        # ... where there are none, the longest.
+        ((2, 2, 2), (2, 3, 6, 8), (None,) * 4, (None, None, None, ("data", "fsdp", "tensor"))),
+        ((2, 4, 1), (2, 24), (), (None, ("data", "fsdp"))),
+        ((2, 4, 1), (2, 12), (), (None, "data")),  # 4 does not divide the 6 that are left
+        ((8, 1, 1), (3,), (None,), (None,)),  # nothing divides
+        ((1, 8, 1), (24, 2), ("fsdp", None), ("fsdp", None)),
+    ],
+)
+def test_gradients_lie_over_the_axes_on_which_the_parameter_is_whole(mesh, shape, param, gradient):
+    partitioner = Partitioner(*mesh)
+    sharding = NamedSharding(partitioner.mesh, PartitionSpec(*param))
+    leaf = jax.ShapeDtypeStruct(shape, "float32")
+    found = partitioner.gradient_shardings([leaf], [sharding])[0]
+    assert found.is_equivalent_to(NamedSharding(partitioner.mesh, PartitionSpec(*gradient)), 4)
+
+
 @pytest.mark.parametrize("optimizer", [optax.adamw(1e-3), optax.adafactor(1e-3)])
-def test_no_large_leaf_of_the_state_is_replicated(optimizer):
-    """Everything with an embed, heads, mlp or vocab axis is sharded over it, slots included."""
-    partitioner = Partitioner(data=1, fsdp=4, tensor=2)
+def test_no_device_keeps_what_another_one_keeps(optimizer):
+    """Of gradients and slots, everything but scalars, and few and short vectors."""
+    partitioner = Partitioner(data=2, fsdp=2, tensor=2)
     config = CONFIG.from_dict(
         CONFIG.to_dict() | {"hidden_size": 256, "mlp_dim": 1024, "vocab_size": 256}
     )
     layout = state_layout(PlugModel(config), optimizer, partitioner)
-    for (path, leaf), sharding in zip(
-        jax.tree_util.tree_leaves_with_path(layout.abstract),
-        jax.tree.leaves(layout.shardings),
-        strict=True,
-    ):
-        if leaf.size > 1024:
-            assert sharding.spec != PartitionSpec(), jax.tree_util.keystr(path)
-            assert not sharding.is_fully_replicated, jax.tree_util.keystr(path)
+    kept = with_shardings(layout.abstract.opt_state, layout.shardings.opt_state)
+    summed = with_shardings(layout.abstract.params, layout.gradients)
+    large = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path((kept, summed)):
+        if leaf.size > 64:
+            large += 1
+            shard = math.prod(leaf.sharding.shard_shape(leaf.shape))
+            assert shard == leaf.size // 8, jax.tree_util.keystr(path)
+    assert large > 60
+    # Parameters have copies over data only, or are vectors without an embed axis.
+    for path, leaf in jax.tree_util.tree_leaves_with_path(layout.with_shardings().params):
+        if leaf.size > 4096:
+            assert not leaf.sharding.is_fully_replicated, jax.tree_util.keystr(path)

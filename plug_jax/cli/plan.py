@@ -28,7 +28,7 @@ EXAMPLE = """examples:
   plug-jax plan --gin_file=runs/palm_pretrain.gin --gin_file=models/plug_27b.gin \\
     --gin_file=mesh/v5p_128.gin --topology=v5p:4x4x4
   plug-jax plan --gin_file=runs/structbert_pretrain.gin --gin_file=models/large.gin \\
-    --gin_file=mesh/v5e_256.gin --topology=v5e:4x4 --sweep --tensor 1 2 --remat none dots full
+    --gin_file=mesh/v5e_16.gin --topology=v5e:4x4 --sweep --tensor 1 --remat full names=qkv,wi
 
 The TPU compiler (pip install 'plug-jax[tpu]') compiles the train step that `plug-jax train` runs;
 a model of 26B parameters takes it one to several minutes. Data are not read: MODEL_DIR, TRAIN_FILES
@@ -36,6 +36,7 @@ and the like need not be set. The exit status is 1 when the run does not fit.
 """
 UNKNOWN_ARGUMENTS = True
 _DOES_NOT_FIT = 1
+_SWEPT = ("fsdp", "tensor", "batch", "micro_batches")
 
 # Macros of runs/ files that a plan does not depend on, with what they are set to. Above all no task
 # is registered, which would look for its files.
@@ -70,8 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="plan cached generation in place of training: BATCH_SIZE prompts, and texts, of "
         "TASK_FEATURE_LENGTHS at most",
     )
-    for name, what in (("fsdp", int), ("tensor", int), ("batch", int), ("remat", str)):
-        add(f"--{name}", nargs="+", type=what, metavar="N", help=f"values of {name} to --sweep")
+    for name in _SWEPT:
+        add(f"--{name}", nargs="+", type=int, metavar="N", help=f"values of {name} to --sweep")
+    add(
+        "--remat",
+        nargs="+",
+        metavar="POLICY",
+        help="remat policies to --sweep: none, dots, full, names, names=qkv,out,wi",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,8 +90,9 @@ def run(args: argparse.Namespace) -> int:
         raise PlugError(
             "--sweep, --find_batch and --decode do not go together; --sweep takes --batch values"
         )
-    if not args.sweep and any((args.fsdp, args.tensor, args.batch, args.remat)):
-        raise PlugError("--fsdp, --tensor, --batch and --remat are for --sweep")
+    swept = {name: getattr(args, name) for name in (*_SWEPT, "remat")}
+    if not args.sweep and any(swept.values()):
+        raise PlugError(f"{', '.join(f'--{name}' for name in swept)} are for --sweep")
     set_environment()
     from plug_jax.cli.main import import_tensorflow
 
@@ -95,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = configure(args.gin_file, gin_config.overrides(args.unknown))
     if args.sweep:
-        grid = Grid.of(config, topology, args.fsdp, args.tensor, args.batch, args.remat)
+        grid = Grid.of(config, topology, **swept)
         plans = sweep(config, topology, grid, _say)
         _print_plans(plans, as_json=args.json)
         return 0 if plans and plans[0].fits else _DOES_NOT_FIT
@@ -134,12 +142,12 @@ def _print_plans(plans: Sequence[Plan], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([plan.to_dict() for plan in plans], indent=2))
         return
-    table = _table("data", "fsdp", "tensor", "batch", "remat", "HBM", "MFU at most", "as compiled")
-    table.add_column("bound by")
-    table.add_column("interconnect / compute")
+    table = _table("data", "fsdp", "tensor", "batch", "micro-batches", "remat", "HBM")
+    for column in ("MFU at most", "as compiled", "bound by", "interconnect / compute"):
+        table.add_column(column)
     for plan in plans:
         row = [*(str(plan.mesh[axis]) for axis in ("data", "fsdp", "tensor"))]
-        row += [str(plan.batch_size), plan.remat_policy]
+        row += [str(plan.batch_size), str(plan.micro_batches), plan.remat]
         if plan.speed is None:
             row.append("does not fit")
         else:
@@ -156,7 +164,7 @@ def _print_plan(plan: Plan) -> None:
     lengths = " + ".join(str(n) for n in plan.lengths.values())
     console.print(
         f"stage {plan.stage}: {plan.parameters:,} parameters, rows of {lengths} tokens, "
-        f"micro-batches {plan.micro_batches}, remat {plan.remat_policy}, attention "
+        f"micro-batches {plan.micro_batches}, remat {plan.remat}, attention "
         f"{plan.attention}\n{plan.verdict}"
     )
     if plan.memory is not None:

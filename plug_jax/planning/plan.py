@@ -47,8 +47,7 @@ class Plan:
     batch_size: int
     micro_batches: int
     lengths: dict[str, int]
-    remat_policy: str
-    remat_saved_names: tuple[str, ...]  # with the policies "names" and "offload"
+    remat: str  # "full", "names=qkv,out"
     attention: str
     fits: bool
     hbm_needed: int | None  # None: the compiler does not say
@@ -124,8 +123,7 @@ def _plan(
         batch_size=config.train_data.batch_size,
         micro_batches=config.step.micro_batches,
         lengths=dict(config.train_data.feature_lengths),
-        remat_policy=config.model.remat_policy,
-        remat_saved_names=config.model.remat_saved_names,
+        remat=config.model.remat,
         attention=config.model.attention,
         fits=compiled is not None,
         hbm_needed=needed,

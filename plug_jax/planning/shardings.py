@@ -11,14 +11,15 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.sharding import NamedSharding
 
 from plug_jax.training.program import TrainProgram
+from plug_jax.training.state import with_shardings
 
 
 def describe_shardings(program: TrainProgram) -> dict[str, dict[str, str]]:
     """Global shape and spec of every leaf, by path, as text.
 
-    `parameters`, `optimizer` and `batch` are what a step takes; `activations` the sharding
-    constraints within it (an array's dtype, shape and spec, and how often they are asked for in a
-    step). Call it within the partitioner's context.
+    `parameters`, `optimizer` and `batch` are what a step takes, `gradients` what it sums, those of
+    micro-batches too; `activations` are the sharding constraints within it (an array's dtype, shape
+    and spec, and how often they are asked for in a step). Call it within the partitioner's context.
 
     Example: {"parameters": {"encoder/final_norm/scale": "float32[8192] over (fsdp)"}, ...}
     """
@@ -29,10 +30,11 @@ def describe_shardings(program: TrainProgram) -> dict[str, dict[str, str]]:
             aval, sharding = equation.outvars[0].aval, equation.params["sharding"]
             constraints[_describe(aval, sharding)] += times
     abstract = program.layout.with_shardings()
-    parameters = _by_path(abstract.params)
+    gradients = _by_path(with_shardings(abstract.params, program.layout.gradients))
     return {
-        "parameters": parameters,
-        "optimizer": _slots(_by_path(abstract.opt_state), parameters),
+        "parameters": _by_path(abstract.params),
+        "gradients": gradients,
+        "optimizer": _slots(_by_path(abstract.opt_state), gradients),
         "batch": _by_path(program.batch),
         "activations": {name: f"{times} times" for name, times in sorted(constraints.items())},
     }
@@ -47,21 +49,21 @@ def _equations(jaxpr: Jaxpr, times: int = 1) -> Iterator[tuple[JaxprEqn, int]]:
             yield from _equations(sub, times * length)
 
 
-def _slots(slots: dict[str, str], parameters: dict[str, str]) -> dict[str, str]:
-    """The optimizer's leaves; those just like the parameter they are for are only counted."""
+def _slots(slots: dict[str, str], gradients: dict[str, str]) -> dict[str, str]:
+    """The optimizer's leaves; those just like the gradient they are for are only counted."""
     alike: Counter[tuple[str, str]] = Counter()
     others = {}
     for path, text in slots.items():
-        name = next((name for name in parameters if path.endswith(f"/{name}")), "")
+        name = next((name for name in gradients if path.endswith(f"/{name}")), "")
         dtype, _, where = text.partition("[")
-        own_dtype, _, own = parameters.get(name, "").partition("[")
+        own_dtype, _, own = gradients.get(name, "").partition("[")
         if where == own:
             in_dtype = "" if dtype == own_dtype else f" in {dtype}"
             alike[path.removesuffix(name) + "*", in_dtype] += 1
         else:
             others[path] = text
     counted = {
-        path: f"{times} leaves, each as its parameter{in_dtype}"
+        path: f"{times} leaves, each as its gradient{in_dtype}"
         for (path, in_dtype), times in alike.items()
     }
     return counted | others

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
-from plug_jax.config import RematPolicy
+from plug_jax.config import PlugConfig, RematPolicy
 from plug_jax.errors import PlugError
 from plug_jax.planning.plan import Plan, make_plan, with_batch_size
 from plug_jax.planning.topologies import Topology
@@ -20,7 +21,8 @@ class Grid:
     fsdp: tuple[int, ...]
     tensor: tuple[int, ...]
     batch: tuple[int, ...]
-    remat: tuple[RematPolicy, ...]
+    micro_batches: tuple[int, ...]
+    models: tuple[PlugConfig, ...]  # the run's with different remat
 
     @classmethod
     def of(
@@ -30,10 +32,11 @@ class Grid:
         fsdp: Sequence[int] | None = None,
         tensor: Sequence[int] | None = None,
         batch: Sequence[int] | None = None,
-        remat: Sequence[RematPolicy] | None = None,
+        micro_batches: Sequence[int] | None = None,
+        remat: Sequence[str] | None = None,
     ) -> Grid:
         """Where values are not given: tensor 1 to 8, each with all of a slice that is left or half
-        of it as fsdp; the run's own batch, and its remat policy."""
+        of it as fsdp; of the rest the run's own. `remat` as `with_remat` reads it."""
         in_slice = topology.num_devices // topology.slices
         tensor = tuple(tensor or (n for n in (1, 2, 4, 8) if in_slice % n == 0))
         if fsdp is None:
@@ -43,16 +46,16 @@ class Grid:
             fsdp=tuple(fsdp),
             tensor=tensor,
             batch=tuple(batch or (config.train_data.batch_size,)),
-            remat=tuple(remat or (config.model.remat_policy,)),
+            micro_batches=tuple(micro_batches or (config.step.micro_batches,)),
+            models=tuple(with_remat(config.model, text) for text in remat or (config.model.remat,)),
         )
 
     def configs(self, config: TrainConfig, topology: Topology) -> Iterator[TrainConfig]:
         """The run with every combination that multiplies to the devices of whole slices."""
-        for fsdp, tensor, batch, remat in itertools.product(
-            self.fsdp, self.tensor, self.batch, self.remat
+        for fsdp, tensor, batch, micro_batches, model in itertools.product(
+            self.fsdp, self.tensor, self.batch, self.micro_batches, self.models
         ):
             data, rest = divmod(topology.num_devices, fsdp * tensor)
-            # At most two copies of the parameters a slice: a half of its devices as fsdp.
             if rest or data % topology.slices:
                 continue
             yield dataclasses.replace(
@@ -60,7 +63,8 @@ class Grid:
                 partitioner=dataclasses.replace(
                     config.partitioner, data=data, fsdp=fsdp, tensor=tensor, slices=topology.slices
                 ),
-                model=dataclasses.replace(config.model, remat_policy=remat),
+                step=dataclasses.replace(config.step, micro_batches=micro_batches),
+                model=model,
             )
 
 
@@ -79,7 +83,7 @@ def sweep(
         report(
             f"[{number}/{len(configs)}] data={partitioner.data} fsdp={partitioner.fsdp} "
             f"tensor={partitioner.tensor} batch={candidate.train_data.batch_size} "
-            f"remat={candidate.model.remat_policy} ..."
+            f"micro_batches={candidate.step.micro_batches} remat={candidate.model.remat} ..."
         )
         try:
             plan = make_plan(candidate, topology)
@@ -94,6 +98,20 @@ def sweep(
             f"batch {grid.batch} divides {topology} and the model"
         )
     return sorted(plans, key=lambda plan: -(plan.speed.mfu_scheduled if plan.speed else 0.0))
+
+
+def with_remat(model: PlugConfig, text: str) -> PlugConfig:
+    """The model with another remat: `full`, or `names=qkv,out,wi`, as `PlugConfig.remat` says it.
+
+    Raises:
+        PlugError: no such policy, or no such name.
+    """
+    policy, _, names = text.partition("=")
+    return dataclasses.replace(
+        model,
+        remat_policy=cast(RematPolicy, policy),
+        remat_saved_names=cast(Any, names.split(",")) if names else model.remat_saved_names,
+    )
 
 
 def _bounds(plan: Plan) -> str:

@@ -20,7 +20,7 @@ from plug_jax.training.checkpointing import open_checkpoint
 from plug_jax.training.compilation import Compiled, compile_program, use_compilation_cache
 from plug_jax.training.feed import Feed
 from plug_jax.training.program import abstract_batch
-from plug_jax.training.state import abstract_params
+from plug_jax.training.state import abstract_params, with_shardings
 from plug_jax.training.step import StepConfig, make_eval_step
 
 
@@ -69,11 +69,7 @@ class Evaluator:
     def _lower(self) -> jax.stages.Lowered:
         model = PlugModel(self._model)
         boxed = abstract_params(model)
-        params = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-            nn.unbox(boxed),
-            self._partitioner.param_shardings(boxed),
-        )
+        params = with_shardings(nn.unbox(boxed), self._partitioner.param_shardings(boxed))
         step = jax.jit(
             make_eval_step(model, self._step), out_shardings=self._partitioner.replicated
         )

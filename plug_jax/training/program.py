@@ -97,7 +97,7 @@ def train_program(config: TrainConfig) -> TrainProgram:
         config.step,
         train_steps=config.train_steps,
         seed=config.seed,
-        param_shardings=layout.shardings.params,
+        grad_shardings=layout.gradients,
     )
     return TrainProgram(
         model=model,

@@ -30,14 +30,19 @@ class StateLayout:
 
     abstract: Any  # a TrainState of ShapeDtypeStructs
     shardings: Any  # a TrainState of NamedShardings
+    gradients: Any  # NamedShardings of the parameters' gradients
 
     def with_shardings(self) -> TrainState:
         """ShapeDtypeStructs that carry their sharding: what a checkpoint is restored into."""
-        return jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-            self.abstract,
-            self.shardings,
-        )
+        state: TrainState = with_shardings(self.abstract, self.shardings)
+        return state
+
+
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs like the leaves of a tree, that carry these shardings."""
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings
+    )
 
 
 def state_layout(
@@ -47,14 +52,16 @@ def state_layout(
     boxed = abstract_params(model)
     params = nn.unbox(boxed)
     param_shardings = partitioner.param_shardings(boxed)
+    gradients = partitioner.gradient_shardings(params, param_shardings)
     opt_state = jax.eval_shape(optimizer.init, params)
     return StateLayout(
         TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state),
         TrainState(
             partitioner.replicated,
             param_shardings,
-            partitioner.optimizer_shardings(opt_state, params, param_shardings),
+            partitioner.optimizer_shardings(opt_state, params, gradients),
         ),
+        gradients,
     )
 
 

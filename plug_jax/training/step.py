@@ -56,11 +56,11 @@ def make_train_step(
     *,
     train_steps: int,
     seed: int,
-    param_shardings: Any = None,
+    grad_shardings: Any = None,
 ) -> TrainStep:
     """The step (state, batch) -> (state, metrics). Dropout's randomness is folded from the step.
 
-    Gradients take `param_shardings` (None: one device), and so does what micro-batches add them up
+    Gradients take `grad_shardings` (None: one device), and so does what micro-batches add them up
     in.
     """
     mlm_steps = config.mlm_steps(train_steps)
@@ -70,7 +70,7 @@ def make_train_step(
         batch = objectives.select_predictions(batch, capacity=config.prediction_capacity)
         batch = objectives.without_masked_lm(batch, state.step < mlm_steps)
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, trained = _gradients(model, state.params, batch, rng, config, param_shardings)
+        grads, trained = _gradients(model, state.params, batch, rng, config, grad_shardings)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         one = jnp.ones((), jnp.float32)
@@ -99,7 +99,7 @@ def _gradients(
     batch: Batch,
     rng: jax.Array,
     config: StepConfig,
-    param_shardings: Any,
+    grad_shardings: Any,
 ) -> tuple[Any, dict[str, Mean]]:
     """Gradient of the summed objectives, and their metrics, over all micro-batches.
 
@@ -121,9 +121,9 @@ def _gradients(
         return total, metrics
 
     def constrain(grads: Any) -> Any:
-        if param_shardings is None:
+        if grad_shardings is None:
             return grads
-        return lax.with_sharding_constraint(grads, param_shardings)
+        return lax.with_sharding_constraint(grads, grad_shardings)
 
     def gradient(params: Any, batch: Batch, rng: jax.Array) -> tuple[Any, dict[str, Mean]]:
         grads, metrics = jax.grad(loss, has_aux=True)(params, batch, rng)

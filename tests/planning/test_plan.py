@@ -64,8 +64,7 @@ def some_plan(config, topology, *, fits=True, **changes):
         batch_size=config.train_data.batch_size,
         micro_batches=config.step.micro_batches,
         lengths=dict(config.train_data.feature_lengths),
-        remat_policy=config.model.remat_policy,
-        remat_saved_names=config.model.remat_saved_names,
+        remat=config.model.remat,
         attention=config.model.attention,
         fits=fits,
         hbm_needed=12 * GIB if fits else 20 * GIB,
@@ -124,6 +123,23 @@ def test_sweep_ranks_what_fits_and_leaves_out_what_does_not_divide(eight_devices
     assert any("left out: tensor 4 does not divide" in line for line in said)
 
 
+def test_a_sweep_over_micro_batches_and_saved_names(eight_devices):
+    config = command.configure(FILES, ["BATCH_SIZE = 16"])
+    policies = ["full", "names=qkv,wi", "names"]
+    grid = sweeping.Grid.of(
+        config, eight_devices, fsdp=[8], tensor=[1], micro_batches=[1, 2], remat=policies
+    )
+    tried = [(c.step.micro_batches, c.model.remat) for c in grid.configs(config, eight_devices)]
+    texts = ["full", "names=qkv,wi", "names=qkv,out"]
+    assert tried == [(1, text) for text in texts] + [(2, text) for text in texts]
+    own = sweeping.Grid.of(config, eight_devices)
+    assert (own.models, own.micro_batches) == ((config.model,), (config.step.micro_batches,))
+    with pytest.raises(PlugError, match="remat_saved_names may hold .* got \\['mlp'\\]"):
+        sweeping.with_remat(config.model, "names=mlp")
+    with pytest.raises(PlugError, match="remat_policy must be one of .* got 'some'"):
+        sweeping.with_remat(config.model, "some")
+
+
 def test_what_does_not_fit_is_said_with_status_1(eight_devices, monkeypatch, capsys):
     def out_of_memory(program):
         raise DoesNotFit(
@@ -166,7 +182,7 @@ def test_a_plan_and_a_run_compile_with_the_options_of_the_mesh_file(eight_device
     files = ["runs/structbert_pretrain.gin", *FILES[1:], "compiler/sparse_core.gin"]
     bindings = ["BATCH_SIZE = 8", "TASK_FEATURE_LENGTHS = {'encoder': 64}"]
     config = command.configure(files, bindings)
-    with pytest.raises(PlugError, match="No such compile option: 'xla_tpu_enable_sparse_core"):
+    with pytest.raises(PlugError, match="No such compile option: 'xla_"):
         planning.make_plan(config, eight_devices)
     with config.partitioner.context():
         program = train_program(config)
@@ -248,7 +264,8 @@ def test_a_real_plan_of_tiny(capsys):
     # Everything has a dimension of 128 that is split in four, but the vocabulary's bias, the
     # sentence head's 3, and biases by head or of the hidden layer of the MLP.
     assert parameters < memory["parameters"] < 1.2 * parameters  # 4 bytes, over 4 chips
-    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=1e-3)
+    # The moments of those too, but for what is of the 3 classes and the counts of steps.
+    assert memory["optimizer"] == 2 * (parameters - 3 + 4 * 3) + 8
     state = memory["parameters"] + memory["optimizer"]
     assert state < memory["arguments"] < 1.2 * state  # with the batch and the padding of layouts
     assert memory["peak"] == plan["hbm_needed"] < plan["hbm_available"]
@@ -266,14 +283,16 @@ def test_a_real_plan_of_tiny(capsys):
     assert speed["uncounted_loops"] == 0
     # Every matrix goes round twice in bfloat16, before the forward and the backward pass, and the
     # tables of the embeddings once as they are. Gradients are summed where they are held, but for
-    # those of the 3 token types and of vectors, which are summed everywhere.
+    # those of the 3 token types and of vectors, which are summed everywhere. Vectors that
+    # every chip has are updated in parts, and gathered once; a sum puts together the vocabulary's.
     matrices = 128 * 128 + 2 * (4 * 128**2 + 2 * 128 * 512) + 2 * (8 * 128**2 + 2 * 128 * 512)
     tables, types = (21_248 + 512 + 3) * 128, 3 * 128
+    vectors = 2 * (3 * 128 + 512) + 2 * (6 * 128 + 512)
     assert collectives(plan) == {
         ("all-gather", "fsdp", "bf16"): (46, 2 * 2 * matrices),
-        ("all-gather", "fsdp", "f32"): (3, 4 * tables),
+        ("all-gather", "fsdp", "f32"): (9, 4 * (tables + vectors)),
         ("reduce-scatter", "fsdp", "f32"): (6, 4 * (matrices + tables - types)),
-        ("all-reduce", "fsdp", "f32"): (15, 150_712),
+        ("all-reduce", "fsdp", "f32"): (16, 151_076 + 4 * 21_248),
         ("all-reduce", "fsdp", "s32"): (1, 20),
     }
     assert speed["roofline"]["overlapped"] <= speed["roofline"]["scheduled"]

@@ -48,7 +48,7 @@ def run_steps(
             step or StepConfig(),
             train_steps=train_steps,
             seed=3,
-            param_shardings=layout.shardings.params,
+            grad_shardings=layout.gradients,
         )
         state = init_state(model, optimizer, layout, seed=0)
         jitted = jax.jit(

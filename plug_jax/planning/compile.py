@@ -21,13 +21,13 @@ _SIZE = r"([\d.]+)([KMGT]?)"
 
 
 class DoesNotFit(Exception):
-    """The compiler found no way to do with the memory of a chip."""
+    """The compiler found no way to do with a chip's HBM."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         # "... the total memory required for HLO temporaries (768.00G) exceeds available HBM
         # (95.74G)", or "Used 17.41G of 15.75G hbm"
-        sizes = re.search(rf"\({_SIZE}\) exceeds available HBM|Used {_SIZE} of", message)
+        sizes = re.search(rf"\({_SIZE}\) exceeds available HBM|Used {_SIZE} of \S+ hbm", message)
         self.needed = _bytes(*filter(None, sizes.groups())) if sizes else None
 
 
@@ -76,7 +76,8 @@ def compile_step(program: Program) -> Compiled:
     """Trace, lower and compile; within the partitioner's context.
 
     Raises:
-        DoesNotFit: it does not fit a chip's memory.
+        DoesNotFit: it does not fit a chip's HBM.
+        PlugError: the compiler fails for another reason.
     """
     started = time.monotonic()
     traced = program.trace()
@@ -85,7 +86,8 @@ def compile_step(program: Program) -> Compiled:
     try:
         executable = lowered.compile()
     except JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+        # On-chip memory runs out whatever the batch: by compiler options, or by a kernel's blocks.
+        if "RESOURCE_EXHAUSTED" in str(error) and "memory space vmem" not in str(error):
             raise DoesNotFit(str(error)) from error
         raise PlugError(f"the TPU compiler failed: {error}") from error
     compiled_at = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -155,10 +155,12 @@ def _speed(config: TrainConfig, topology: Topology, compiled: Compiled) -> Speed
 
 
 def find_batch(config: TrainConfig, topology: Topology, report: Callable[[Plan], None]) -> Plan:
-    """The plan of the largest batch that fits: doubling, then bisection; all else stays.
+    """The plan of the largest batch that fits; all else stays.
 
-    Batches are multiples of the rows' shards times the micro-batches. `report` gets every plan as
-    it is made. Raises PlugError when even the smallest does not fit.
+    It doubles the batch, then interpolates the memory between one that fits and one that does not,
+    or halves where that gains less. Batches are multiples of the rows' shards times the
+    micro-batches. `report` gets every plan as it is made. Raises PlugError when even the smallest
+    does not fit.
     """
     devices = compile_only_devices(topology)
     partitioner = dataclasses.replace(config.partitioner, devices=devices, slices=topology.slices)
@@ -174,12 +176,24 @@ def find_batch(config: TrainConfig, topology: Topology, report: Callable[[Plan],
     low, high = 0, max(1, config.train_data.batch_size // multiple)
     while fits(high):
         low, high = high, 2 * high
+    halve = low == 0
     while high - low > 1:
-        middle = (low + high) // 2
+        middle = (low + high) // 2 if halve else _interpolated(plans, low, high)
+        between = high - low
         low, high = (middle, high) if fits(middle) else (low, middle)
+        halve = low == 0 or high - low > between // 2
     if low == 0:
         raise PlugError(f"no batch fits, not even {plans[1].verdict}")
     return plans[low]
+
+
+def _interpolated(plans: Mapping[int, Plan], low: int, high: int) -> int:
+    """Where memory would be full, were it linear in the batch; between `low` and `high`."""
+    small, large = plans[low].hbm_needed, plans[high].hbm_needed
+    if small is None or large is None or large <= small:
+        return (low + high) // 2
+    share = (plans[low].hbm_available - small) / (large - small)
+    return min(max(low + int(share * (high - low)), low + 1), high - 1)
 
 
 def with_batch_size(config: TrainConfig, batch_size: int) -> TrainConfig:

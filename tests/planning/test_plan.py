@@ -1,5 +1,6 @@
 """`plug-jax plan`: what it asks of gin files, what it says, and one real compilation for TPUs."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.errors import JaxRuntimeError
 
 from plug_jax.cli import main as dispatcher
 from plug_jax.cli import plan as command
 from plug_jax.errors import PlugError
 from plug_jax.planning import plan as planning
 from plug_jax.planning import sweep as sweeping
-from plug_jax.planning.compile import DoesNotFit, kept_activations
+from plug_jax.planning.compile import DoesNotFit, compile_step, kept_activations
 from plug_jax.planning.roofline import Roofline
 from plug_jax.planning.topologies import GIB, parse_topology
 from plug_jax.training.compilation import compile_program
@@ -102,6 +104,29 @@ def test_find_batch(eight_devices, monkeypatch, start, largest):
     assert len({plan.batch_size for plan in tried}) == len(tried) <= 9
 
 
+@pytest.mark.parametrize(("knows", "tries"), [(True, 5), (False, 12)])
+def test_find_batch_interpolates_what_the_compiler_says_it_needs(
+    eight_devices, monkeypatch, knows, tries
+):
+    """4 GiB and 1 MiB a row, of 15.75 GiB: 12,032 rows = 1,504 x 8. Blindly it takes 12 plans."""
+    config = command.configure(FILES, ["BATCH_SIZE = 8192", "MICRO_BATCHES = 2"])
+
+    def make(c, topology):
+        rows = c.train_data.batch_size
+        needed = 4 * GIB + rows * 2**20
+        plan = some_plan(c, topology, fits=rows <= 12_032)
+        return dataclasses.replace(
+            plan,
+            hbm_needed=needed if knows or plan.fits else None,
+            hbm_available=int(15.75 * GIB),
+        )
+
+    monkeypatch.setattr(planning, "make_plan", make)
+    tried = []
+    assert planning.find_batch(config, eight_devices, tried.append).batch_size == 12_032
+    assert len(tried) <= tries
+
+
 def test_sweep_ranks_what_fits_and_leaves_out_what_does_not_divide(eight_devices, monkeypatch):
     config = command.configure(FILES, ["BATCH_SIZE = 16"])
 
@@ -155,6 +180,24 @@ def test_what_does_not_fit_is_said_with_status_1(eight_devices, monkeypatch, cap
     assert dispatcher.main(arguments("--topology=v5e:2x4", "--gin.BATCH_SIZE=8", "--json")) == 1
     values = json.loads(capsys.readouterr().out)
     assert values["fits"] is False and values["hbm_needed"] == int(20.5 * GIB)
+
+
+def test_running_out_of_on_chip_memory_is_no_matter_of_the_batch():
+    class Program:
+        def trace(self):
+            return self
+
+        def lower(self):
+            return self
+
+        def compile(self):
+            raise JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 16.38M of 16.00M "
+                "vmem. Exceeded vmem capacity by 388.0K."
+            )
+
+    with pytest.raises(PlugError, match="the TPU compiler failed: .* vmem capacity by 388.0K"):
+        compile_step(Program())
 
 
 def test_an_error_without_sizes_is_still_out_of_memory():

@@ -353,23 +353,25 @@ def test_plug_27b_fits_a_v5p_128():
     )
     assert plan["fits"] and plan["hbm_needed"] < plan["hbm_available"]
     assert 26.0e9 < plan["parameters"] < 26.1e9
-    # 12 bytes a parameter over fsdp=16; data=4 keeps copies.
-    state = plan["memory"]["parameters"] + plan["memory"]["optimizer"]
-    assert state == pytest.approx(12 * plan["parameters"] / 16, rel=1e-2)
+    # Parameters over fsdp=16, of which data=4 keeps copies; AdamW's moments over all 64 chips.
+    memory = plan["memory"]
+    assert memory["parameters"] == pytest.approx(4 * plan["parameters"] / 16, rel=1e-2)
+    assert memory["optimizer"] == pytest.approx(8 * plan["parameters"] / 64, rel=1e-2)
     assert plan["batch_size"] * sum(plan["lengths"].values()) > 2e6
 
     speed = plan["speed"]
     assert speed["uncounted_loops"] == 0
-    assert speed["mfu_bound"] > 0.75
-    assert speed["mfu_scheduled"] > 0.82  # without compiler/sparse_core.gin 79.7%
+    assert speed["mfu_bound"] > 0.97  # 89.5% without 'wi' in remat_saved_names
+    assert speed["mfu_scheduled"] > 0.92  # 94.1% with libtpu 0.0.42
     assert speed["roofline"]["hides_interconnect"]
     moved = {key: size for key, (_, size) in collectives(plan).items()}
     # In each of four micro-batches the matrices go round twice in bfloat16, before the forward and
     # the backward pass, and their gradients once. Another gather of the model would add a half.
+    # The new parameters go round the copies once, in float32.
     matrices = 2 * 25.85e9
     assert moved["all-gather", "fsdp", "bf16"] == pytest.approx(4 * 2 * matrices, rel=0.01)
-    assert moved["reduce-scatter", "fsdp", "bf16"] == pytest.approx(4 * matrices, rel=0.01)
-    # Between the copies only the 16th part of the gradients that a chip holds.
-    assert moved["all-reduce", "data", "bf16"] == pytest.approx(4 * matrices / 16, rel=0.01)
-    rest = sum(moved.values()) - 4 * matrices * (2 + 1 + 1 / 16)
+    assert moved["all-reduce", "data+fsdp", "bf16"] == pytest.approx(4 * matrices, rel=0.01)
+    parts = 4 * plan["parameters"] / 16
+    assert moved["all-gather", "data", "f32"] == pytest.approx(parts, rel=0.01)
+    rest = sum(moved.values()) - 4 * matrices * (2 + 1) - parts
     assert rest < 0.02 * sum(moved.values())

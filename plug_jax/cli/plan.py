@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
             _print_decode_plan(decode_plan)
         return 0 if decode_plan.fits else _DOES_NOT_FIT
     if args.find_batch:
-        plan = find_batch(config, topology, lambda plan: _say(plan.verdict))
+        plan = find_batch(config, topology, lambda plan: _say(plan.outcome))
     else:
         plan = make_plan(config, topology)
     if args.json:

@@ -66,7 +66,16 @@ class Plan:
 
     @property
     def verdict(self) -> str:
-        """One sentence: fits or not, and what to do."""
+        """Fits or not, and then what to do."""
+        advice = (
+            ". Use more chips, a smaller BATCH_SIZE, more MICRO_BATCHES, more fsdp (or tensor), or "
+            "a remat_policy that keeps less; --find_batch finds the largest batch"
+        )
+        return self.outcome if self.fits else self.outcome + advice
+
+    @property
+    def outcome(self) -> str:
+        """Fits or not, and by how much."""
         mesh = " x ".join(f"{axis}={size}" for axis, size in self.mesh.items())
         what = f"batch {self.batch_size} on {self.topology} ({mesh})"
         available = f"{self.hbm_available / GIB:.2f} GiB"
@@ -75,11 +84,7 @@ class Plan:
             share = self.hbm_needed / self.hbm_available
             return f"{what} fits: {self.hbm_needed / GIB:.2f} of {available} a device ({share:.0%})"
         needed = "more" if self.hbm_needed is None else f"{self.hbm_needed / GIB:.2f} GiB"
-        return (
-            f"{what} does not fit: it needs {needed}, a device has {available}. Use more chips, a "
-            "smaller BATCH_SIZE, more MICRO_BATCHES, more fsdp (or tensor), or a remat_policy that "
-            "keeps less; --find_batch finds the largest batch"
-        )
+        return f"{what} does not fit: it needs {needed}, a device has {available}"
 
 
 def make_plan(config: TrainConfig, topology: Topology) -> Plan:

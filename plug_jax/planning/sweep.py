@@ -91,7 +91,7 @@ def sweep(
             report(f"  left out: {error}")
             continue
         plans.append(plan)
-        report(f"  {plan.verdict}{_bounds(plan)}")
+        report(f"  {plan.outcome}{_bounds(plan)}")
     if not plans:
         raise PlugError(
             f"nothing to compare: no combination of fsdp {grid.fsdp}, tensor {grid.tensor} and "

@@ -214,9 +214,8 @@ class Partitioner:
 
         Like the parameter's, and also over the mesh axes on which that is whole: each along the
         dimension that has most shards already, else the longest, of those that it divides. So no
-        device keeps what another one keeps, and one reduce-scatter sums gradients (ZeRO, stage 2).
+        device keeps what another one keeps (ZeRO, stage 2: Rajbhandari et al., 2020).
         """
-
         return jax.tree.map(
             lambda leaf, sharding: NamedSharding(
                 self.mesh, _widened(self.mesh, leaf.shape, sharding.spec)

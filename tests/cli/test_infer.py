@@ -162,7 +162,7 @@ def test_options_that_do_not_go_together(model_dir, capsys, command, message):
 def test_killed_again_and_again_it_ends_with_the_same_file(model_dir, tmp_path):
     """SIGKILL at random moments, Ctrl-C once, then to the end."""
     draw = random.Random(0)
-    prompts = ["".join(draw.choices(CHARACTERS, k=draw.randint(1, 40))) for _ in range(400)]
+    prompts = ["".join(draw.choices(CHARACTERS, k=draw.randint(1, 40))) for _ in range(1200)]
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": prompt} for prompt in prompts])
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     assert main(infer_command(model_dir, str(source), whole, BATCH_SIZE=2)) == 0
@@ -188,8 +188,8 @@ def test_killed_again_and_again_it_ends_with_the_same_file(model_dir, tmp_path):
         process.send_signal(signal.SIGINT if attempt == 0 else signal.SIGKILL)
         said = process.communicate()[1]
         if attempt == 0:
-            assert process.returncode == 130 and "plug-jax: interrupted" in said
-        assert not killed.exists()
+            assert process.returncode == 130 and "plug-jax: interrupted" in said, said
+        assert not killed.exists()  # a part takes about 0.1 s, and there are 38
     last = start()
     said = last.communicate()[1]
     assert last.returncode == 0, said

@@ -28,6 +28,22 @@ def tiny_config(**changes: object) -> PlugConfig:
     return PlugConfig(**(values | changes))  # type: ignore[arg-type]
 
 
+def plug_27b(**changes: object) -> PlugConfig:
+    """The released model, as models/plug_27b.gin has it."""
+    values: dict[str, object] = {
+        "vocab_size": 21128,
+        "vocab_multiple": 1024,
+        "hidden_size": 8192,
+        "num_encoder_layers": 24,
+        "num_decoder_layers": 6,
+        "num_heads": 128,
+        "head_dim": 64,
+        "mlp_dim": 32768,
+        "max_positions": 2048,
+    }
+    return PlugConfig(**(values | changes))  # type: ignore[arg-type]
+
+
 def pack_lengths(rng: np.random.Generator, length: int) -> list[int]:
     """Lengths of examples that follow each other in a row and leave some padding."""
     lengths: list[int] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 import os
 import resource
 import statistics
@@ -75,9 +76,7 @@ def in_memory(source: seqio.DataSource, vocabulary: PlugVocabulary) -> list[list
         ends = np.cumsum(block["sentence_lengths"])
         sentences = [part.tolist() for part in np.split(block["tokens"], ends[:-1])]
         borders = np.searchsorted(ends, np.cumsum(block["document_lengths"]), side="right")
-        documents += [
-            sentences[first:last] for first, last in zip([0, *borders], borders, strict=False)
-        ]
+        documents += [sentences[a:b] for a, b in itertools.pairwise([0, *borders])]
     return documents
 
 

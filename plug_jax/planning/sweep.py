@@ -74,9 +74,15 @@ def sweep(
     """A plan of every combination, the highest MFU as compiled first, those that do not fit last.
 
     Each is compiled in turn; `report` gets a line before and after. A combination that does not
-    divide the model or the batch is reported and left out. PlugError when none is left.
+    divide the model or the batch, or on which the compiler fails, is reported and left out.
+    PlugError when none is left.
     """
     configs = list(grid.configs(config, topology))
+    if not configs:
+        raise PlugError(
+            f"nothing to compare: no fsdp of {grid.fsdp} times tensor of {grid.tensor} divides the "
+            f"devices of {topology}"
+        )
     plans = []
     for number, candidate in enumerate(configs, 1):
         partitioner = candidate.partitioner
@@ -93,10 +99,7 @@ def sweep(
         plans.append(plan)
         report(f"  {plan.outcome}{_bounds(plan)}")
     if not plans:
-        raise PlugError(
-            f"nothing to compare: no combination of fsdp {grid.fsdp}, tensor {grid.tensor} and "
-            f"batch {grid.batch} divides {topology} and the model"
-        )
+        raise PlugError(f"nothing to compare: all {len(configs)} were left out, as said above")
     return sorted(plans, key=lambda plan: -(plan.speed.mfu_scheduled if plan.speed else 0.0))
 
 

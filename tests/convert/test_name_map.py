@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from plug_jax.config import PlugConfig
 from plug_jax.convert.arrange import DTYPES, assemble, cast, check_ranks, disassemble
 from plug_jax.convert.name_map import BERT, PLUG, leaves_of
 from plug_jax.convert.stored_arrays import chunk_shape
 from plug_jax.errors import PlugError
+from tests import synthetic
 from tests.convert import weights
 
 ROWS = 96
@@ -89,17 +89,7 @@ def test_a_number_too_large_for_a_dtype_is_an_error():
 
 def test_chunks_of_the_released_model_suit_a_mesh_and_memory():
     """No chunk exceeds 16 MiB, and shards of fsdp 32 x tensor 8 are whole chunks."""
-    config = PlugConfig(
-        vocab_size=21128,
-        vocab_multiple=1024,
-        hidden_size=8192,
-        num_encoder_layers=24,
-        num_decoder_layers=6,
-        num_heads=128,
-        head_dim=64,
-        mlp_dim=32768,
-        max_positions=2048,
-    )
+    config = synthetic.plug_27b()
     shards = {"embed": 32, "mlp": 8, "heads": 8, "vocab": 8}
     for leaf in leaves_of(config, PLUG):
         chunks = chunk_shape(leaf.shape, leaf.axes, DTYPES["float16"])

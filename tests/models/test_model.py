@@ -212,18 +212,7 @@ def test_every_parameter_has_logical_axes_and_dtype() -> None:
 
 def test_parameter_count_of_27b() -> None:
     """The released model has 26.10B unique parameters."""
-    config = PlugConfig(
-        vocab_size=21128,
-        vocab_multiple=1024,
-        hidden_size=8192,
-        num_encoder_layers=24,
-        num_decoder_layers=6,
-        num_heads=128,
-        head_dim=64,
-        mlp_dim=32768,
-        max_positions=2048,
-        use_pooler=True,  # the released one has its weights, unused
-    )
+    config = synthetic.plug_27b(use_pooler=True)  # the released one has its weights, unused
     shapes = jax.eval_shape(
         lambda: PlugModel(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     )

@@ -11,6 +11,7 @@ from plug_jax.models.plug import PlugModel
 from plug_jax.planning.flops import dot_flops, executed_flops, model_flops
 from plug_jax.training.state import abstract_params
 from plug_jax.training.step import StepConfig
+from tests import synthetic
 
 SMALL = PlugConfig(
     vocab_size=60,
@@ -47,15 +48,7 @@ def test_worked_example_of_stage_2():
 
 def test_six_times_parameters_times_tokens():
     """The 27B model, stage 1: 6 N a token, N the parameters of its layers, attention apart."""
-    config = PlugConfig(
-        vocab_size=21128,
-        hidden_size=8192,
-        num_encoder_layers=24,
-        num_heads=128,
-        head_dim=64,
-        mlp_dim=32768,
-        max_positions=2048,
-    )
+    config = synthetic.plug_27b(num_decoder_layers=0)
     flops = model_flops(config, STEP, {"encoder": 512}, batch_size=4)
     layers = 24 * (4 * 8192 * 8192 + 2 * 8192 * 32768)
     assert 3 * flops.encoder == 6 * layers * 4 * 512

@@ -6,6 +6,7 @@ that keeps groups in memory, as the local one does, needs 2 kB a document then, 
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 
@@ -123,8 +124,9 @@ def _split(documents: np.ndarray, keys: np.ndarray) -> Iterator[Keyed]:
     """The documents of each key."""
     order = np.argsort(keys, kind="stable")
     values, starts = np.unique(keys[order], return_index=True)
-    for value, part in zip(values, np.split(documents[order], starts[1:]), strict=False):
-        yield int(value), part
+    borders = [*starts.tolist(), len(order)]
+    for value, (start, end) in zip(values, itertools.pairwise(borders), strict=True):
+        yield int(value), documents[order[start:end]]
 
 
 def _sorted(documents: np.ndarray) -> np.ndarray:

@@ -62,12 +62,14 @@ class PlugModel(nn.Module):
         positions: jax.Array | None = None,
         token_types: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
+        perturbation: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
         """Contextual states [B,E,M] of int32 tokens [B,E].
 
         positions (default: 0, 1, ...), token_types (default: 0) and segment_ids (default: one
-        segment a row; 0 is padding, whose output carries no meaning) are int32 [B,E].
+        segment a row; 0 is padding, whose output carries no meaning) are int32 [B,E]. What the
+        first layer reads is moved by `perturbation` float32 [B,E,M], if there is one.
         """
         segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
         x = self.embeddings(
@@ -76,6 +78,8 @@ class PlugModel(nn.Module):
             token_types=jnp.zeros_like(tokens) if token_types is None else token_types,
             deterministic=deterministic,
         )
+        if perturbation is not None:
+            x = (x + perturbation).astype(x.dtype)
         return self.encoder(x, segment_ids=segment_ids, deterministic=deterministic)
 
     def mlm_logits(self, hidden: jax.Array) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import flax.struct
@@ -37,11 +36,5 @@ def add(metrics: Iterable[Metrics]) -> dict[str, Mean]:
 
 
 def summarize(metrics: Metrics) -> dict[str, float]:
-    """Values by name, leaving out what was not counted at all (masked LM in the last phase).
-
-    Adds `decoder_perplexity` = exp(decoder_loss).
-    """
-    values = {k: float(m.total / m.weight) for k, m in metrics.items() if m.weight > 0}
-    if "decoder_loss" in values:
-        values["decoder_perplexity"] = math.exp(min(values["decoder_loss"], 700.0))
-    return values
+    """Values by name, leaving out what was not counted at all (masked LM in the last phase)."""
+    return {k: float(m.total / m.weight) for k, m in metrics.items() if m.weight > 0}

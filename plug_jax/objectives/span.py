@@ -1,0 +1,81 @@
+"""Span: where in a text the answer begins and ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from plug_jax import losses
+from plug_jax.data.features import Feature
+from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.evaluation.decoded_examples import Example
+from plug_jax.metrics import Mean
+from plug_jax.objectives.forward import Batch, Forward
+from plug_jax.objectives.objective import count
+from plug_jax.objectives.task_heads import OUT_OF_QUESTION, TaskObjective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Span(TaskObjective):
+    """The mean of two cross-entropies over the tokens of a row: of the first and the last token.
+
+    A text without an answer begins and ends at [CLS].
+    """
+
+    name: ClassVar[str] = "span"
+    packs: ClassVar[bool] = False
+    torch_class: ClassVar[str] = "BertForQuestionAnswering"
+    torch_name: ClassVar[str] = "qa_outputs"
+
+    @property
+    def width(self) -> int:
+        """Begin and end."""
+        return 2
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The text; 1 at the first and at the last token, 0 everywhere where that is unknown."""
+        return (*super().features, Feature("span_starts", 2), Feature("span_ends", 2))
+
+    def predictions(self, batch: Batch) -> jax.Array:
+        """The labelled examples."""
+        return count(batch["span_starts"])
+
+    def distributions(self, forward: Forward) -> tuple[jax.Array, jax.Array]:
+        """Logits [B,2,E] over the tokens of a row, and weights [B,2]."""
+        batch = forward.batch
+        logits = jnp.swapaxes(self.logits(forward, forward.encoded), 1, 2)
+        logits = jnp.where(batch["encoder_segment_ids"][:, None] > 0, logits, OUT_OF_QUESTION)
+        known = jnp.max(batch["span_starts"], axis=1)
+        return logits, jnp.stack([known, known], axis=1)
+
+    def metrics(self, forward: Forward) -> dict[str, Mean]:
+        """`span_loss`, and `span_accuracy`: both ends are right."""
+        logits, weights = self.distributions(forward)
+        batch = forward.batch
+        labels = jnp.argmax(jnp.stack([batch["span_starts"], batch["span_ends"]], 1), axis=2)
+        scores = losses.score(logits, labels)
+        known = weights[:, 0]
+        return {
+            "span_loss": Mean(*losses.weighted(jnp.mean(scores.losses, axis=1), known)),
+            "span_accuracy": Mean(*losses.weighted(jnp.prod(scores.hits, axis=1), known)),
+        }
+
+    def outputs(self, forward: Forward) -> dict[str, jax.Array]:
+        """`span_logits` [B,2,E]."""
+        return {"span_logits": self.distributions(forward)[0]}
+
+    def facts(self, example: Example, vocabulary: PlugVocabulary) -> Iterator[tuple[str, str]]:
+        """The answer."""
+        starts, ends = (np.flatnonzero(example[f"span_{which}"]) for which in ("starts", "ends"))
+        if not len(starts):
+            yield "answer", "unknown"
+            return
+        first, last = int(starts[0]), int(ends[0])
+        ids = example["encoder_input_tokens"][first : last + 1]
+        yield "answer", vocabulary.decode(ids) if last else "none in this window"

@@ -1,0 +1,115 @@
+"""What the objectives of fine-tuning share: a small head on the encoder's states."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from plug_jax.config import PlugConfig
+from plug_jax.data.features import ENCODER_TEXT, EXAMPLE_INDEX, Feature
+from plug_jax.errors import PlugError
+from plug_jax.models.flops import RowShape
+from plug_jax.models.layers import projection
+from plug_jax.models.torch_tensors import Entry, linear
+from plug_jax.objectives.forward import Forward
+from plug_jax.objectives.objective import Objective
+
+OUT_OF_QUESTION = -1e9  # the logit of what cannot be an answer: exp of it is 0
+
+
+class TaskHead(nn.Module):
+    """Dropout and a linear layer; before them, with `pooler`, BERT's tanh of a square one."""
+
+    config: PlugConfig
+    features: int
+    dropout_rate: float
+    pooler: bool
+
+    def setup(self) -> None:
+        """Declare the layers."""
+        c = self.config
+        if self.pooler:
+            self.dense = projection(c, c.hidden_size, axes=("embed", "mlp"))
+        self.dropout = nn.Dropout(self.dropout_rate)
+        self.output = projection(c, self.features, axes=("embed", None))
+
+    def __call__(self, states: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """[...,M] -> float32 [...,features]."""
+        if self.pooler:
+            states = nn.tanh(self.dense(states))
+        states = self.dropout(states, deterministic=deterministic)
+        return self.output(states).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskObjective(Objective):
+    """An objective of fine-tuning: `width` numbers out of a state of the encoder."""
+
+    dropout_rate: float = 0.1  # of the states that the head reads
+    # Whether it reads the states through BERT's pooler: the model's where it has one, else its own.
+    pooler: bool = False
+
+    # What transformers calls the model with the head, and the head's linear layer.
+    torch_class: ClassVar[str]
+    torch_name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dropout_rate < 1:
+            raise PlugError(
+                f"{type(self).__name__}.dropout_rate must be in [0, 1), got {self.dropout_rate}"
+            )
+
+    @property
+    @abc.abstractmethod
+    def width(self) -> int:
+        """Numbers that the head makes of a state."""
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The text, which example it is, and what the objective adds."""
+        return (*ENCODER_TEXT, EXAMPLE_INDEX)
+
+    @property
+    def tensors(self) -> tuple[Entry, ...]:  # type: ignore[override]
+        """The head's linear layers; one that pools is where BERT has its own."""
+        pooler = linear(f"heads/{self.name}/dense", "bert.pooler.dense") if self.pooler else ()
+        return (*pooler, *linear(f"heads/{self.name}/output", self.torch_name))
+
+    @property
+    def torch_labels(self) -> tuple[str, ...]:
+        """Names of the head's outputs, where the model of transformers asks for them."""
+        return ()
+
+    def head(self, config: PlugConfig) -> TaskHead:
+        """The head; a model that has a pooler of its own lends it."""
+        own_pooler = self.pooler and not config.use_pooler
+        return TaskHead(config, self.width, self.dropout_rate, own_pooler)
+
+    def logits(self, forward: Forward, states: jax.Array) -> jax.Array:
+        """float32 [...,width] of encoder states [...,M]."""
+        if self.pooler and forward.config.use_pooler:
+            states = forward.apply("pool", states)
+        logits: jax.Array = forward.apply_head(
+            self.name, self.head(forward.config), states, deterministic=forward.deterministic
+        )
+        return logits
+
+    def flops(self, config: PlugConfig, rows: RowShape) -> Mapping[str, int]:
+        """The head at every position of a row."""
+        a_token = config.hidden_size * (self.width + (config.hidden_size if self.pooler else 0))
+        return {f"{self.name}_head": 2 * rows.batch_size * rows.encoder * a_token}
+
+
+def check_labels(objective: TaskObjective, labels: tuple[str, ...]) -> None:
+    """PlugError for less than two labels, or one twice."""
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise PlugError(
+            f"{type(objective).__name__}.labels must be two different ones or more, got {labels}"
+        )

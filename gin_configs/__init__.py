@@ -1,1 +1,1 @@
-"""The gin files that ship with plug-jax: models/, runs/, mesh/ and demo/."""
+"""The gin files that ship with plug-jax; in a wheel they are within it."""

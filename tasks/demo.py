@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 
 from plug_jax.data.demo_corpus import MAX_LENGTH, MIN_LENGTH, TRAIN_FILE, VALIDATION_FILE
-from tasks import pretrain
+
+from . import pretrain
 
 
 def structbert(directory: str) -> str:

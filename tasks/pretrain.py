@@ -17,7 +17,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import seqio
 
@@ -28,7 +28,16 @@ from plug_jax.data.tfds_source import TfdsSource, Wiki40bMarkup
 from plug_jax.data.token_source import TokenSource
 from plug_jax.data.vocabularies import PlugVocabulary, default_vocabulary, load_vocabulary
 from plug_jax.errors import PlugError
-from tasks.stages import add_palm, add_structbert, palm_task, structbert_task
+from plug_jax.field_types import typed
+
+from .stages import (
+    PalmOptions,
+    StructBertOptions,
+    add_palm,
+    add_structbert,
+    palm_task,
+    structbert_task,
+)
 
 __all__ = [
     "add_palm",
@@ -60,6 +69,7 @@ _TFDS = {
 }
 
 
+@typed
 def structbert_text(
     *,
     train_files: Paths | None,
@@ -67,18 +77,19 @@ def structbert_text(
     vocabulary: str | None,
     file_format: Format = "lines",
     cleaning: Sequence[CleaningStep] = (),
-    max_length: int = 512,
     name: str = "structbert_text",
+    **options: Unpack[StructBertOptions],
 ) -> str:
     """Register a stage-1 task over files and return its name.
 
-    The formats are those of `TextSource`, and "tokens" for a `TokenSource`.
+    The formats are those of `TextSource`, and "tokens" for a `TokenSource`; the options those of
+    `structbert_task`: `max_length`, `mask_rate`, `shuffle_rate`, `shuffle_window`.
     """
     source = _files(train_files, validation_files, file_format)
-    pieces = _load(vocabulary)
-    return add_structbert(name, source, pieces, cleaning=cleaning, max_length=max_length).name
+    return add_structbert(name, source, _load(vocabulary), cleaning=cleaning, **options).name
 
 
+@typed
 def palm_text(
     *,
     train_files: Paths | None,
@@ -86,16 +97,19 @@ def palm_text(
     vocabulary: str | None,
     file_format: Format = "lines",
     cleaning: Sequence[CleaningStep] = (),
-    min_length: int = 32,
-    max_length: int = 512,
     name: str = "palm_text",
+    **options: Unpack[PalmOptions],
 ) -> str:
-    """Register a stage-2 task over files and return its name; see `structbert_text`."""
+    """Register a stage-2 task over files and return its name; see `structbert_text`.
+
+    The options are those of `palm_task`: `min_length`, `max_length`, `mask_rate`,
+    `close_at_document_end_only`, `sentence_end_probability`.
+    """
     source = _files(train_files, validation_files, file_format)
-    options = {"cleaning": cleaning, "min_length": min_length, "max_length": max_length}
-    return add_palm(name, source, _load(vocabulary), **options).name
+    return add_palm(name, source, _load(vocabulary), cleaning=cleaning, **options).name
 
 
+@typed
 def structbert_tfds(
     *,
     dataset: str,
@@ -104,8 +118,8 @@ def structbert_tfds(
     cleaning: Sequence[CleaningStep] = (),
     text_feature: str = "text",
     data_dir: str | None = None,
-    max_length: int = 512,
     name: str | None = None,
+    **options: Unpack[StructBertOptions],
 ) -> str:
     """Register a stage-1 task over data that TFDS prepared and return its name; see `TfdsSource`.
 
@@ -115,10 +129,10 @@ def structbert_tfds(
     source = TfdsSource(dataset, splits=splits, data_dir=data_dir, text_feature=text_feature)
     name = name or _name_after("structbert", dataset)
     steps = [*_markup(dataset), *cleaning]
-    task = add_structbert(name, source, _load(vocabulary), cleaning=steps, max_length=max_length)
-    return task.name
+    return add_structbert(name, source, _load(vocabulary), cleaning=steps, **options).name
 
 
+@typed
 def palm_tfds(
     *,
     dataset: str,
@@ -127,18 +141,17 @@ def palm_tfds(
     cleaning: Sequence[CleaningStep] = (),
     text_feature: str = "text",
     data_dir: str | None = None,
-    min_length: int = 32,
-    max_length: int = 512,
     name: str | None = None,
+    **options: Unpack[PalmOptions],
 ) -> str:
     """Register a stage-2 task over data that TFDS prepared; see `structbert_tfds`."""
     source = TfdsSource(dataset, splits=splits, data_dir=data_dir, text_feature=text_feature)
     name = name or _name_after("palm", dataset)
     steps = [*_markup(dataset), *cleaning]
-    options = {"cleaning": steps, "min_length": min_length, "max_length": max_length}
-    return add_palm(name, source, _load(vocabulary), **options).name
+    return add_palm(name, source, _load(vocabulary), cleaning=steps, **options).name
 
 
+@typed
 def structbert_mixture(
     *,
     rates: Mapping[str, float],
@@ -147,8 +160,8 @@ def structbert_mixture(
     vocabulary: str | None,
     file_format: Format | Mapping[str, Format] = "lines",
     cleaning: Sequence[CleaningStep] = (),
-    max_length: int = 512,
     name: str = "structbert_mixture",
+    **options: Unpack[StructBertOptions],
 ) -> str:
     """Register a weighted mixture of domains for stage 1 and return its name.
 
@@ -162,17 +175,18 @@ def structbert_mixture(
       vocabulary: its path.
       file_format: one for all domains, or by domain; see `structbert_text`. Tokens are not cleaned.
       cleaning: steps of `plug_jax.data.cleaning` for all domains of text.
-      max_length: the tokens of an example, [CLS] and [SEP] included.
       name: that of the mixture.
+      options: those of `structbert_text`, for all domains.
 
     Raises:
       PlugError: domains that differ between the arguments, or a rate that is not above 0.
     """
     sources = _domains(rates, train_files, validation_files, file_format)
-    add = functools.partial(add_structbert, vocabulary=_load(vocabulary), max_length=max_length)
+    add = functools.partial(add_structbert, vocabulary=_load(vocabulary), **options)
     return _mixture(name, rates, sources, add, cleaning)
 
 
+@typed
 def palm_mixture(
     *,
     rates: Mapping[str, float],
@@ -181,9 +195,8 @@ def palm_mixture(
     vocabulary: str | None,
     file_format: Format | Mapping[str, Format] = "lines",
     cleaning: Sequence[CleaningStep] = (),
-    min_length: int = 32,
-    max_length: int = 512,
     name: str = "palm_mixture",
+    **options: Unpack[PalmOptions],
 ) -> str:
     """Register a weighted mixture of domains for stage 2; see `structbert_mixture`.
 
@@ -192,9 +205,7 @@ def palm_mixture(
     included. So make one document of several poems, or give a lower `min_length`.
     """
     sources = _domains(rates, train_files, validation_files, file_format)
-    add = functools.partial(
-        add_palm, vocabulary=_load(vocabulary), min_length=min_length, max_length=max_length
-    )
+    add = functools.partial(add_palm, vocabulary=_load(vocabulary), **options)
     return _mixture(name, rates, sources, add, cleaning)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypedDict, Unpack
 
 import seqio
 import tensorflow as tf
@@ -16,7 +16,7 @@ from plug_jax.data.documents import (
     clean_documents,
     tokenize_documents,
 )
-from plug_jax.data.features import DECODER, ENCODER, palm_features, structbert_features
+from plug_jax.data.features import DECODER, ENCODER, PALM, STRUCTBERT, output_features
 from plug_jax.data.lengths import sample_lengths
 from plug_jax.data.masking import masked_language_model
 from plug_jax.data.sentence_order import sentence_pairs
@@ -24,6 +24,25 @@ from plug_jax.data.token_source import TokenSource, check_tokens
 from plug_jax.data.vocabularies import PlugVocabulary
 from plug_jax.data.word_order import shuffle_windows
 from plug_jax.errors import PlugError
+
+
+class StructBertOptions(TypedDict, total=False):
+    """What can be asked of a stage-1 task; see `structbert_task` for what else would be."""
+
+    max_length: int
+    mask_rate: float
+    shuffle_rate: float
+    shuffle_window: int
+
+
+class PalmOptions(TypedDict, total=False):
+    """What can be asked of a stage-2 task; see `palm_task` for what else would be."""
+
+    min_length: int
+    max_length: int
+    mask_rate: float
+    close_at_document_end_only: bool
+    sentence_end_probability: float
 
 
 def structbert_task(
@@ -55,7 +74,7 @@ def structbert_task(
         name,
         source,
         [*documents, *objectives],
-        structbert_features(vocabulary),
+        output_features(STRUCTBERT, vocabulary),
         max_lengths={ENCODER: max_length},
     )
 
@@ -93,23 +112,33 @@ def palm_task(
         name,
         source,
         [*documents, *objectives],
-        palm_features(vocabulary),
+        output_features(PALM, vocabulary),
         max_lengths={ENCODER: max_length, DECODER: max_length},
     )
 
 
 def add_structbert(
-    name: str, source: seqio.DataSource, vocabulary: PlugVocabulary, **options: Any
+    name: str,
+    source: seqio.DataSource,
+    vocabulary: PlugVocabulary,
+    *,
+    cleaning: Sequence[CleaningStep] = (),
+    **options: Unpack[StructBertOptions],
 ) -> BatchedTask:
     """Register `structbert_task` in place of a task that has the name already."""
-    return _register(structbert_task(name, source, vocabulary, **options))
+    return _register(structbert_task(name, source, vocabulary, cleaning=cleaning, **options))
 
 
 def add_palm(
-    name: str, source: seqio.DataSource, vocabulary: PlugVocabulary, **options: Any
+    name: str,
+    source: seqio.DataSource,
+    vocabulary: PlugVocabulary,
+    *,
+    cleaning: Sequence[CleaningStep] = (),
+    **options: Unpack[PalmOptions],
 ) -> BatchedTask:
     """Register `palm_task` in place of a task that has the name already."""
-    return _register(palm_task(name, source, vocabulary, **options))
+    return _register(palm_task(name, source, vocabulary, cleaning=cleaning, **options))
 
 
 def _documents(

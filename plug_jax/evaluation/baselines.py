@@ -1,14 +1,17 @@
-"""What a model must beat: predictors that look at no context."""
+"""What a model must beat: predictors that look at no context, or at a few tokens."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-Batches = Iterable[Mapping[str, np.ndarray]]
+from plug_jax.evaluation.ngram_models import KneserNey
+
+Example = Mapping[str, np.ndarray]
+Batches = Iterable[Example]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +54,37 @@ def context_free_baselines(
         hits += float((labels == guess).sum())
         masked += labels.size
     return Baselines(math.exp(loss / targets), hits / masked, 1 / classes)
+
+
+def ngram_perplexities(
+    train: Iterable[Example],
+    held_out: Iterable[Example],
+    *,
+    orders: Sequence[int],
+    vocab_size: int,
+) -> dict[int, float]:
+    """Perplexity of the decoder's targets under Kneser-Ney n-grams, by order.
+
+    Of stage-2 examples, each feature int32 [n]. A model counts the encoder's text and the target
+    after it as one text; it reads of the encoder's text what is its context, as the decoder may.
+    """
+    texts = [_text_and_target(one) for one in train]
+    scored = [_text_and_target(one) for one in held_out]
+    found = {}
+    for order in orders:
+        model = KneserNey(
+            (np.concatenate(text) for text in texts), order=order, vocab_size=vocab_size
+        )
+        losses = np.concatenate(
+            [
+                -model.log_probabilities(np.concatenate((text, target)), start=len(text))
+                for text, target in scored
+            ]
+        )
+        found[order] = math.exp(losses.mean())
+    return found
+
+
+def _text_and_target(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """The encoder's text without its [CLS] and [SEP], and what follows."""
+    return example["encoder_original_tokens"][1:-1], example["decoder_target_tokens"]

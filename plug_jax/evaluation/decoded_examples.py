@@ -1,4 +1,4 @@
-"""An example of stage 1 or 2 as text: what the model sees, and what was there before."""
+"""An example as text: what the model sees, and what was there before."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import dataclasses
 import enum
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from plug_jax.data.sentence_order import FOLLOWS, OTHER_DOCUMENT, PRECEDES
+from plug_jax.data.features import Feature
 
 if TYPE_CHECKING:
     import seqio
@@ -19,13 +19,7 @@ if TYPE_CHECKING:
 
 Example = Mapping[str, np.ndarray]
 
-SENTENCE_LABELS = {
-    OTHER_DOCUMENT: "0: B is from another document",
-    FOLLOWS: "1: B follows A",
-    PRECEDES: "2: B precedes A",
-}
 SPACE = "▁"  # how a mark shows a space, as SentencePiece does
-_SEGMENTS = {0: "A", 1: "B"}
 
 
 class Fate(enum.IntEnum):
@@ -59,6 +53,21 @@ class Span:
     unknown: bool = False
 
 
+def without_padding(example: Example) -> Example:
+    """An example of several texts, which are padded to one length, with their tokens alone.
+
+    Any other is as it was.
+    """
+    segments = example.get("encoder_segment_ids")
+    if segments is None:
+        return example
+    real = segments > 0
+    return {
+        name: value[real] if np.shape(value) == real.shape else value
+        for name, value in example.items()
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Section:
     """A segment of the encoder's text, or the decoder's: its name and its spans."""
@@ -71,58 +80,95 @@ class Section:
 class DecodedExample:
     """An example of any task, ready to be shown."""
 
-    facts: tuple[tuple[str, str], ...]  # the sentence label, the lengths, the counts of fates
+    facts: tuple[tuple[str, str], ...]  # lengths, and what the objectives say: names and texts
     sections: tuple[Section, ...]
 
 
-def fates(example: Example, mask_id: int) -> np.ndarray:
-    """What became of each encoder token, int8 [e] of `Fate`, by input, original and weights alone.
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+    """The encoder's text before it was changed, int32 [e], and each token's `Fate`, int8 [e]."""
 
-    A token that was replaced by itself counts as kept.
+    original: np.ndarray
+    fates: np.ndarray
 
-    Example, with [MASK] = 4:
+    @classmethod
+    def of(cls, example: Example, mask_id: int) -> Corruption:
+        """What became of each encoder token, by input, original and weights alone.
 
-        encoder_original_tokens  [ 2, 11, 12, 13, 14, 15]
-        encoder_input_tokens     [ 2,  4, 22, 13, 15, 14]
-        encoder_loss_weights     [ 0,  1,  1,  1,  1,  1]
-        encoder_shuffled         [ 0,  0,  0,  0,  1,  1]
-        fates                    PLAIN, MASKED, REPLACED, KEPT, SHUFFLED, SHUFFLED
-    """
-    seen, original = example["encoder_input_tokens"], example["encoder_original_tokens"]
-    predicted = example["encoder_loss_weights"] > 0
-    shuffled = example.get("encoder_shuffled", np.zeros_like(seen)) > 0
-    conditions = {
-        Fate.PLAIN: ~predicted & (seen == original),
-        Fate.STRAY: ~predicted,
-        Fate.SHUFFLED: shuffled,
-        Fate.MASKED: seen == mask_id,
-        Fate.KEPT: seen == original,
-    }
-    return np.select([*conditions.values()], [*conditions], Fate.REPLACED).astype(np.int8)
+        A token that was replaced by itself counts as kept.
+
+        Example, with [MASK] = 4:
+
+            encoder_original_tokens  [ 2, 11, 12, 13, 14, 15]
+            encoder_input_tokens     [ 2,  4, 22, 13, 15, 14]
+            encoder_loss_weights     [ 0,  1,  1,  1,  1,  1]
+            encoder_shuffled         [ 0,  0,  0,  0,  1,  1]
+            fates                    PLAIN, MASKED, REPLACED, KEPT, SHUFFLED, SHUFFLED
+        """
+        seen, original = example["encoder_input_tokens"], example["encoder_original_tokens"]
+        predicted = example["encoder_loss_weights"] > 0
+        shuffled = example.get("encoder_shuffled", np.zeros_like(seen)) > 0
+        conditions = {
+            Fate.PLAIN: ~predicted & (seen == original),
+            Fate.STRAY: ~predicted,
+            Fate.SHUFFLED: shuffled,
+            Fate.MASKED: seen == mask_id,
+            Fate.KEPT: seen == original,
+        }
+        fates = np.select([*conditions.values()], [*conditions], Fate.REPLACED).astype(np.int8)
+        return cls(original, fates)
+
+    @classmethod
+    def none(cls, example: Example) -> Corruption:
+        """That of a text that nothing changed."""
+        tokens = example["encoder_input_tokens"]
+        return cls(tokens, np.full(tokens.shape, Fate.PLAIN, np.int8))
 
 
-def decode_example(example: Example, vocabulary: PlugVocabulary) -> DecodedExample:
-    """An example of stage 1 or 2: its label, its lengths, and its text with what became of it."""
-    states = fates(example, vocabulary.mask_id)
-    parts = list(_segments(example))
-    facts = []
-    if "sentence_labels" in example:
-        labels = [SENTENCE_LABELS.get(label, str(label)) for label in sentence_labels(example)]
-        facts.append(("label", ", ".join(labels) or "none"))
-    facts.append(("lengths", _describe_lengths(example, parts)))
-    counts = np.bincount(states, minlength=len(Fate))
-    present = [f"{counts[fate]} {fate.label}" for fate in Fate if counts[fate]]
-    facts.append(("tokens", ", ".join(present)))
-    sections = [
-        Section(name, tuple(_marked(example, states, part, vocabulary))) for name, part in parts
+class Shown(Protocol):
+    """What showing an example asks of an objective; `plug_jax.objectives` has them."""
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The features of an example that it reads."""
+
+    @property
+    def segment_names(self) -> Mapping[int, str]:
+        """What token types stand for."""
+
+    def corruption(self, example: Example, vocabulary: PlugVocabulary) -> Corruption | None:
+        """What it changed in the encoder's text."""
+
+    def facts(self, example: Example, vocabulary: PlugVocabulary) -> Iterator[tuple[str, str]]:
+        """Names and texts."""
+
+    def sections(self, example: Example, vocabulary: PlugVocabulary) -> Iterator[Section]:
+        """Texts after the encoder's."""
+
+
+def decode_example(
+    example: Example, objectives: Sequence[Shown], vocabulary: PlugVocabulary
+) -> DecodedExample:
+    """An example: its lengths, what the objectives say of it, and its text with their marks."""
+    names: dict[int, str] = {}
+    corruption = Corruption.none(example)
+    for one in objectives:
+        names |= one.segment_names
+        corruption = one.corruption(example, vocabulary) or corruption
+    parts = list(_segments(example, names))
+    encoder = [
+        Section(name, tuple(_marked(example, corruption, part, vocabulary))) for name, part in parts
     ]
-    if "decoder_target_tokens" in example:
-        inputs = example["decoder_input_tokens"].tolist()
-        targets = example["decoder_target_tokens"].tolist()
-        sections.append(Section("decoder", tuple(_plain(targets, None, vocabulary))))
-        if inputs != [vocabulary.cls_id, *targets[:-1]]:
-            sections.append(Section("its inputs", tuple(_plain(inputs, None, vocabulary))))
-    return DecodedExample(tuple(facts), tuple(sections))
+    return DecodedExample(
+        facts=(
+            ("lengths", _describe_lengths(example, objectives, parts)),
+            *(fact for one in objectives for fact in one.facts(example, vocabulary)),
+        ),
+        sections=(
+            *encoder,
+            *(part for one in objectives for part in one.sections(example, vocabulary)),
+        ),
+    )
 
 
 def describe_example(example: Example, features: Mapping[str, seqio.Feature]) -> DecodedExample:
@@ -140,48 +186,44 @@ def describe_example(example: Example, features: Mapping[str, seqio.Feature]) ->
     return DecodedExample(tuple(facts), ())
 
 
-def sentence_labels(example: Example) -> list[int]:
-    """The labels of an example that count: those with a weight."""
-    return example["sentence_labels"][example["sentence_weights"] > 0].tolist()
-
-
-def _describe_lengths(example: Example, segments: Sequence[tuple[str, slice]]) -> str:
-    text = f"encoder {example['encoder_input_tokens'].size}"
+def _describe_lengths(
+    example: Example, objectives: Sequence[Shown], segments: Sequence[tuple[str, slice]]
+) -> str:
+    sides = {feature.side: feature.name for one in objectives for feature in one.features}
+    texts = [f"{side} {example[name].size}" for side, name in sides.items()]
     if len(segments) > 1:
-        text += f" ({', '.join(f'{name} {part.stop - part.start}' for name, part in segments)})"
-    if "decoder_target_tokens" in example:
-        text += f", decoder {example['decoder_target_tokens'].size}"
-        if not (example["decoder_loss_weights"] > 0).all():
-            text += f" ({(example['decoder_loss_weights'] > 0).sum()} of them predicted)"
-    return text
+        texts[0] += f" ({', '.join(f'{name} {part.stop - part.start}' for name, part in segments)})"
+    return ", ".join(texts)
 
 
-def _segments(example: Example) -> Iterator[tuple[str, slice]]:
-    """The parts of the encoder's text: one, or A and B by the token types."""
+def _segments(example: Example, names: Mapping[int, str]) -> Iterator[tuple[str, slice]]:
+    """The parts of the encoder's text: one, or several by the token types."""
     start = 0
-    pairs = "sentence_labels" in example
-    for token_type, group in itertools.groupby(example["encoder_token_types"].tolist()):
+    types = example["encoder_token_types"].tolist()
+    for token_type, group in itertools.groupby(types):
         stop = start + len(list(group))
-        alone = not pairs and stop - start == example["encoder_token_types"].size
-        name = "encoder" if alone else _SEGMENTS.get(token_type, f"type {token_type}")
-        yield name, slice(start, stop)
+        alone = not names and stop - start == len(types)
+        yield (
+            "encoder" if alone else names.get(token_type, f"type {token_type}"),
+            slice(start, stop),
+        )
         start = stop
 
 
 def _marked(
-    example: Example, states: np.ndarray, part: slice, vocabulary: PlugVocabulary
+    example: Example, corruption: Corruption, part: slice, vocabulary: PlugVocabulary
 ) -> Iterator[Span]:
     """The original tokens of a part of the encoder, a span for each that is predicted."""
-    original = example["encoder_original_tokens"].tolist()
+    original = corruption.original.tolist()
     seen = example["encoder_input_tokens"].tolist()
-    for fate, run in _runs(states, part):
+    for fate, run in _runs(corruption.fates, part):
         before = original[run.start - 1] if run.start else None
-        plain = list(_plain(original[run], before, vocabulary))
+        plain = list(spans(original[run], vocabulary, before))
         if fate is Fate.PLAIN:
             yield from plain
             continue
         old = "".join(span.text for span in plain)
-        new = "".join(span.text for span in _plain(seen[run], before, vocabulary))
+        new = "".join(span.text for span in spans(seen[run], vocabulary, before))
         if old.strip() and (spaces := old[: len(old) - len(old.lstrip())]):
             yield Span(spaces, spaces)  # the space before a word stays outside of its mark
         yield Span(old.strip() or SPACE, new.strip() or SPACE, fate)
@@ -197,7 +239,9 @@ def _runs(states: np.ndarray, part: slice) -> Iterator[tuple[Fate, slice]]:
         start = stop
 
 
-def _plain(ids: Sequence[int], before: int | None, vocabulary: PlugVocabulary) -> Iterator[Span]:
+def spans(
+    ids: Sequence[int], vocabulary: PlugVocabulary, before: int | None = None
+) -> Iterator[Span]:
     """The text of ids that follow the token `before`, with special pieces spelt out."""
     special = {*vocabulary.special_ids}
     for is_special, group in itertools.groupby(ids, special.__contains__):

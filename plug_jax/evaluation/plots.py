@@ -1,4 +1,4 @@
-"""Pictures of a run: losses over the steps, and the lengths of what was read."""
+"""Pictures of runs: losses and scores over the steps, lengths of what was read, confusions."""
 
 from __future__ import annotations
 
@@ -69,14 +69,98 @@ def plot_lengths(
     figure.savefig(path, dpi=110)
 
 
+def plot_curves(
+    groups: Mapping[str, Sequence[Records]],
+    metric: str,
+    path: Path,
+    *,
+    lines: Mapping[str, float] | None = None,
+) -> None:
+    """A held-out metric by step: the mean over the runs of a group, and a band of all of them.
+
+    Where runs of a group were evaluated at different steps, only those that all have are drawn.
+
+    Args:
+        groups: for each run of a group, the records of its metrics.jsonl; by the group's name.
+        metric: its name in them.
+        path: the PNG to write.
+        lines: values to compare with, by name.
+    """
+    figure, (axis,) = _figure(1, width=7.0)
+    for number, (name, runs) in enumerate(groups.items()):
+        curves = [
+            dict(zip(*_series(records, "validation", metric), strict=True)) for records in runs
+        ]
+        curves = [curve for curve in curves if curve]  # of runs that were evaluated
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
+        values = np.array([[curve[step] for step in steps] for curve in curves])
+        if not steps:
+            continue
+        color = f"C{number % 10}"
+        marker = "o" if len(steps) < 30 else ""
+        axis.plot(steps, values.mean(axis=0), marker=marker, markersize=3, color=color, label=name)
+        if len(curves) > 1:
+            axis.fill_between(
+                steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0
+            )
+    for number, (name, value) in enumerate((lines or {}).items()):
+        axis.axhline(value, color=str(0.3 + 0.2 * number), linestyle="--", linewidth=1, label=name)
+    axis.set(xlabel="step", ylabel=f"{metric} on dev; bands: all seeds")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+_NAMED_LABELS = 20  # more than these are drawn without names and numbers
+
+
+def confusion_figure(counts: np.ndarray, labels: Sequence[str]) -> Any:
+    """A table in colours: of each gold label (row), how many were predicted as each (column).
+
+    Args:
+        counts: int [C, C].
+        labels: C names; where no installed font can draw them, their numbers stand for them.
+    """
+    labels = _drawable(labels)
+    named = len(labels) <= _NAMED_LABELS
+    size = max(3.2, 0.55 * len(labels) + 1.6) if named else 7.0
+    figure, (axis,) = _figure(1, width=size + 0.6, height=size)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axis, shrink=0.8, label="share of the gold label")
+    axis.set(xlabel="predicted", ylabel="gold")
+    if named:
+        rotation = 90 if max(map(len, labels)) > 4 else 0
+        axis.set_xticks(range(len(labels)), labels, rotation=rotation)
+        axis.set_yticks(range(len(labels)), labels)
+        for row, column in np.ndindex(counts.shape):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(
+                column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color,
+                fontsize=9,
+            )  # fmt: skip
+    return figure
+
+
+def _drawable(labels: Sequence[str]) -> list[str]:
+    """The labels, or their numbers."""
+    from matplotlib import font_manager, ft2font
+
+    path = font_manager.findfont(font_manager.FontProperties())
+    glyphs = ft2font.FT2Font(path).get_charmap()
+    if all(ord(character) in glyphs for label in labels for character in label):
+        return list(labels)
+    return list(map(str, range(len(labels))))
+
+
 def _series(records: Records, split: str, name: str) -> tuple[list[int], list[float]]:
     chosen = [r for r in records if r["split"] == split and name in r]
     return [r["step"] for r in chosen], [r[name] for r in chosen]
 
 
-def _figure(panels: int) -> tuple[Any, Any]:
+def _figure(panels: int, *, width: float = 5.2, height: float = 4.0) -> tuple[Any, Any]:
     # No pyplot: it would look for a display and keep figures alive.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * panels, 4), layout="constrained")
+    figure = Figure(figsize=(width * panels, height), layout="constrained")
     return figure, np.atleast_1d(figure.subplots(1, panels)).tolist()

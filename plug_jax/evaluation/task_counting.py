@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from plug_jax.data.drops import change_counts, drop_counts
-from plug_jax.data.feature_converters import PalmFeatureConverter, StructBertFeatureConverter
-from plug_jax.data.features import DECODER, ENCODER, feature_lengths, side_of
-from plug_jax.data.masking import MASK_SHARE, RANDOM_SHARE
+from plug_jax.data.feature_converters import RowFeatureConverter
+from plug_jax.data.features import DECODER, ENCODER, Feature, feature_lengths, side_of
 from plug_jax.data.packing import DEFAULT_WINDOW
 from plug_jax.errors import PlugError
-from plug_jax.evaluation.decoded_examples import SENTENCE_LABELS, Example, Fate, fates
+from plug_jax.evaluation.decoded_examples import Example
+from plug_jax.evaluation.task_settings import AskedLengths, TaskSettings
 from plug_jax.evaluation.task_statistics import (
     NO_CHANCE,
     Fill,
@@ -24,7 +24,6 @@ from plug_jax.evaluation.task_statistics import (
     TaskStatistics,
     VocabularyUse,
 )
-from plug_jax.evaluation.task_targets import TaskTargets
 
 if TYPE_CHECKING:
     from plug_jax.data.vocabularies import PlugVocabulary
@@ -33,24 +32,58 @@ _CHUNK = 512  # examples counted together
 _TOP_PIECES = 40
 _ROWS_OF_LENGTHS = 2  # a row holds so many of the longest example, unless the user says otherwise
 _MOST_PACKED = 2 * DEFAULT_WINDOW  # examples that are packed, to see how full rows get
+# What bounds a side's lengths in seqio's `sequence_length`: its first feature of these.
+_BOUNDS = ("encoder_input_tokens", "decoder_target_tokens")
+
+
+class Tally(Protocol):
+    """Running counts of one objective over the examples of a task."""
+
+    def add(self, flat: Example, sizes: Mapping[str, np.ndarray]) -> None:
+        """Counts examples that are joined in each feature; `sizes`, int64 [n], by side."""
+
+    def shares(self) -> Iterator[Share]:
+        """What was counted."""
+
+
+class Counted(Protocol):
+    """What counting asks of an objective; `plug_jax.objectives` has them."""
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The features of an example that it reads."""
+
+    @property
+    def text_features(self) -> tuple[str, ...]:
+        """Those that hold the text as it was written."""
+
+    def asked_lengths(self, settings: TaskSettings) -> dict[str, AskedLengths]:
+        """How long the task should make its examples, by side."""
+
+    def tally(self, vocabulary: PlugVocabulary, settings: TaskSettings) -> Tally | None:
+        """What counts it."""
 
 
 def count_examples(
     examples: Iterable[Example],
+    objectives: Sequence[Counted],
     vocabulary: PlugVocabulary | None,
-    targets: TaskTargets,
+    settings: TaskSettings,
     *,
     row_lengths: Mapping[str, int] | None = None,
+    bounds: Mapping[str, int] | None = None,
 ) -> TaskStatistics:
-    """Counts examples, and compares them with the targets; one pass, in bounded memory.
+    """Counts examples, and compares them with what is asked; one pass, in bounded memory.
 
     Args:
-      examples: of stage 1 or 2, without padding; or, where `vocabulary` is None, of any task: then
-        only the lengths of the features of rank 1 are counted.
+      examples: of a task for these objectives, without padding; or, where `vocabulary` is None, of
+        any task: then only the lengths of the features of rank 1 are counted.
+      objectives: what they are for.
       vocabulary: of the examples' tokens.
-      targets: what the task asks for.
+      settings: those of the task.
       row_lengths: tokens of a packed row by side; for those missing, twice the longest example
         asked for (or found).
+      bounds: the `sequence_length` that the dataset was made with, by feature.
 
     Returns:
       The statistics, with all drops and changes that this process has counted so far
@@ -61,7 +94,7 @@ def count_examples(
     """
     if vocabulary is None:
         return _count_features(examples)
-    tally = _Tally(vocabulary, targets)
+    tally = _Tallies(objectives, vocabulary, settings, bounds or {})
     packed: list[Example] = []
     for chunk in _chunks(examples):
         tally.add(chunk)
@@ -77,17 +110,19 @@ def count_examples(
             *tally.shares(),
             *(_too_long(found, rows[side]) for side, found in lengths.items()),
         ),
-        fill=measure_fill(packed, rows),
+        fill=measure_fill(packed, tally.features, rows),
         vocabulary_use=tally.vocabulary_use(),
         drops=drop_counts(),
         changes=change_counts(),
     )
 
 
-def measure_fill(examples: Sequence[Example], row_lengths: Mapping[str, int]) -> Fill | None:
-    """Packs examples with the converter of their stage; None if none of them fits in a row."""
-    converter_class = PalmFeatureConverter if DECODER in row_lengths else StructBertFeatureConverter
-    names = [*converter_class.TASK_FEATURES]
+def measure_fill(
+    examples: Sequence[Example], features: Sequence[Feature], row_lengths: Mapping[str, int]
+) -> Fill | None:
+    """Packs the features of examples into rows; None if no example fits in one."""
+    features = [one for one in features if not one.name.endswith(("_segment_ids", "_positions"))]
+    names = [feature.name for feature in features]
     fitting = [
         example
         for example in examples
@@ -98,15 +133,15 @@ def measure_fill(examples: Sequence[Example], row_lengths: Mapping[str, int]) ->
     dataset = tf.data.Dataset.from_tensor_slices(
         {
             name: tf.RaggedTensor.from_row_lengths(
-                np.concatenate([example[name] for example in fitting]).astype(np.int32),
+                np.concatenate([example[name] for example in fitting]).astype(feature.dtype),
                 [example[name].size for example in fitting],
             )
-            for name in names
+            for name, feature in zip(names, features, strict=True)
         }
     )
     # Slices of ragged tensors are tensors, but their spec says so only after a map.
     dataset = dataset.map(lambda example: {name: tf.identity(example[name]) for name in names})
-    converted = converter_class(pack=True)(dataset, feature_lengths(row_lengths, names))
+    converted = RowFeatureConverter(features)(dataset, feature_lengths(row_lengths, names))
     rows, tokens = 0, dict.fromkeys(row_lengths, 0)
     for row in converted.as_numpy_iterator():
         rows += 1
@@ -115,151 +150,58 @@ def measure_fill(examples: Sequence[Example], row_lengths: Mapping[str, int]) ->
     return Fill(len(fitting), rows, dict(row_lengths), tokens)
 
 
-class _Tally:
-    """Running counts over the examples of stage 1 or 2."""
+class _Tallies:
+    """Running counts: those of each objective, and what all examples have in common."""
 
-    def __init__(self, vocabulary: PlugVocabulary, targets: TaskTargets) -> None:
+    def __init__(
+        self,
+        objectives: Sequence[Counted],
+        vocabulary: PlugVocabulary,
+        settings: TaskSettings,
+        bounds: Mapping[str, int],
+    ) -> None:
         self.examples = 0
+        found = {feature.name: feature for one in objectives for feature in one.features}
+        self.features = tuple(found.values())
+        texts = {side_of(name): name for one in objectives for name in one.text_features}
+        self._texts = {ENCODER: "encoder_input_tokens"} | texts
+        self._tallies = [t for one in objectives if (t := one.tally(vocabulary, settings))]
+        self._asked = _asked_lengths(objectives, settings, bounds)
         self._vocabulary = vocabulary
-        self._targets = targets
         self._special = np.zeros(vocabulary.vocab_size, bool)
         self._special[list(vocabulary.special_ids)] = True
         self._lengths: dict[str, np.ndarray] = {}
         self._pieces = np.zeros(vocabulary.vocab_size, np.int64)  # tokens of each id
-        self._fates = np.zeros(len(Fate), np.int64)
-        self._labels: np.ndarray | None = None
-        self._shuffles = False
-        self._maskable = self._special_predicted = self._special_tokens = 0
-        self._starts = 0  # where a window to shuffle may begin
-        self._unshifted = self._decoder_positions = 0  # inputs that are not the target before
 
     def add(self, chunk: Sequence[Example]) -> None:
         """Counts a few more examples."""
         self.examples += len(chunk)
-        flat = {name: np.concatenate([example[name] for example in chunk]) for name in chunk[0]}
+        names = [feature.name for feature in self.features]
+        flat = {name: np.concatenate([example[name] for example in chunk]) for name in names}
+        sizes = {}
         for side in (ENCODER, DECODER):
-            names = [name for name in flat if side_of(name) == side]
-            if not names:
-                continue
-            sizes = _sizes(chunk, names, side)
-            self._lengths[side] = _add(self._lengths.get(side), np.bincount(sizes))
-            (self._add_encoder if side == ENCODER else self._add_decoder)(flat, sizes)
-
-    def _add_decoder(self, flat: Example, sizes: np.ndarray) -> None:
-        inputs, targets = flat["decoder_input_tokens"], flat["decoder_target_tokens"]
-        self._pieces = _add(self._pieces, np.bincount(targets))
-        before = np.roll(targets, 1)
-        before[np.cumsum(sizes) - sizes] = self._vocabulary.cls_id
-        self._unshifted += int((inputs != before).sum())
-        self._decoder_positions += inputs.size
-
-    def _add_encoder(self, flat: Example, sizes: np.ndarray) -> None:
-        original = flat["encoder_original_tokens"]
-        self._pieces = _add(self._pieces, np.bincount(original))
-        special = self._special[original]
-        states = fates(flat, self._vocabulary.mask_id)
-        self._fates = _add(self._fates, np.bincount(states[~special]))
-        self._maskable += int((~special).sum())
-        self._special_tokens += int(special.sum())
-        self._special_predicted += int((special & (states != Fate.PLAIN)).sum())
-        if "encoder_shuffled" in flat:
-            self._shuffles = True
-            fixed = special | np.isin(states, (Fate.MASKED, Fate.REPLACED, Fate.KEPT))
-            self._starts += _count_starts(fixed, sizes, self._targets.shuffle_window or 1)
-        if "sentence_labels" in flat:
-            labels = flat["sentence_labels"][flat["sentence_weights"] > 0]
-            self._labels = _add(self._labels, np.bincount(labels, minlength=len(SENTENCE_LABELS)))
+            of_side = [name for name in names if side_of(name) == side]
+            if of_side:
+                sizes[side] = _sizes(chunk, of_side, side)
+                self._lengths[side] = _add(self._lengths.get(side), np.bincount(sizes[side]))
+        for name in self._texts.values():
+            self._pieces = _add(self._pieces, np.bincount(flat[name]))
+        for tally in self._tallies:
+            tally.add(flat, sizes)
 
     def lengths(self) -> dict[str, Lengths]:
         """The lengths by side."""
-        targets = self._targets
         return {
-            side: Lengths(
-                side,
-                tuple(counts.tolist()),
-                targets.shortest.get(side),
-                targets.longest.get(side),
-                targets.uniform,
-            )
+            side: Lengths(side, tuple(counts.tolist()), *self._asked.get(side, AskedLengths()))
             for side, counts in self._lengths.items()
         }
 
     def shares(self) -> Iterator[Share]:
-        """All shares, those with a target first."""
-        yield from self._mask_shares()
-        if self._shuffles:
-            yield from self._shuffle_shares()
-        if self._labels is not None:
-            yield from self._label_shares()
-        yield Share(
-            "special_predicted", "specials changed or predicted", self._special_predicted,
-            self._special_tokens, "special tokens", 0.0, NO_CHANCE,
-        )  # fmt: skip
-        predicted = self._fates.sum() - self._fates[Fate.PLAIN] - self._fates[Fate.STRAY]
-        yield Share(
-            "stray", Fate.STRAY.label, int(self._fates[Fate.STRAY]),
-            int(self._maskable - predicted), "tokens not predicted", 0.0, NO_CHANCE,
-        )  # fmt: skip
-        if DECODER in self._lengths:
-            yield Share(
-                "unshifted", "decoder inputs out of step", self._unshifted,
-                self._decoder_positions, "decoder positions", 0.0, NO_CHANCE,
-            )  # fmt: skip
+        """All shares, those that allow for no exception after the others."""
+        found = [share for tally in self._tallies for share in tally.shares()]
+        yield from sorted(found, key=lambda share: share.is_exact)
         unknown, regular = int(self._pieces[self._vocabulary.unk_id]), self._regular_tokens()
         yield Share("unknown", "[UNK]", unknown, unknown + regular, "text tokens")
-
-    def _mask_shares(self) -> Iterator[Share]:
-        rate = self._targets.mask_rate
-        counts = {fate: int(self._fates[fate]) for fate in (Fate.MASKED, Fate.REPLACED, Fate.KEPT)}
-        selected = sum(counts.values())
-        yield Share(
-            "mask_rate", "chosen for masking", selected, self._maskable, "maskable tokens", rate,
-            "each token is chosen on its own",
-        )  # fmt: skip
-        # A random piece can be the very token that it replaces, which then counts as kept.
-        same = RANDOM_SHARE / len(self._vocabulary.regular_ids)
-        asked = {
-            Fate.MASKED: MASK_SHARE,
-            Fate.REPLACED: RANDOM_SHARE - same,
-            Fate.KEPT: 1 - MASK_SHARE - RANDOM_SHARE + same,
-        }
-        names = {
-            Fate.MASKED: "seen as [MASK]",
-            Fate.REPLACED: "seen as random",
-            Fate.KEPT: "seen as itself",
-        }
-        for fate, count in counts.items():
-            target = None if rate is None else asked[fate]
-            yield Share(
-                f"{fate.label}_share", names[fate], count, selected, "chosen tokens", target,
-                "what becomes of a chosen token is drawn for each on its own",
-            )  # fmt: skip
-
-    def _shuffle_shares(self) -> Iterator[Share]:
-        targets, shuffled = self._targets, int(self._fates[Fate.SHUFFLED])
-        if targets.shuffle_window is not None and targets.marks_unmoved:
-            window = targets.shuffle_window
-            yield Share(
-                "shuffle_rate", "windows shuffled", shuffled // window, self._starts,
-                f"runs of {window} free tokens", targets.shuffle_rate,
-                "runs are shuffled on their own; windows keep apart, so the bounds are a little "
-                "wide",
-            )  # fmt: skip
-        yield Share("shuffled", "in a shuffled window", shuffled, self._maskable, "maskable tokens")
-
-    def _label_shares(self) -> Iterator[Share]:
-        assert self._labels is not None
-        for label, count in enumerate(self._labels.tolist()):
-            name = SENTENCE_LABELS.get(label, str(label))
-            target = self._targets.label_share
-            if target is not None and label not in SENTENCE_LABELS:
-                target = 0.0
-            yield Share(
-                f"label_{label}", f"label {name}", count, int(self._labels.sum()), "labels",
-                target,
-                "labels are drawn on their own; but a group of one sentence can only get label 0, "
-                "and one without a partner in another document only 1 or 2",
-            )  # fmt: skip
 
     def vocabulary_use(self) -> VocabularyUse:
         """What the original texts hold."""
@@ -305,14 +247,18 @@ def _sizes(chunk: Sequence[Example], names: Sequence[str], side: str) -> np.ndar
     return sizes[:, 0]
 
 
-def _count_starts(fixed: np.ndarray, sizes: np.ndarray, window: int) -> int:
-    """How many runs of `window` tokens, none of them fixed, the examples of these sizes have."""
-    if fixed.size < window:
-        return 0
-    example = np.repeat(np.arange(len(sizes)), sizes)
-    number_fixed = np.concatenate([[0], np.cumsum(fixed)])
-    free = number_fixed[window:] == number_fixed[:-window]
-    return int((free & (example[window - 1 :] == example[: fixed.size - window + 1])).sum())
+def _asked_lengths(
+    objectives: Sequence[Counted], settings: TaskSettings, bounds: Mapping[str, int]
+) -> dict[str, AskedLengths]:
+    """What the objectives ask for, by side, no longer than the bounds by feature."""
+    asked: dict[str, AskedLengths] = {}
+    for one in objectives:
+        for side, lengths in one.asked_lengths(settings).items():
+            limits = [bounds[name] for name in _BOUNDS if side_of(name) == side and name in bounds]
+            if lengths.longest is not None:
+                lengths = lengths._replace(longest=min([lengths.longest, *limits]))
+            asked[side] = lengths
+    return asked
 
 
 def _row_length(lengths: Lengths, asked: Mapping[str, int]) -> int:

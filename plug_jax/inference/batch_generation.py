@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from plug_jax.inference.generator import GeneratedText, generate
-from plug_jax.inference.jobs import Answer
-from plug_jax.inference.model import InferenceModel
+from plug_jax.field_types import check_fields
+from plug_jax.inference.generator import GeneratedText, write
+from plug_jax.inference.jobs import Answer, DecoderWork
+from plug_jax.inference.model import InferenceModel, NoNumbersError
 from plug_jax.inference.options import GenerationOptions
 from plug_jax.inference.rows import Row, prompt_ids
 
@@ -24,7 +25,7 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generation:
+class Generation(DecoderWork):
     """Writes `generated`, the texts of a row's prompt.
 
     What a row draws depends on its number in the input and the seed of the options alone.
@@ -34,6 +35,9 @@ class Generation:
 
     options: GenerationOptions
     prompt_field: str | None = None  # None: the first that there is of PROMPT_FIELDS
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def settings(self) -> Mapping[str, Any]:
         """Every option."""
@@ -48,9 +52,11 @@ class Generation:
         """Texts at a time, tokens of the prompt."""
         return max(self.options.num_samples, self.options.num_beams), len(item.ids)
 
-    def answer(self, model: InferenceModel, items: Sequence[Prompt]) -> list[Answer]:
+    def answer(
+        self, model: InferenceModel, items: Sequence[Prompt]
+    ) -> list[Answer | NoNumbersError]:
         """The texts of each, best first if by beam search."""
-        found = generate(
+        found = write(
             model, [item.ids for item in items], self.options, seeds=[item.seed for item in items]
         )
         return [
@@ -58,6 +64,8 @@ class Generation:
                 {"generated": [self._fields(text) for text in texts]},
                 sum(len(text.ids) for text in texts),
             )
+            if all(text.has_numbers for text in texts)
+            else NoNumbersError()
             for texts in found
         ]
 

@@ -6,26 +6,37 @@ import collections
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import tensorflow as tf
 
+from plug_jax.downstream.text_format import cut_lengths
 from plug_jax.errors import PlugError
-from plug_jax.inference.jobs import ERROR, Answer
-from plug_jax.inference.model import InferenceModel
-from plug_jax.inference.rows import Row
+from plug_jax.field_types import check_fields, typed
+from plug_jax.inference.jobs import ERROR, Answer, DecoderWork
+from plug_jax.inference.model import InferenceModel, NoNumbersError
+from plug_jax.inference.rows import Row, checked_text
 from plug_jax.inference.scoring import Pairs, Score, pairs_size, score_pairs, target_ids
 
 Normalize = Literal["sum", "mean", "pmi"]
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _LABEL = "label"
+_COMMA = re.compile("[,，、]")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked(Pairs):
+    """A row's prompt and the text of each of its labels."""
+
+    labels: tuple[str, ...] = ()
+    left_out: int = 0  # characters of the row's texts that the prompt had no room for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification:
+class Classification(DecoderWork):
     """Each label's `template` is scored as what follows the prompt; the best is the prediction.
 
     In the templates {name} stands for a row's field of that name, and {label} for a label's words.
@@ -39,23 +50,32 @@ class Classification:
 
     Probabilities are the softmax of these scores over the labels.
 
+    `labels` are the words that the template gets, by the labels' names; or the name of a row's
+    field that lists them, such as the choices of a question, whose names are then "0", "1", ...
+
+    Where `max_prompt_tokens` (or the model, if it reads less) has no room for a prompt, the longest
+    of the row's texts in it loses its end, and the answer counts the characters under "left_out".
+    None: a prompt that is too long for the model is an error of its row.
+
     Raises:
         PlugError: less than two labels, templates without what they need, an unknown `normalize`.
     """
 
     ANSWERS: ClassVar[tuple[str, ...]] = ("prediction", "probabilities", "scores")
 
-    labels: Mapping[str, str]  # name -> the words that the template gets
+    labels: Mapping[str, str] | str
     template: str = "{label}"
     prompt_template: str = "{text}"
     normalize: Normalize = "pmi"
     sep: bool = True  # see `Scoring`
+    max_prompt_tokens: int | None = None  # [CLS] and [SEP] included
     _expected: dict[tuple[tuple[int, ...], ...], np.ndarray] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )  # of labels' texts, those that were scored last
 
     def __post_init__(self) -> None:
-        if len(self.labels) < 2:
+        check_fields(self)
+        if not isinstance(self.labels, str) and len(self.labels) < 2:
             raise PlugError(f"there must be two labels or more, not {list(self.labels)}")
         if _LABEL not in _FIELD.findall(self.template):
             raise PlugError(f"the template {self.template!r} needs {{label}} somewhere")
@@ -66,48 +86,71 @@ class Classification:
                 f"the prompt template {self.prompt_template!r} needs a row's field, such as "
                 "{text}, and no {label}"
             )
-        if self.normalize not in get_args(Normalize):
-            raise PlugError(
-                f"normalize must be one of {', '.join(get_args(Normalize))}, not {self.normalize!r}"
-            )
 
     def settings(self) -> Mapping[str, Any]:
         """Every option."""
-        names = ("labels", "template", "prompt_template", "normalize", "sep")
-        return {"work": "classify", **{name: getattr(self, name) for name in names}}
+        fields = dataclasses.fields(self)
+        options = {field.name: getattr(self, field.name) for field in fields if field.init}
+        return {"work": "classify", **options}
 
-    def prepare(self, model: InferenceModel, row: Row, index: int) -> Pairs:
+    def prepare(self, model: InferenceModel, row: Row, index: int) -> _Asked:
         """Ids of the prompt and of each label's text; PlugError if a field is not there."""
-        prompt = model.prompt_ids(_fill(self.prompt_template, row))
+        labels = _listed(row, self.labels) if isinstance(self.labels, str) else self.labels
+        prompt, left_out = self._prompt(model, row)
+        texts = _texts(self.template, row)
         targets = (
-            target_ids(model, _fill(self.template, row, words), sep=self.sep)
-            for words in self.labels.values()
+            target_ids(model, _filled(self.template, {**texts, _LABEL: words}), sep=self.sep)
+            for words in labels.values()
         )
-        return Pairs(prompt, tuple(targets))
+        return _Asked(prompt, tuple(targets), labels=tuple(labels), left_out=left_out)
 
-    def size(self, item: Pairs) -> tuple[int, ...]:
+    def _prompt(self, model: InferenceModel, row: Row) -> tuple[list[int], int]:
+        """Its ids, and how many characters of the row's texts it had no room for."""
+        texts = _texts(self.prompt_template, row)
+        prompt = _filled(self.prompt_template, texts)
+        if self.max_prompt_tokens is None:
+            return model.prompt_ids(prompt), 0
+        whole = sum(map(len, texts.values()))
+        room = min(self.max_prompt_tokens, model.config.max_positions) - 2  # [CLS] and [SEP]
+        while (excess := len(model.vocabulary.encode(prompt)) - room) > 0:
+            lengths = [len(text) for text in texts.values()]
+            if not any(lengths):
+                raise PlugError(
+                    f"the prompt template {self.prompt_template!r} has {room + excess} tokens "
+                    f"itself, and there is room for {room}"
+                )
+            # A token is a character or more: never too much at once.
+            kept = cut_lengths(lengths, max(sum(lengths) - excess, 0))
+            texts = {name: texts[name][:n] for name, n in zip(texts, kept, strict=True)}
+            prompt = _filled(self.prompt_template, texts)
+        return model.prompt_ids(prompt), whole - sum(map(len, texts.values()))
+
+    def size(self, item: _Asked) -> tuple[int, ...]:
         """Labels, and the lengths of prompt and longest label."""
         return pairs_size(item)
 
-    def answer(self, model: InferenceModel, items: Sequence[Pairs]) -> list[Answer]:
+    def answer(
+        self, model: InferenceModel, items: Sequence[_Asked]
+    ) -> list[Answer | NoNumbersError]:
         """The best label of each, and of every label probability and score."""
         scores = score_pairs(model, items)
         compared = self._compared(scores)
         if self.normalize == "pmi":
             compared -= self._without_fields(model, items)
-        answers = []
-        for values, of_item in zip(compared, scores, strict=True):
+        answers: list[Answer | NoNumbersError] = []
+        for values, item, of_item in zip(compared, items, scores, strict=True):
+            if not np.isfinite(values).all():
+                answers.append(NoNumbersError())
+                continue
             likely = np.exp(values - values.max())
             fields = {
-                "prediction": list(self.labels)[int(values.argmax())],
-                "probabilities": self._by_label(likely / likely.sum()),
-                "scores": self._by_label(values),
+                "prediction": item.labels[int(values.argmax())],
+                "probabilities": _by_label(item, likely / likely.sum()),
+                "scores": _by_label(item, values),
+                **({"left_out": item.left_out} if item.left_out else {}),
             }
             answers.append(Answer(fields, sum(score.tokens for score in of_item)))
         return answers
-
-    def _by_label(self, values: np.ndarray) -> dict[str, float]:
-        return dict(zip(self.labels, values.tolist(), strict=True))
 
     def _compared(self, scores: Sequence[Sequence[Score]]) -> np.ndarray:
         """float64 [items, labels]."""
@@ -132,13 +175,14 @@ class Classification:
 class Accuracy:
     """Counts of predictions, and of those that agree with the rows' own labels."""
 
-    def __init__(self, labels: Mapping[str, str]) -> None:
+    def __init__(self, labels: Collection[str]) -> None:
+        """`labels` are the names that predictions may have."""
         self._labels = labels
         self._counts: collections.Counter[str] = collections.Counter()
         self._predictions: collections.Counter[str] = collections.Counter()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Add a row of `Classification`; its own label is its field `label`, text or number."""
+        """Add a row with its `prediction`; its own label is its field `label`, text or number."""
         self._counts["rows"] += 1
         if ERROR in row:
             self._counts["errors"] += 1
@@ -159,8 +203,9 @@ class Accuracy:
         return fields
 
 
+@typed
 def read_labels(text: str) -> dict[str, str]:
-    """Labels out of a file, one a line, or separated by commas.
+    """Labels out of a file, one a line, or separated by commas, Chinese ones too ("，", "、").
 
     A line may hold a label's name, a tab, and the words that stand for it in the template; else
     they are the same.
@@ -176,10 +221,10 @@ def read_labels(text: str) -> dict[str, str]:
             except UnicodeDecodeError as error:
                 raise PlugError(f"the labels {path} are not UTF-8: {error}") from error
         entries = [line.strip().partition("\t") for line in lines if line.strip()]
-    elif "," not in text:
+    elif not _COMMA.search(text):
         raise PlugError(f"labels {text!r}: there is no such file; labels themselves need commas")
     else:
-        entries = [entry.strip().partition("\t") for entry in text.split(",")]
+        entries = [entry.strip().partition("\t") for entry in _COMMA.split(text)]
     labels: dict[str, str] = {}
     for name, _, words in entries:
         name = name.strip()
@@ -191,11 +236,22 @@ def read_labels(text: str) -> dict[str, str]:
     return labels
 
 
-def _fill(template: str, row: Row, label: str | None = None) -> str:
-    """The template with a row's fields, and a label's words where there is one."""
+def _by_label(item: _Asked, values: np.ndarray) -> dict[str, float]:
+    return dict(zip(item.labels, values.tolist(), strict=True))
 
-    def value(match: re.Match[str]) -> str:
-        name = match[1]
-        return label if name == _LABEL and label is not None else row.text((name,))
 
-    return _FIELD.sub(value, template)
+def _listed(row: Row, name: str) -> dict[str, str]:
+    """The texts that a row lists under a name, by their numbers."""
+    _, value = row.first((name,))
+    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(v, str) for v in value):
+        raise PlugError(f"field {name!r} must be a list of two texts or more")
+    return {str(number): checked_text(text, name) for number, text in enumerate(value)}
+
+
+def _texts(template: str, row: Row) -> dict[str, str]:
+    """The row's fields that a template has, by their names."""
+    return {name: row.text((name,)) for name in _FIELD.findall(template) if name != _LABEL}
+
+
+def _filled(template: str, texts: Mapping[str, str]) -> str:
+    return _FIELD.sub(lambda match: texts[match[1]], template)

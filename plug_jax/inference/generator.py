@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from plug_jax.decoding.generate import Decoding
 from plug_jax.decoding.rolling import RollingScheme, roll
-from plug_jax.inference.model import InferenceModel, to_host
+from plug_jax.inference.model import InferenceModel, NoNumbersError
 from plug_jax.inference.options import (
     GenerationOptions,
     constraints_of,
@@ -19,6 +20,9 @@ from plug_jax.inference.options import (
     sample_rngs,
     sampling_of,
 )
+from plug_jax.inference.placement import to_host
+
+FinishReason = Literal["stop", "length"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +37,17 @@ class GeneratedText:
     stopped: bool  # by [SEP]; False: cut at max_new_tokens
 
     @property
-    def finish_reason(self) -> str:
+    def finish_reason(self) -> FinishReason:
         """ "stop" or "length"."""
         return "stop" if self.stopped else "length"
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the model's logits were finite; else there is no text."""
+        return math.isfinite(self.log_prob)
+
+
+_NO_NUMBERS = GeneratedText([], "", [], math.nan, math.nan, stopped=False)
 
 
 def generate(
@@ -56,7 +68,22 @@ def generate(
     Raises:
         PlugError: a prompt or `max_new_tokens` is too long for the model, or a text to force or
             forbid cannot be.
+        NoNumbersError: the model computes no finite numbers.
     """
+    found = write(model, prompts, options, seeds=seeds)
+    if not all(text.has_numbers for texts in found for text in texts):
+        raise NoNumbersError
+    return found
+
+
+def write(
+    model: InferenceModel,
+    prompts: Sequence[str | Sequence[int]],
+    options: GenerationOptions,
+    *,
+    seeds: Sequence[int] | None = None,
+) -> list[list[GeneratedText]]:
+    """`generate`, but whether the texts of each prompt have numbers is for the caller to ask."""
     if not prompts:
         return []
     ids = [model.prompt_ids(p) if isinstance(p, str) else p for p in prompts]
@@ -86,6 +113,7 @@ def stream(
     """The text of one prompt as it grows, `every` few tokens; the last is what `generate` gives.
 
     Each is longer than the one before; `stopped` is only known of the last. Samples one text.
+    Raises what `generate` does.
     """
     model.check_length("max_new_tokens", options.max_new_tokens)
     ids = [model.prompt_ids(prompt)]
@@ -102,7 +130,10 @@ def stream(
             penalties=options.penalties,
         )
         (row,) = host_rows(decoding, 1)
-        yield read_row(model, row)
+        text = read_row(model, row)
+        if not text.has_numbers:
+            raise NoNumbersError
+        yield text
         if row.ended:
             return
 
@@ -120,6 +151,9 @@ def generate_long(
     Of `options` it knows max_new_tokens, which may exceed the model's positions, temperature,
     top_k, top_p and seed. As released, prompts that are too long keep their end, quotes and dashes
     of a prompt become ASCII, and an [UNK] of the text (several in a row count as one) reads as “.
+
+    Raises:
+        NoNumbersError: the model computes no finite numbers.
     """
     v = model.vocabulary
     context_length = min(context_length, model.config.max_positions)
@@ -140,7 +174,7 @@ def generate_long(
     sampling = sampling_of(rows, sample_rngs(prompt_rngs(options.seed, len(prompts)), 1))
     lengths = [options.max_new_tokens] * len(prompts)
 
-    def write(
+    def next_chunk(
         contexts: list[list[int]], written: list[int], draws: int, active: list[bool]
     ) -> tuple[Any, Any, Any]:
         found = to_host(
@@ -155,9 +189,11 @@ def generate_long(
                 candidates=options.candidates(model.config),
             )
         )
+        if found.broken.any():
+            raise NoNumbersError
         return found.tokens, found.lengths, found.ended
 
-    texts = roll(write, contexts, scheme, lengths=lengths)
+    texts = roll(next_chunk, contexts, scheme, lengths=lengths)
     return ["".join(_pieces(model, ids)) for ids in texts]
 
 
@@ -192,9 +228,11 @@ def host_rows(decoding: Decoding, count: int) -> list[HostRow]:
 
 def read_row(model: InferenceModel, row: HostRow) -> GeneratedText:
     """A row's text so far."""
-    ids = row.tokens[: row.length].tolist()
     log_probs = row.log_probs[: row.length + row.stopped].tolist()
     total = float(sum(log_probs))
+    if not math.isfinite(total):
+        return _NO_NUMBERS
+    ids = row.tokens[: row.length].tolist()
     return GeneratedText(ids, model.vocabulary.decode(ids), log_probs, total, total, row.stopped)
 
 
@@ -209,11 +247,14 @@ def _beam_search(
             num_beams=options.num_beams,
             max_new_tokens=options.max_new_tokens,
             length_penalty=options.length_penalty,
+            length_offset=options.length_offset,
             penalties=options.penalties,
         )
     )
 
     def text(at: tuple[int, int]) -> GeneratedText:
+        if not math.isfinite(found.log_probs[at]):
+            return _NO_NUMBERS
         written = found.tokens[at][: found.lengths[at]].tolist()
         return GeneratedText(
             ids=written,
@@ -226,7 +267,7 @@ def _beam_search(
 
     return [
         # A prompt with hardly anything allowed may have fewer texts than asked.
-        [text((p, b)) for b in range(options.num_samples) if found.scores[p, b] > -np.inf]
+        [text((p, b)) for b in range(options.num_samples) if found.scores[p, b] != -np.inf]
         for p in range(len(ids))
     ]
 

@@ -20,24 +20,24 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from plug_jax.config import ComputeDtype
-from plug_jax.data.file_source import as_list
+from plug_jax.data.file_source import as_list, literal_directories
 from plug_jax.errors import PlugError
-from plug_jax.inference.model import InferenceModel
+from plug_jax.field_types import check_fields
+from plug_jax.inference.model import InferenceModel, NoNumbersError, check_writes
+from plug_jax.inference.options import MAX_TEXTS
 from plug_jax.inference.parts import PartedOutput
+from plug_jax.inference.placement import PlacedModel, power_of_two
 from plug_jax.inference.progress import Progress
 from plug_jax.inference.rows import Contents, Row, RowSource, contents_of
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.checkpointing import (
-    SavedModel,
-    open_checkpoint,
-    vocabulary_fingerprint,
-)
 from plug_jax.training.compilation import use_compilation_cache
+from plug_jax.training.saved_model import SavedModel, open_checkpoint, vocabulary_fingerprint
 
 ERROR = "error"  # the field of a row that could not be answered
 _BATCHES_A_PART = 8
 
 Item = TypeVar("Item")
+Model = TypeVar("Model", bound=PlacedModel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Answer:
     tokens: int  # written or scored
 
 
-class Work(Protocol[Item]):
+class Work(Protocol[Model, Item]):
     """What is done with each row. An answer depends on the row and its number, not its batch."""
 
     ANSWERS: ClassVar[tuple[str, ...]]  # the fields of an answer
@@ -56,14 +56,34 @@ class Work(Protocol[Item]):
     def settings(self) -> Mapping[str, Any]:
         """JSON: what answers depend on besides the model and the row."""
 
-    def prepare(self, model: InferenceModel, row: Row, index: int) -> Item:
+    def check(self, saved: SavedModel) -> None:
+        """PlugError for a checkpoint that this cannot be done with."""
+
+    def load(self, saved: SavedModel, job: Job) -> Model:
+        """The model, where the job has it."""
+
+    def prepare(self, model: Model, row: Row, index: int) -> Item:
         """What goes into a batch of row number `index`. PlugError: the row's, not the job's."""
 
     def size(self, item: Item) -> tuple[int, ...]:
         """How many texts it is, then lengths. Only items of as many texts share a batch."""
 
-    def answer(self, model: InferenceModel, items: Sequence[Item]) -> list[Answer]:
-        """An answer for each item of a batch."""
+    def answer(self, model: Model, items: Sequence[Item]) -> Sequence[Answer | NoNumbersError]:
+        """An answer for each item of a batch, or that the model has none."""
+
+
+class DecoderWork:
+    """The model of a work that writes texts or scores them."""
+
+    def check(self, saved: SavedModel) -> None:
+        """PlugError for a checkpoint without a decoder."""
+        check_writes(saved)
+
+    def load(self, saved: SavedModel, job: Job) -> InferenceModel:
+        """The checkpoint's model."""
+        return InferenceModel.load(
+            saved.path, job.partitioner, job.dtype, int8=job.int8, verify=job.verify_checkpoint
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,13 +98,17 @@ class Job:
     dtype: ComputeDtype | None = None  # None: the one that the model was trained in
     int8: bool = False  # weights in 8 bits
     compilation_cache_dir: str | None = None
+    verify_checkpoint: bool = True  # compare the arrays with their checksums
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise PlugError(f"BATCH_SIZE must be at least 1, not {self.batch_size}")
+        check_fields(self)
+        if not 1 <= self.batch_size <= MAX_TEXTS:
+            raise PlugError(f"BATCH_SIZE must be between 1 and {MAX_TEXTS}, not {self.batch_size}")
+        if self.output is not None:
+            object.__setattr__(self, "output", os.path.expanduser(self.output))
 
 
-def run(job: Job, work: Work[Any]) -> Iterator[dict[str, Any]]:
+def run(job: Job, work: Work[Any, Any]) -> Iterator[dict[str, Any]]:
     """Each row with the fields of its answer, in the order of the input; go through to the end.
 
     A row has an `error` instead where there is no answer, and fields of its own of these names are
@@ -95,10 +119,12 @@ def run(job: Job, work: Work[Any]) -> Iterator[dict[str, Any]]:
     Raises:
         PlugError: no checkpoint or no rows there, an output of another job, processes without a
             mesh, tokens of another vocabulary.
+        NoNumbersError: the model has none for any row of the first part.
     """
     use_compilation_cache(job.compilation_cache_dir)
     saved = open_checkpoint(job.checkpoint)
     contents = contents_of(job.rows)
+    work.check(saved)
     _check(job, saved, contents)
     output, place = _open_output(job, work, saved, contents)
     if place.complete:
@@ -109,16 +135,16 @@ def run(job: Job, work: Work[Any]) -> Iterator[dict[str, Any]]:
         done=min(place.parts_done * place.rows_per_part, contents.rows),
         shown=jax.process_index() == 0,
     )
-    model: InferenceModel | None = None
+    model: PlacedModel | None = None
     for number, part in enumerate(_chunks(enumerate(job.rows), place.rows_per_part)):
         if number < place.parts_done:
             yield from output.read(number) if output else ()
             continue
         try:
-            model = model or InferenceModel.load(
-                saved.path, job.partitioner, job.dtype, int8=job.int8
-            )
+            model = model or work.load(saved, job)
             rows = _answer(model, work, part, job.batch_size, progress)
+            if number == 0 and {row.get(ERROR) for row in rows} == {str(NoNumbersError())}:
+                raise NoNumbersError  # none of many rows: it is the model, and so it would go on
             if output is not None:
                 output.write(number, rows)
         except KeyboardInterrupt:
@@ -132,8 +158,8 @@ def run(job: Job, work: Work[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _answer(
-    model: InferenceModel,
-    work: Work[Item],
+    model: Model,
+    work: Work[Model, Item],
     part: Sequence[tuple[int, Row]],
     batch_size: int,
     progress: Progress,
@@ -156,11 +182,16 @@ def _answer(
         for batch in _chunks(alike, most):
             full = [item for _, item in batch]
             # Powers of two, and copies of the last to fill them: so few sizes mean few programs.
-            full += full[-1:] * (min(_power(len(full)), most) - len(full))
+            full += full[-1:] * (min(power_of_two(len(full)), most) - len(full))
             answers = work.answer(model, full)[: len(batch)]
+            tokens = 0
             for (place, _), answer in zip(batch, answers, strict=True):
-                results[place] |= answer.fields
-            progress.add(len(batch), sum(answer.tokens for answer in answers))
+                if isinstance(answer, NoNumbersError):
+                    results[place][ERROR] = str(answer)
+                else:
+                    results[place] |= answer.fields
+                    tokens += answer.tokens
+            progress.add(len(batch), tokens)
     return results
 
 
@@ -174,7 +205,7 @@ class _Place:
 
 
 def _open_output(
-    job: Job, work: Work[Any], saved: SavedModel, contents: Contents
+    job: Job, work: Work[Any, Any], saved: SavedModel, contents: Contents
 ) -> tuple[PartedOutput | None, _Place]:
     """The output (of the first process alone), and where all processes begin."""
     rows_per_part = _BATCHES_A_PART * job.batch_size
@@ -227,8 +258,10 @@ def _check(job: Job, saved: SavedModel, contents: Contents) -> None:
 
 
 def _check_apart(output: str, inputs: Sequence[str]) -> None:
+    path = os.path.abspath(output)
     for pattern in inputs:
-        if PurePath(os.path.abspath(output)).match(os.path.abspath(pattern)):
+        as_pattern = os.path.abspath(literal_directories(pattern))
+        if path == os.path.abspath(pattern) or PurePath(path).match(as_pattern):
             raise PlugError(f"OUTPUT {output} would be read as INPUT {pattern}; put it elsewhere")
 
 
@@ -236,8 +269,3 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
-
-
-def _power(number: int) -> int:
-    """The next power of two."""
-    return 1 << (number - 1).bit_length()

@@ -5,7 +5,6 @@ Axis letters: P prompts, E encoder length.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from plug_jax.config import ComputeDtype, PlugConfig
 from plug_jax.data.vocabularies import PlugVocabulary
@@ -23,17 +21,28 @@ from plug_jax.decoding.generate import Decoding
 from plug_jax.decoding.rolling import Chunk, RollingScheme
 from plug_jax.decoding.sampling import Sampling
 from plug_jax.errors import PlugError
+from plug_jax.inference.placement import PlacedModel, power_of_two, to_host
 from plug_jax.inference.programs import Programs
 from plug_jax.inference.quantization import quantize
 from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.checkpointing import load_for_inference
+from plug_jax.training.saved_model import SavedModel, load_for_inference, open_checkpoint
 
 _SMALLEST_BUCKET = 32
 
 
-class InferenceModel:
+class NoNumbersError(PlugError):
+    """The model's logits are NaN or infinite, so nothing follows from them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model gives no numbers (NaN or infinity in place of logits): its training has "
+            "diverged, or its weights are damaged; use an earlier checkpoint"
+        )
+
+
+class InferenceModel(PlacedModel):
     """Parameters, vocabulary and the compiled programs of one checkpoint.
 
     A program is compiled at the first call with its static options and its bucket of lengths (the
@@ -53,20 +62,13 @@ class InferenceModel:
         Raises:
             PlugError: the model has no decoder, or its vocabulary is another one.
         """
-        if config.num_decoder_layers == 0:
-            raise PlugError(
-                "this checkpoint has no decoder (it is a stage-1 encoder); generating and scoring "
-                "text needs a stage-2 checkpoint"
-            )
+        check_decoder(config)
         if vocabulary.vocab_size > config.padded_vocab_size:
             raise PlugError(
                 f"the vocabulary has {vocabulary.vocab_size} pieces, the model rows for "
                 f"{config.padded_vocab_size}: it is not the one that the model was trained with"
             )
-        self.config = config
-        self.vocabulary = vocabulary
-        self.partitioner = partitioner
-        self.params = split_layers(params)
+        super().__init__(config, split_layers(params), vocabulary, partitioner)
         programs = Programs(
             PlugModel(config, layers_apart=True), vocabulary.cls_id, vocabulary.sep_id
         )
@@ -89,12 +91,20 @@ class InferenceModel:
         dtype: ComputeDtype | None = None,
         *,
         int8: bool = False,
+        verify: bool = True,
     ) -> InferenceModel:
         """Of a MODEL_DIR or one of its checkpoints, read straight into its shardings and dtype.
 
-        With `int8` the kernels are then quantized, see `plug_jax.inference.quantization`.
+        With `int8` the kernels are then quantized, see `plug_jax.inference.quantization`. `verify`
+        compares the parameters with their checksums first.
+
+        Raises:
+            PlugError: no checkpoint there, or one without a decoder or a vocabulary.
         """
-        config, params, vocabulary = load_for_inference(checkpoint, partitioner, dtype)
+        check_writes(open_checkpoint(checkpoint))  # before the parameters are read
+        config, params, vocabulary = load_for_inference(
+            checkpoint, partitioner, dtype, verify=verify
+        )
         if int8:
             params = quantize(params)
         return cls(config, params, vocabulary, partitioner)
@@ -120,8 +130,7 @@ class InferenceModel:
 
     def bucket(self, length: int) -> int:
         """The length that `length` tokens are padded to: the next power of two, 32 at least."""
-        power = 1 << max(length - 1, 0).bit_length()
-        return min(max(_SMALLEST_BUCKET, power), self.config.max_positions)
+        return min(max(_SMALLEST_BUCKET, power_of_two(length)), self.config.max_positions)
 
     def start(
         self,
@@ -137,7 +146,7 @@ class InferenceModel:
         takes to divide them: they are copies of the last.
         """
         batch = self.batch(prompts, bucket)
-        with self._context():
+        with self.context():
             decoding: Decoding = self._start(
                 self.params,
                 *batch,
@@ -157,7 +166,7 @@ class InferenceModel:
         penalties: bool,
     ) -> Decoding:
         """Write up to `steps` more tokens (`decoding.generate.advance`); `decoding` is used up."""
-        with self._context():
+        with self.context():
             after: Decoding = self._advance(
                 self.params,
                 decoding,
@@ -176,17 +185,19 @@ class InferenceModel:
         num_beams: int,
         max_new_tokens: int,
         length_penalty: float,
+        length_offset: float,
         penalties: bool,
     ) -> Hypotheses:
         """The best texts of each prompt; `constraints` has num_beams rows for each."""
         tokens, segment_ids = self.batch(prompts)
-        with self._context():
+        with self.context():
             found: Hypotheses = self._beam_search(
                 self.params,
                 tokens,
                 segment_ids,
                 self.padded(constraints, len(tokens) * num_beams),
                 jnp.float32(length_penalty),
+                jnp.float32(length_offset),
                 num_beams=num_beams,
                 room=self.bucket(max_new_tokens),
                 penalties=penalties,
@@ -213,7 +224,7 @@ class InferenceModel:
             "draws": np.full(len(contexts), draws, np.int32),
             "active": np.asarray(active, bool),
         }
-        with self._context():
+        with self.context():
             chunk: Chunk = self._write_chunk(
                 self.params,
                 *batch,
@@ -239,7 +250,7 @@ class InferenceModel:
         for row, target in zip(labels, rows, strict=True):
             row[: len(target)] = target
         tokens, segment_ids = self.batch(prompts)
-        with self._context():
+        with self.context():
             found = self._score(
                 self.params,
                 tokens,
@@ -263,45 +274,26 @@ class InferenceModel:
         padded: tuple[Any, Any] = self.padded((tokens, segment_ids), rows)
         return padded
 
-    def rows(self, prompts: int) -> int:
-        """`prompts`, or the next number that the mesh divides."""
-        if self.partitioner is None:
-            return prompts
-        mesh = self.partitioner.mesh.shape
-        return -(-prompts // (mesh["data"] * mesh["fsdp"])) * mesh["data"] * mesh["fsdp"]
 
-    def padded(self, tree: Any, rows: int) -> Any:
-        """Arrays [n, ...] as [rows, ...], the last row repeated, on the devices of their rows."""
-
-        def pad(leaf: Any) -> Any:
-            if len(leaf) < rows:
-                leaf = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], rows - len(leaf), axis=0)])
-            return leaf if self.partitioner is None else self._put(leaf)
-
-        return jax.tree.map(pad, tree)
-
-    def _put(self, leaf: Any) -> jax.Array:
-        assert self.partitioner is not None
-        sharding = self.partitioner.batch_sharding
-        if sharding.is_fully_addressable:
-            placed: jax.Array = jax.device_put(leaf, sharding)
-            return placed
-        # Every process has the whole leaf, and keeps the rows of its own devices.
-        return jax.jit(_same, out_shardings=sharding)(leaf)
-
-    def _context(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.partitioner is None else self.partitioner.context()
+def check_writes(saved: SavedModel) -> None:
+    """PlugError for a checkpoint that only reads; it says what such a one is for."""
+    if saved.task is not None and saved.config.num_decoder_layers == 0:
+        commands = ("infer", "evaluate", *(["classify"] if saved.task["kind"] == "text" else []))
+        raise PlugError(
+            f"this checkpoint was fine-tuned for {saved.task['name']!r}: it answers by a head of "
+            "its own, and neither writes texts nor scores them; what uses it is "
+            f"{', '.join(f'`plug-jax {command}`' for command in commands)}"
+        )
+    check_decoder(saved.config)
 
 
-def _same(leaf: jax.Array) -> jax.Array:
-    return leaf
-
-
-def to_host(tree: Any) -> Any:
-    """Arrays of devices as NumPy's; those that lie over several processes as a whole on each.
-
-    All processes must call it.
-    """
-    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+def check_decoder(config: PlugConfig) -> None:
+    """PlugError for a model that only reads; it says what such a model is for."""
+    if config.num_decoder_layers == 0:
+        raise PlugError(
+            "this checkpoint has no decoder: it is an encoder alone (of stage 1, or a converted "
+            "BERT), which reads text and writes or scores none. Stage 2 gives it a decoder "
+            "(`plug-jax train --gin_file=runs/palm_pretrain.gin`, with the checkpoint as "
+            "INITIAL_CHECKPOINT); as it is, `plug-jax evaluate` scores its masked LM, and "
+            "`plug-jax convert export-hf` writes it for transformers"
+        )

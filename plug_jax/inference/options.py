@@ -14,14 +14,25 @@ from plug_jax.data.vocabularies import PlugVocabulary
 from plug_jax.decoding.constraints import FREE, MAX_NGRAM, Constraints
 from plug_jax.decoding.sampling import Sampling, candidates_for, row_rngs
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
+
+MAX_TEXTS = 1 << 16  # written at a time: rows of one program
+MAX_INT = int(np.iinfo(np.int32).max)
+# Within these, float32 holds the score of every text: a sum of log-probabilities that the penalty
+# multiplied, divided by a length of up to 2**16 to this power.
+_LARGEST_PENALTY = 1000.0
+_LARGEST_POWER = 5.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
     """How texts are to be written. temperature 0.9 and top_k 20 are the released PLUG's.
 
+    A number means what it says, however large or small: what float32 and int32 cannot hold is
+    refused, or replaced where the nearest that they hold gives the same texts.
+
     Raises:
-        PlugError: an option is out of range; the message has its name.
+        PlugError: an option is out of range or of another type; the message has its name.
     """
 
     max_new_tokens: int = 128
@@ -36,27 +47,36 @@ class GenerationOptions:
     forced_text: str = ""  # what each text begins with
     forbidden_text: str = ""  # no token of it is written
     num_beams: int = 1  # above 1: beam search, which draws nothing
-    length_penalty: float = 1.0  # of beam search: scores are divided by length to this power
+    length_penalty: float = 1.0  # of beam search: scores are divided by length to this power,
+    length_offset: float = 0.0  # or by (offset + length) / (offset + 1) to it
 
     def __post_init__(self) -> None:
+        check_fields(self)
         wanted = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "max_new_tokens": (1 <= self.max_new_tokens <= MAX_INT, f"at least 1, below {2**31}"),
             "min_new_tokens": (
                 0 <= self.min_new_tokens <= self.max_new_tokens,
                 "0 or more, and at most max_new_tokens",
             ),
-            "num_samples": (self.num_samples >= 1, "at least 1"),
+            "num_samples": (1 <= self.num_samples <= MAX_TEXTS, f"between 1 and {MAX_TEXTS}"),
             "seed": (0 <= self.seed < 2**32, "0 or more, below 2**32"),
-            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or positive"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or positive"),
             "top_k": (self.top_k >= 0, "0 (every token) or positive"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (every token)"),
-            "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "positive"),
+            "repetition_penalty": (
+                1 / _LARGEST_PENALTY <= self.repetition_penalty <= _LARGEST_PENALTY,
+                f"between {1 / _LARGEST_PENALTY} and {_LARGEST_PENALTY}",
+            ),
             "no_repeat_ngram": (
                 0 <= self.no_repeat_ngram <= MAX_NGRAM,
                 f"between 0 (none) and {MAX_NGRAM}",
             ),
-            "num_beams": (self.num_beams >= 1, "at least 1"),
-            "length_penalty": (abs(self.length_penalty) < float("inf"), "finite"),
+            "num_beams": (1 <= self.num_beams <= MAX_TEXTS, f"between 1 and {MAX_TEXTS}"),
+            "length_penalty": (
+                abs(self.length_penalty) <= _LARGEST_POWER,
+                f"between {-_LARGEST_POWER} and {_LARGEST_POWER}",
+            ),
+            "length_offset": (0 <= self.length_offset <= MAX_TEXTS, f"between 0 and {MAX_TEXTS}"),
         }
         problems = [
             f"{name} is {getattr(self, name)}; it must be {what}"
@@ -136,9 +156,9 @@ def sampling_of(options: Sequence[GenerationOptions], rngs: jax.Array) -> Sampli
     """A row for each of `options`, with keys [rows]."""
     return Sampling(
         rngs=rngs,
-        temperature=jnp.asarray([o.temperature for o in options], jnp.float32),
-        top_k=jnp.asarray([o.top_k for o in options], jnp.int32),
-        top_p=jnp.asarray([o.top_p for o in options], jnp.float32),
+        temperature=jnp.asarray([_float32(o.temperature) for o in options], jnp.float32),
+        top_k=jnp.asarray([min(o.top_k, MAX_INT) for o in options], jnp.int32),
+        top_p=jnp.asarray([_float32(o.top_p) for o in options], jnp.float32),
     )
 
 
@@ -159,6 +179,15 @@ def sample_rngs(rngs: jax.Array, num_samples: int) -> jax.Array:
 def sample_rng(rngs: jax.Array, sample: int) -> jax.Array:
     """Keys [P]: sample number `sample` of those of `sample_rngs`; one program does for all."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(rngs, jnp.uint32(sample))
+
+
+def _float32(value: float) -> float:
+    """0, or the nearest that is a normal number of float32, and so is its reciprocal.
+
+    A program takes smaller numbers for 0, and may multiply by the reciprocal to divide.
+    """
+    smallest = float(np.finfo(np.float32).tiny)
+    return min(max(value, smallest), 1 / smallest) if value else 0.0
 
 
 def _forced_ids(

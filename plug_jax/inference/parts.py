@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from plug_jax.atomic_files import write_whole
 from plug_jax.errors import PlugError
 from plug_jax.inference.rows import to_json
 
@@ -59,7 +60,7 @@ class PartedOutput:
 
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep part `number`."""
-        _write_whole(self._part(number), b"".join(to_json(row) + b"\n" for row in rows))
+        write_whole(self._part(number), b"".join(to_json(row) + b"\n" for row in rows))
 
     def read(self, number: int) -> Iterator[dict[str, Any]]:
         """The rows of a part that is done."""
@@ -102,7 +103,7 @@ class PartedOutput:
                     f"{f' and {self.path}' if self.path in kept else ''}"
                 )
         tf.io.gfile.makedirs(self._parts)
-        _write_whole(
+        write_whole(
             self._manifest, to_json({"rows_per_part": self.rows_per_part, "settings": settings})
         )
 
@@ -128,12 +129,6 @@ class PartedOutput:
     def _remove_parts(self) -> None:
         if tf.io.gfile.exists(self._parts):
             tf.io.gfile.rmtree(self._parts)
-
-
-def _write_whole(path: str, content: bytes) -> None:
-    with tf.io.gfile.GFile(f"{path}.tmp", "wb") as file:
-        file.write(content)
-    tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
 
 
 def _read_rows(path: str) -> Iterator[dict[str, Any]]:

@@ -91,12 +91,13 @@ class Programs:
         segment_ids: jax.Array,
         constraints: Constraints,
         length_penalty: jax.Array,
+        length_offset: jax.Array,
         *,
         num_beams: int,
         room: int,
         penalties: bool,
     ) -> beam.Hypotheses:
-        """The best texts of each prompt, of up to `room` tokens; length_penalty is float32 []."""
+        """The best texts of each prompt, of up to `room` tokens; length_* are float32 []."""
         return beam.beam_search(
             self._tokens_to_logits(params),
             self._open_cache(params, tokens, segment_ids, room, num_beams),
@@ -107,6 +108,7 @@ class Programs:
             max_new_tokens=room,
             end_token=self.sep_id,
             length_penalty=length_penalty,
+            length_offset=length_offset,
             penalties=penalties,
         )
 

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,14 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.data.caching.files import check_token_files
-from plug_jax.data.features import PALM_FEATURES
 from plug_jax.data.file_source import Paths, as_list, matching_files
 from plug_jax.data.pipeline import find_task, import_tasks
 from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.downstream.record_task import RecordTask
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
+from plug_jax.objectives.composition import objectives_for
+from plug_jax.objectives.continuation import Continuation, prompt_and_target
 
 if TYPE_CHECKING:
     from plug_jax.inference.model import InferenceModel
@@ -66,8 +70,10 @@ class RowSource:
     and the line in its field `line`.
 
     An example of a stage-2 task is {"prompt": the encoder's uncorrupted text, "target": the
-    decoder's}, and its tokens go with it as they are. An example of any other task has each of its
-    features as text. The tasks of a mixture follow each other, whatever their rates.
+    decoder's}, and its tokens go with it as they are; so does what it has besides its features,
+    such as "id" and "references". A task over records gives a row a record, as its format has it.
+    An example of any other task has each of its features as text. The tasks of a mixture follow
+    each other, whatever their rates.
 
     Raises:
         PlugError: not one of files and task, and while reading: files that are not there or
@@ -80,6 +86,7 @@ class RowSource:
     split: str = "validation"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.files is None) == (self.mixture_or_task_name is None):
             raise PlugError(
                 "name what to read: either files of JSON lines (INPUT) or a seqio task "
@@ -93,6 +100,10 @@ class RowSource:
                 yield from _json_rows(path)
             return
         for task in self._tasks():
+            if isinstance(task, RecordTask):
+                records = task.splits_of_records.records(self.split)
+                yield from (Row(task.format.fields(record)) for record in records)
+                continue
             check_token_files(task, self.split)
             dataset = task.get_dataset(
                 None, self.split, shuffle=False, seed=0, num_epochs=1, trim_output_features=False
@@ -111,7 +122,7 @@ class RowSource:
         if self.files is not None:
             return None
         features = self._tasks()[0].output_features
-        return _palm_vocabulary(features)
+        return _continuation_vocabulary(features)
 
     def _tasks(self) -> list[seqio.Task]:
         assert self.mixture_or_task_name is not None
@@ -158,8 +169,12 @@ def prompt_ids(model: InferenceModel, row: Row, field: str | None) -> list[int]:
 
 
 def to_json(value: Any) -> bytes:
-    """UTF-8 with Chinese as it is; half of a surrogate pair is spelt as JSON spells it."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    """UTF-8 with Chinese as it is; half of a surrogate pair is spelt as JSON spells it.
+
+    Raises ValueError for NaN and infinities.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def checked_text(text: str, name: str) -> str:
@@ -188,7 +203,7 @@ def _json_rows(path: str) -> Iterator[Row]:
 def _json_row(line: bytes, where: str) -> Row:
     raw = {"line": line.decode("utf-8", "backslashreplace").rstrip("\r\n")}
     try:
-        fields = json.loads(line.decode())
+        fields = json.loads(line.decode(), parse_constant=_finite, parse_float=_finite)
     except UnicodeError:
         return Row(raw, f"{where} is not UTF-8")
     except (ValueError, RecursionError) as error:
@@ -198,13 +213,23 @@ def _json_row(line: bytes, where: str) -> Row:
     return Row(fields)
 
 
+def _finite(number: str) -> float:
+    """What JSON's numbers are; Python would also read NaN and Infinity, which no JSON may hold."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no number that a row may hold")
+    return value
+
+
 def _example_row(example: Mapping[str, Any], features: Mapping[str, seqio.Feature]) -> Row:
-    if (vocabulary := _palm_vocabulary(features)) is not None:
-        ids = {
-            "prompt": example["encoder_original_tokens"].tolist(),
-            "target": example["decoder_target_tokens"].tolist(),
+    if (vocabulary := _continuation_vocabulary(features)) is not None:
+        prompt, target = prompt_and_target(example)
+        ids = {"prompt": prompt.tolist(), "target": target.tolist()}
+        texts = {name: vocabulary.decode(tokens) for name, tokens in ids.items()}
+        others = {
+            n: _plain(np.asarray(v).tolist()) for n, v in example.items() if n not in features
         }
-        return Row({name: vocabulary.decode(tokens) for name, tokens in ids.items()}, ids=ids)
+        return Row(others | texts, ids=ids)
     fields: dict[str, Any] = {}
     for name in sorted(example, key=lambda name: name.endswith(_PRETOKENIZED)):
         value, feature = np.asarray(example[name]), features.get(name)
@@ -215,17 +240,20 @@ def _example_row(example: Mapping[str, Any], features: Mapping[str, seqio.Featur
     return Row(fields)
 
 
-def _palm_vocabulary(features: Mapping[str, seqio.Feature]) -> PlugVocabulary | None:
-    """The vocabulary of a stage-2 task; None for others."""
-    if not set(PALM_FEATURES) <= set(features):
+def _continuation_vocabulary(features: Mapping[str, seqio.Feature]) -> PlugVocabulary | None:
+    """The vocabulary of a task whose decoder continues the encoder's text; None for others."""
+    if not objectives_for(features, [Continuation()]):
         return None
     vocabulary = features["encoder_input_tokens"].vocabulary
     return vocabulary if isinstance(vocabulary, PlugVocabulary) else None
 
 
 def _plain(value: Any) -> Any:
+    """What JSON can hold of a feature; of floats, it has no NaN and infinities: "nan"."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 

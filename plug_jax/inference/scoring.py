@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from plug_jax.errors import PlugError
-from plug_jax.inference.jobs import ERROR, Answer
-from plug_jax.inference.model import InferenceModel
+from plug_jax.field_types import check_fields
+from plug_jax.inference.jobs import ERROR, Answer, DecoderWork
+from plug_jax.inference.model import InferenceModel, NoNumbersError
 from plug_jax.inference.rows import TARGET_FIELDS, Row, checked_text, prompt_ids
 
 _LARGEST_EXPONENT = 700.0  # of a float's exp
@@ -32,6 +33,11 @@ class Score:
     tokens: int
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether the model's logits were finite."""
+        return math.isfinite(self.log_likelihood)
+
+    @property
     def mean_log_likelihood(self) -> float:
         """Of a token."""
         return self.log_likelihood / self.tokens
@@ -47,7 +53,7 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scoring:
+class Scoring(DecoderWork):
     """The log-likelihood of a row's target after its prompt, or of each of a list of targets.
 
     `sep`: the [SEP] that ends a text counts as its last token, as it does in training. Then the sum
@@ -64,6 +70,9 @@ class Scoring:
     prompt_field: str | None = None  # None: the first that there is of PROMPT_FIELDS
     target_field: str | None = None  # None: the first that there is of TARGET_FIELDS
     sep: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def settings(self) -> Mapping[str, Any]:
         """Every option."""
@@ -89,10 +98,15 @@ class Scoring:
         """Targets, and the padded lengths of prompt and longest target."""
         return pairs_size(item)
 
-    def answer(self, model: InferenceModel, items: Sequence[Pairs]) -> list[Answer]:
+    def answer(
+        self, model: InferenceModel, items: Sequence[Pairs]
+    ) -> list[Answer | NoNumbersError]:
         """The scores of each; lists where the row has a list."""
-        answers = []
+        answers: list[Answer | NoNumbersError] = []
         for item, scores in zip(items, score_pairs(model, items), strict=True):
+            if not all(score.has_numbers for score in scores):
+                answers.append(NoNumbersError())
+                continue
             fields = [score.fields() for score in scores]
             lists = {name: [f[name] for f in fields] for name in self.ANSWERS}
             answers.append(

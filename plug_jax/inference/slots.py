@@ -17,6 +17,7 @@ from plug_jax.errors import PlugError
 from plug_jax.inference.generator import GeneratedText, host_rows, read_row
 from plug_jax.inference.model import InferenceModel
 from plug_jax.inference.options import (
+    MAX_TEXTS,
     GenerationOptions,
     constraints_of,
     prompt_rngs,
@@ -43,12 +44,16 @@ class Slots:
         """Make room for `count` prompts of `max_prompt_tokens` ([CLS] and [SEP] included).
 
         Raises:
-            PlugError: no slots, lengths beyond the model's positions, or a mesh that does not
-                divide the slots.
+            PlugError: no slots or too many, lengths beyond the model's positions, no room for [CLS]
+                and [SEP], or a mesh that does not divide the slots.
         """
-        if count < 1:
-            raise PlugError(f"there must be at least 1 slot, got {count}")
+        if not 1 <= count <= MAX_TEXTS:
+            raise PlugError(f"slots is {count}; it must be between 1 and {MAX_TEXTS}")
         model.check_length("max_prompt_tokens", max_prompt_tokens)
+        if max_prompt_tokens < len(model.prompt_ids("")):
+            raise PlugError(
+                f"max_prompt_tokens is {max_prompt_tokens}; with [CLS] and [SEP] it is at least 2"
+            )
         model.check_length("max_new_tokens", max_new_tokens)
         if model.rows(count) != count:
             raise PlugError(
@@ -59,29 +64,45 @@ class Slots:
         self.count = count
         self.max_new_tokens = max_new_tokens
         self.max_prompt_tokens = max_prompt_tokens
-        self._requests: list[GenerationOptions | None] = [None] * count
-        # All slots are empty, which looks like texts that have ended.
-        nothing = [model.prompt_ids("")] * count
-        bucket = model.bucket(max_prompt_tokens)
-        decoding = model.start(nothing, max_new_tokens=max_new_tokens, bucket=bucket)
-        options = [_PLAIN] * count
-        settings = (
-            constraints_of(options, model.config, model.vocabulary, forced_places=_FORCED_PLACES),
-            sampling_of(options, sample_rngs(prompt_rngs(0, count), 1)),
-        )
-        state = (decoding, model.padded(settings, count))
-        # Everything stays where it lies: elsewhere, the next program would be compiled once more.
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        self._decoding: Decoding
+        self._requests: list[GenerationOptions | None]
+        self._decoding: Any
         self._settings: Any
-        self._decoding, self._settings = jax.device_put(state, shardings)
-        self._insert = jax.jit(_insert, donate_argnums=(0, 1), out_shardings=shardings)
+        # Everything stays where it lies: elsewhere, the next program would be compiled once more.
+        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self._empty())
+        self._insert = jax.jit(_insert, donate_argnums=(0, 1), out_shardings=self._shardings)
         self._end = jax.jit(
             lambda ended, slot: ended | (jnp.arange(count) == slot),
-            out_shardings=shardings[0].ended,
+            out_shardings=self._shardings[0].ended,
         )
-        for slot in range(count):
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty all slots; what they hold is made anew, whatever became of it."""
+        self._requests = [None] * self.count
+        self._decoding = self._settings = None  # there may not be room for two
+        self._decoding, self._settings = jax.device_put(self._empty(), self._shardings)
+        for slot in range(self.count):
             self.release(slot)
+
+    def _empty(self) -> tuple[Decoding, Any]:
+        """State of slots that have written nothing, and their settings."""
+        model, options = self.model, [_PLAIN] * self.count
+        decoding = model.start(
+            [model.prompt_ids("")] * self.count,
+            max_new_tokens=self.max_new_tokens,
+            bucket=model.bucket(self.max_prompt_tokens),
+        )
+        settings = (
+            constraints_of(options, model.config, model.vocabulary, forced_places=_FORCED_PLACES),
+            sampling_of(options, sample_rngs(prompt_rngs(0, self.count), 1)),
+        )
+        return decoding, model.padded(settings, self.count)
+
+    @property
+    def intact(self) -> bool:
+        """Whether texts can go on: a program that fails may have used up what it was to change."""
+        leaves = jax.tree.leaves((self._decoding, self._settings))
+        return not any(leaf.is_deleted() for leaf in leaves)
 
     @property
     def free(self) -> int:

@@ -33,6 +33,20 @@ def test_worked_example() -> None:
     assert got.sentence_chance == pytest.approx(1 / 3)
 
 
+def test_ngrams_read_the_end_of_the_encoder_s_text() -> None:
+    def example(text: list[int], target: list[int]) -> dict[str, np.ndarray]:
+        return {
+            "encoder_original_tokens": np.array([8, *text, 9]),
+            "decoder_target_tokens": np.array(target),
+        }
+
+    train = [example([0, 1, 2, 3], [0, 1, 2, 3, 0, 1, 2, 3]) for _ in range(9)]
+    held_out = [example([0, 1], [2]), example([1, 2], [3])]
+    found = baselines.ngram_perplexities(train, held_out, orders=(1, 2), vocab_size=10)
+    assert found[1] == pytest.approx(4.0, rel=0.1)  # four ids, equally often
+    assert found[2] < 1.2  # nothing but [SEP] stands between it and what it predicts
+
+
 def test_plots_are_written(tmp_path: Path) -> None:
     records = [{"step": s, "split": "train", "mlm_loss": 5.0 - s} for s in range(3)]
     plots.plot_losses({"a": records, "b": records}, tmp_path / "l.png", marks={"a": (1, "here")})

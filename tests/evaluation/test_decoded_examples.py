@@ -7,13 +7,15 @@ import tensorflow as tf
 
 from plug_jax.data.vocabulary_training import train_sentencepiece
 from plug_jax.evaluation.decoded_examples import (
+    Corruption,
     Fate,
     Section,
     Span,
     decode_example,
     describe_example,
-    fates,
 )
+from plug_jax.objectives.masked_lm import MaskedLM
+from plug_jax.objectives.stages import PALM, STRUCTBERT
 from tests.inspected_examples import STAGE1, STAGE2, make_vocabulary, to_ids
 
 
@@ -38,15 +40,15 @@ def test_the_fates_of_the_docstring():
         "encoder_shuffled": np.array([0, 0, 0, 0, 1, 1]),
     }
     expected = [Fate.PLAIN, Fate.MASKED, Fate.REPLACED, Fate.KEPT, Fate.SHUFFLED, Fate.SHUFFLED]
-    assert fates(example, mask_id=4).tolist() == expected
+    assert Corruption.of(example, mask_id=4).fates.tolist() == expected
 
 
 def test_stage1_is_two_segments_with_marks(vocabulary):
-    decoded = decode_example(to_ids(STAGE1[0]), vocabulary)
+    decoded = decode_example(to_ids(STAGE1[0]), STRUCTBERT, vocabulary)
     assert decoded.facts == (
-        ("label", "2: B precedes A"),
         ("lengths", "encoder 11 (A 5, B 6)"),
         ("tokens", "4 plain, 2 masked, 1 replaced, 1 kept, 3 shuffled"),
+        ("label", "2: B precedes A"),
     )
     window = Span("天地人", "人天地", Fate.SHUFFLED)
     assert decoded.sections == (
@@ -67,34 +69,43 @@ def test_stage1_is_two_segments_with_marks(vocabulary):
 
 
 def test_an_unknown_piece_is_a_span_of_its_own(vocabulary):
-    decoded = decode_example(to_ids(STAGE1[1]), vocabulary)
+    decoded = decode_example(to_ids(STAGE1[1]), STRUCTBERT, vocabulary)
     assert decoded.sections[0].spans[1:3] == (plain("天"), special("[UNK]"))
 
 
 def test_stage2_is_encoder_and_decoder(vocabulary):
-    decoded = decode_example(to_ids(STAGE2[0]), vocabulary)
+    decoded = decode_example(to_ids(STAGE2[0]), PALM, vocabulary)
     assert [section.name for section in decoded.sections] == ["encoder", "decoder"]
     assert decoded.sections[1].spans == (plain("人你我"), special("[SEP]"))
 
 
 def test_decoder_inputs_that_are_not_the_targets_shifted_are_shown(vocabulary):
-    decoded = decode_example(to_ids(STAGE2[1]), vocabulary)
-    assert decoded.facts[0] == ("lengths", "encoder 3, decoder 3 (2 of them predicted)")
+    decoded = decode_example(to_ids(STAGE2[1]), PALM, vocabulary)
+    assert decoded.facts[0] == ("lengths", "encoder 3, decoder 3")
+    assert decoded.facts[-1] == ("predicted", "2 of 3 decoder tokens")
     assert decoded.sections[2] == Section("its inputs", (special("[CLS]"), plain("天地")))
 
 
 def test_a_token_that_changed_though_it_is_not_predicted_stands_out(vocabulary):
     example = to_ids(STAGE1[0])
     example["encoder_loss_weights"][7] = 0
-    assert fates(example, vocabulary.mask_id)[6:9].tolist() == [Fate.KEPT, Fate.STRAY, Fate.PLAIN]
-    assert Span("play", "well", Fate.STRAY) in decode_example(example, vocabulary).sections[1].spans
+    assert Corruption.of(example, vocabulary.mask_id).fates[6:9].tolist() == [
+        Fate.KEPT,
+        Fate.STRAY,
+        Fate.PLAIN,
+    ]
+    assert (
+        Span("play", "well", Fate.STRAY)
+        in decode_example(example, STRUCTBERT, vocabulary).sections[1].spans
+    )
 
 
 def test_adjacent_masks_are_told_apart_and_a_window_is_one_span(vocabulary):
     example = to_ids(STAGE1[0])
     example["encoder_shuffled"][:] = 0
     changed = [
-        (span.text, span.seen) for span in decode_example(example, vocabulary).sections[0].spans
+        (span.text, span.seen)
+        for span in decode_example(example, STRUCTBERT, vocabulary).sections[0].spans
     ]
     assert changed[1:4] == [("天", "人"), ("地", "天"), ("人", "地")]
 
@@ -110,7 +121,7 @@ def test_spaces_survive_between_spans(tmp_path):
         "encoder_loss_weights": np.array([0, 0, 0, 1, 0, 1, 0, 0, 0, 0]),
         "encoder_token_types": np.zeros(10, np.int32),
     }
-    spans = decode_example(example, spaced).sections[0].spans
+    spans = decode_example(example, (MaskedLM(),), spaced).sections[0].spans
     marked = "".join(f"{{{span.text}}}" if span.fate else span.text for span in spans)
     assert marked == "[CLS]天 {地}人{▁}你 我[SEP]"
 

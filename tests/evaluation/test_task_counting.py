@@ -3,20 +3,34 @@
 import numpy as np
 import pytest
 
+from plug_jax.data import features
 from plug_jax.data.drops import reset_counts
+from plug_jax.data.lengths import sample_lengths
+from plug_jax.data.masking import masked_language_model
+from plug_jax.data.sentence_order import sentence_pairs
+from plug_jax.data.word_order import shuffle_windows
 from plug_jax.errors import PlugError
 from plug_jax.evaluation import task_counting
 from plug_jax.evaluation.task_counting import count_examples, measure_fill
+from plug_jax.evaluation.task_settings import TaskSettings
 from plug_jax.evaluation.task_statistics import Verdict
-from plug_jax.evaluation.task_targets import TaskTargets
+from plug_jax.objectives.stages import PALM, STRUCTBERT
 from tests.inspected_examples import STAGE1, STAGE2, make_vocabulary, to_ids
 
-STRUCTBERT = TaskTargets(
-    mask_rate=0.15,
-    shuffle_rate=0.05,
-    shuffle_window=3,
-    label_share=1 / 3,
-    longest={"encoder": 128},
+NOTHING = TaskSettings()
+SHUFFLING = {"rate": 0.05, "window": 3, "label_moved_only": False}
+
+
+def masking(rate):
+    return {masked_language_model: {"mask_rate": rate}}
+
+
+STAGE1_SETTINGS = TaskSettings(
+    {
+        **masking(0.15),
+        shuffle_windows: SHUFFLING,
+        sentence_pairs: {"max_length": 128},
+    }
 )
 
 
@@ -25,9 +39,11 @@ def vocabulary(tmp_path_factory):
     return make_vocabulary(tmp_path_factory.mktemp("vocabulary"))
 
 
-def count(examples, vocabulary, targets=STRUCTBERT, **options):
+def count(examples, vocabulary, settings=STAGE1_SETTINGS, objectives=STRUCTBERT, **options):
     reset_counts()
-    return count_examples([to_ids(e) for e in examples], vocabulary, targets, **options)
+    return count_examples(
+        [to_ids(e) for e in examples], objectives, vocabulary, settings, **options
+    )
 
 
 def shares(statistics):
@@ -63,7 +79,7 @@ def test_stage1_by_hand(vocabulary):
 
 
 def test_stage2_by_hand(vocabulary):
-    statistics = count(STAGE2, vocabulary, TaskTargets(), row_lengths={"encoder": 7, "decoder": 4})
+    statistics = count(STAGE2, vocabulary, NOTHING, PALM, row_lengths={"encoder": 7, "decoder": 4})
     assert shares(statistics) == {
         "mask_rate": (1, 3),
         "masked_share": (1, 1),
@@ -82,6 +98,15 @@ def test_stage2_by_hand(vocabulary):
     assert fill.pad_fraction == pytest.approx({"encoder": 0.5, "decoder": 1 / 8})
 
 
+def test_the_lengths_of_a_dataset_bound_what_is_asked(vocabulary):
+    settings = TaskSettings({sample_lengths: {"min_length": 3, "max_length": 8}})
+    bounds = {"encoder_input_tokens": 4, "decoder_target_tokens": 9}
+    statistics = count(STAGE2, vocabulary, settings, PALM, bounds=bounds)
+    assert [item.longest_asked for item in statistics.lengths] == [4, 8]
+    assert [item.shortest_asked for item in statistics.lengths] == [3, 3]
+    assert all(item.uniform for item in statistics.lengths)
+
+
 def test_runs_that_could_be_shuffled(vocabulary):
     """Overlapping runs count; those with a masked token do not, nor those over two examples."""
     free = {
@@ -94,14 +119,23 @@ def test_runs_that_could_be_shuffled(vocabulary):
         "sentence_weights": [1, 0, 0, 0, 0, 0, 0],
     }
     assert shares(count([free] * 5, vocabulary))["shuffle_rate"] == (0, 10)
-    targets = TaskTargets(shuffle_rate=0.05, shuffle_window=2)
-    assert shares(count([free] * 5, vocabulary, targets))["shuffle_rate"] == (0, 20)
+    settings = TaskSettings({shuffle_windows: SHUFFLING | {"window": 2}})
+    assert shares(count([free] * 5, vocabulary, settings))["shuffle_rate"] == (0, 20)
+
+
+def test_a_label_that_there_is_not_should_never_occur(vocabulary):
+    strange = {**STAGE1[1], "sentence_labels": [5, 0, 0, 0, 0, 0]}
+    statistics = count([STAGE1[0], strange], vocabulary)
+    found = {share.key: share for share in statistics.shares}
+    assert (found["label_5"].count, found["label_5"].target) == (1, 0)
+    assert found["label_2"].target == pytest.approx(1 / 3)
+    assert "label_5" in {item.key for item in statistics.disagreeing}
 
 
 def test_windows_cannot_be_told_where_only_moved_tokens_are_marked(vocabulary):
-    targets = TaskTargets(shuffle_rate=0.05, shuffle_window=3, marks_unmoved=False)
-    assert "shuffle_rate" not in shares(count(STAGE1, vocabulary, targets))
-    assert "shuffled" in shares(count(STAGE1, vocabulary, targets))
+    settings = TaskSettings({shuffle_windows: SHUFFLING | {"label_moved_only": True}})
+    assert "shuffle_rate" not in shares(count(STAGE1, vocabulary, settings))
+    assert "shuffled" in shares(count(STAGE1, vocabulary, settings))
 
 
 def test_a_stray_change_and_a_predicted_special_are_found(vocabulary):
@@ -137,31 +171,31 @@ def make_examples(number, *, mask_rate=0.15, mask_share=0.8, seed=0):
 
 def test_rates_as_asked_are_within_and_others_are_not(vocabulary):
     """With ten regular pieces, one random piece in ten is the one it replaces: 9% and 11%."""
-    targets = TaskTargets(mask_rate=0.15)
-    right = count_examples(make_examples(2000), vocabulary, targets)
+    settings = TaskSettings(masking(0.15))
+    right = count_examples(make_examples(2000), PALM, vocabulary, settings)
     assert right.disagreeing == []
     asked = {share.key: share.target for share in right.shares}
     assert asked["replaced_share"] == pytest.approx(0.09)
     assert asked["kept_share"] == pytest.approx(0.11)
-    more = count_examples(make_examples(2000, mask_rate=0.16), vocabulary, targets)
+    more = count_examples(make_examples(2000, mask_rate=0.16), PALM, vocabulary, settings)
     assert [item.key for item in more.disagreeing] == ["mask_rate"]
     assert more.disagreeing[0].verdict is Verdict.OUTSIDE
-    fewer = count_examples(make_examples(2000, mask_share=0.7), vocabulary, targets)
+    fewer = count_examples(make_examples(2000, mask_share=0.7), PALM, vocabulary, settings)
     assert [item.key for item in fewer.disagreeing] == ["masked_share", "kept_share"]
 
 
 def test_a_task_is_compared_with_its_own_rate(vocabulary):
     statistics = count_examples(
-        make_examples(2000, mask_rate=0.3), vocabulary, TaskTargets(mask_rate=0.3)
+        make_examples(2000, mask_rate=0.3), PALM, vocabulary, TaskSettings(masking(0.3))
     )
     assert statistics.disagreeing == []
 
 
 def test_chunks_add_up(vocabulary, monkeypatch):
     examples = list(make_examples(50))
-    whole = count_examples(examples, vocabulary, TaskTargets())
+    whole = count_examples(examples, PALM, vocabulary, NOTHING)
     monkeypatch.setattr(task_counting, "_CHUNK", 7)
-    assert count_examples(iter(examples), vocabulary, TaskTargets()) == whole
+    assert count_examples(iter(examples), PALM, vocabulary, NOTHING) == whole
 
 
 def test_examples_longer_than_a_row_are_counted_and_not_packed(vocabulary):
@@ -175,7 +209,7 @@ def test_fill_is_that_of_the_converter():
     examples = [
         {name: np.ones(length, np.int32) for name in STAGE1[0]} for length in (6, 4, 7, 3, 5, 5)
     ]
-    fill = measure_fill(examples, {"encoder": 10})
+    fill = measure_fill(examples, features.STRUCTBERT, {"encoder": 10})
     assert (fill.rows, fill.pad_fraction["encoder"]) == (3, 0)
 
 
@@ -187,7 +221,7 @@ def test_features_of_unequal_length_are_refused(vocabulary):
 
 def test_other_tasks_have_lengths_alone():
     examples = [{"inputs": np.arange(3), "score": 1.0}, {"inputs": np.arange(5), "score": 2.0}]
-    statistics = count_examples(examples, None, TaskTargets())
+    statistics = count_examples(examples, (), None, NOTHING)
     [lengths] = statistics.lengths
     assert (lengths.name, lengths.mean, lengths.extremes) == ("inputs", 4, (3, 5))
     assert (statistics.examples, statistics.shares, statistics.fill) == (2, (), None)
@@ -195,4 +229,4 @@ def test_other_tasks_have_lengths_alone():
 
 def test_nothing_is_counted_of_nothing(vocabulary):
     assert count([], vocabulary).examples == 0
-    assert count_examples([], None, TaskTargets()).examples == 0
+    assert count_examples([], (), None, NOTHING).examples == 0

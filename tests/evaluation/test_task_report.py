@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 
 from plug_jax.data.drops import reset_counts
+from plug_jax.data.lengths import sample_lengths
+from plug_jax.data.masking import masked_language_model
+from plug_jax.data.sentence_order import sentence_pairs
+from plug_jax.data.word_order import shuffle_windows
 from plug_jax.evaluation.decoded_examples import (
     DecodedExample,
     Fate,
@@ -16,8 +20,9 @@ from plug_jax.evaluation.decoded_examples import (
 )
 from plug_jax.evaluation.task_counting import count_examples
 from plug_jax.evaluation.task_report import interval, length_figure, render_report, write_report
+from plug_jax.evaluation.task_settings import TaskSettings
 from plug_jax.evaluation.task_statistics import Lengths, Share, Subject, TaskStatistics
-from plug_jax.evaluation.task_targets import TaskTargets
+from plug_jax.objectives.stages import PALM, STRUCTBERT
 from tests.inspected_examples import STAGE1, STAGE2, make_vocabulary, to_ids
 
 SUBJECT = Subject("my_task", "validation", 7, "WordPiece", "encoder=16", "2020-01-31 12:00:00")
@@ -63,32 +68,33 @@ def vocabulary(tmp_path_factory):
     return make_vocabulary(tmp_path_factory.mktemp("vocabulary"))
 
 
-def report(examples, vocabulary, targets):
+def report(examples, objectives, vocabulary, settings):
     reset_counts()
     examples = [to_ids(example) for example in examples]
-    statistics = count_examples(examples, vocabulary, targets)
+    statistics = count_examples(examples, objectives, vocabulary, settings)
     return render_report(
-        SUBJECT, statistics, [decode_example(example, vocabulary) for example in examples]
+        SUBJECT,
+        statistics,
+        [decode_example(example, objectives, vocabulary) for example in examples],
     )
 
 
 @pytest.fixture(scope="module")
 def stage1(vocabulary):
-    targets = TaskTargets(
-        mask_rate=0.4,
-        shuffle_rate=0.05,
-        shuffle_window=3,
-        label_share=1 / 3,
-        longest={"encoder": 9},
+    settings = TaskSettings(
+        {
+            masked_language_model: {"mask_rate": 0.4},
+            shuffle_windows: {"rate": 0.05, "window": 3, "label_moved_only": False},
+            sentence_pairs: {"max_length": 9},
+        }
     )
-    return report(STAGE1, vocabulary, targets)
+    return report(STAGE1, STRUCTBERT, vocabulary, settings)
 
 
 @pytest.fixture(scope="module")
 def stage2(vocabulary):
-    sides = {"encoder": 4, "decoder": 4}
-    targets = TaskTargets(shortest=dict.fromkeys(sides, 3), longest=sides, uniform=True)
-    return report(STAGE2, vocabulary, targets)
+    settings = TaskSettings({sample_lengths: {"min_length": 3, "max_length": 4}})
+    return report(STAGE2, PALM, vocabulary, settings)
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else(stage1, stage2):

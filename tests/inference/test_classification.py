@@ -7,7 +7,7 @@ from plug_jax.errors import PlugError
 from plug_jax.inference import classification
 from plug_jax.inference.classification import Accuracy, Classification, read_labels
 from plug_jax.inference.rows import Row
-from plug_jax.inference.scoring import Scoring
+from plug_jax.inference.scoring import Score, Scoring
 from tests.inference_model import lively_model
 
 LABELS = {"x": "XYLO", "b": "BA"}
@@ -63,6 +63,69 @@ def test_calibration_takes_off_what_a_label_has_without_the_text():
     assert abs(plain["scores"]["x"] - plain["scores"]["b"]) > 1
 
 
+@pytest.mark.parametrize(
+    ("normalize", "prediction", "scores"),
+    [
+        ("sum", "b", {"x": -6.0, "b": -4.0}),
+        ("mean", "x", {"x": -1.2, "b": -4 / 3}),  # of 5 and 3 tokens: letters and [SEP]
+        ("pmi", "x", {"x": 3.0, "b": -1.0}),  # x: -6 - -9, b: -4 - -3
+    ],
+)
+def test_answers_of_known_log_likelihoods(monkeypatch, normalize, prediction, scores):
+    """b is the commoner text, also after nothing; the prompt speaks for x, and against b."""
+    after_text, after_nothing = (-6.0, -4.0), (-9.0, -3.0)
+
+    def known(model, items):
+        return [
+            [
+                Score(value, len(target))
+                for value, target in zip(
+                    after_text if len(item.prompt) > 2 else after_nothing,
+                    item.targets,
+                    strict=True,
+                )
+            ]
+            for item in items
+        ]
+
+    monkeypatch.setattr(classification, "score_pairs", known)
+    [answer] = classified([{"text": "HELLO"}], normalize=normalize)
+    assert answer["prediction"] == prediction
+    assert answer["scores"] == pytest.approx(scores)
+
+
+def test_labels_that_each_row_lists_itself():
+    rows = [{"text": "HELLO", "of": ["CAT", "DOG"]}, {"text": "CAT", "of": ["DOG", "CAT"]}]
+    found = classified(rows, labels="of", template="A{label}")
+    for row, answer in zip(rows, found, strict=True):
+        expected = {
+            str(number): score(row["text"], f"A{text}")[0] - score("", f"A{text}")[0]
+            for number, text in enumerate(row["of"])
+        }
+        assert answer["scores"] == pytest.approx(expected, abs=1e-4)
+        assert answer["prediction"] == max(expected, key=expected.get)
+    for of in ("CAT", ["CAT"], ["CAT", 3]):
+        with pytest.raises(PlugError, match="'of' must be a list of two texts or more"):
+            classified([{"text": "HELLO", "of": of}], labels="of")
+
+
+def test_the_longest_text_of_a_long_prompt_loses_its_end():
+    row = {"text": "H" * 40, "pair": "C" * 20}
+    options = {"prompt_template": "A{text}{pair}", "normalize": "sum"}
+    for most, kept in ((32, ("H" * 15, "C" * 14)), (100, ("H" * 25, "C" * 20))):  # the model has 48
+        [answer] = classified([row], **options, max_prompt_tokens=most)
+        text, pair = kept
+        assert answer["left_out"] == 60 - len(text + pair)
+        expected = {name: score(f"A{text}{pair}", LABELS[name])[0] for name in LABELS}
+        assert answer["scores"] == pytest.approx(expected, abs=1e-4)
+    [whole] = classified([{**row, "text": "H" * 25}], **options, max_prompt_tokens=100)
+    assert "left_out" not in whole
+    with pytest.raises(PlugError, match="a prompt has 61 tokens"):
+        classified([row], **options)
+    with pytest.raises(PlugError, match="has 41 tokens itself, and there is room for 30"):
+        classified([row], prompt_template="A" * 41 + "{text}", max_prompt_tokens=32)
+
+
 def test_labels_alone_are_calibrated_once(monkeypatch):
     calls = []
     real = classification.score_pairs
@@ -102,7 +165,7 @@ def test_templates_take_any_field_of_a_row():
         ({"template": "IT"}, "needs {label} somewhere"),
         ({"prompt_template": "IT"}, "needs a row's field"),
         ({"prompt_template": "{text}{label}"}, "and no {label}"),
-        ({"normalize": "none"}, "normalize must be one of sum, mean, pmi, not 'none'"),
+        ({"normalize": "none"}, "normalize must be one of 'sum', 'mean', 'pmi', not 'none'"),
     ],
 )
 def test_what_cannot_be_is_said(options, message):
@@ -111,13 +174,16 @@ def test_what_cannot_be_is_said(options, message):
 
 
 def test_labels_from_the_command_line_and_from_a_file(tmp_path):
-    assert read_labels("体育, 财经") == {"体育": "体育", "财经": "财经"}
+    three = {name: name for name in ("体育", "财经", "娱乐")}
+    for text in ("体育, 财经,娱乐", "体育，财经，娱乐", "体育、财经，娱乐"):
+        assert read_labels(text) == three
     path = tmp_path / "labels.txt"
     path.write_text("\ufeff100\t故事\n\n101\t文化 \n军事\n", encoding="utf-8")
     assert read_labels(str(path)) == {"100": "故事", "101": "文化", "军事": "军事"}
     for text, message in (
         ("a,b,a", "'a' is there twice"),
         ("a,,b", "one of them is empty"),
+        ("体育，，财经", "one of them is empty"),
         ("labels.text", "there is no such file; labels themselves need commas"),
     ):
         with pytest.raises(PlugError, match=message):

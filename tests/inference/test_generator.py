@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from plug_jax.errors import PlugError
 from plug_jax.inference.generator import generate, generate_long, stream
-from plug_jax.inference.model import InferenceModel
+from plug_jax.inference.model import InferenceModel, NoNumbersError
 from plug_jax.inference.options import GenerationOptions
 from plug_jax.inference.slots import Slots
 from plug_jax.partitioning import Partitioner
@@ -17,6 +18,7 @@ from tests.inference_model import (
     CONFIG,
     NOT_TEXT,
     Letters,
+    broken_model,
     jitted,
     lively_model,
     lively_params,
@@ -240,9 +242,35 @@ def test_long_texts_exceed_the_models_positions():
         ("Z" * 47, {}, "a prompt has 47 tokens; this model reads at most 46"),
         ("A", {"max_new_tokens": 49}, "max_new_tokens is 49; it must be between 1 and 48"),
         ("A", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        (
+            "A",
+            {"max_new_tokens": 2**31},
+            "max_new_tokens is 2147483648; it must be at least 1, bel",
+        ),
         ("A", {"num_samples": 0}, "num_samples is 0"),
+        (
+            "A",
+            {"num_samples": 10**10},
+            "num_samples is 10000000000; .* 1 and 65536",
+        ),
+        ("A", {"num_beams": 2**31}, "num_beams is 2147483648; it must be between 1 and 65536"),
+        ("A", {"seed": 2**32}, "seed is 4294967296; it must be 0 or more, below"),
         ("A", {"temperature": -1.0}, "temperature is -1.0; it must be 0 .greedy. or positive"),
+        ("A", {"temperature": float("inf")}, "temperature must be a finite number, not inf"),
+        ("A", {"temperature": 10**400}, "temperature must be a finite number, not 1000"),
         ("A", {"top_k": -1}, "top_k is -1"),
+        ("A", {"top_k": 2.5}, "top_k must be a whole number, not 2.5"),
+        ("A", {"top_k": True}, "top_k must be a whole number, not True"),
+        ("A", {"top_k": "5"}, "top_k must be a whole number, not '5'"),
+        ("A", {"top_k": float("nan")}, "top_k must be a whole number, not nan"),
+        ("A", {"top_p": float("nan")}, "top_p must be a finite number, not nan"),
+        ("A", {"top_p": None}, "top_p must be a finite number, not None"),
+        ("A", {"repetition_penalty": 1e-40}, "repetition_penalty is 1e-40; .* 0.001 and 1000.0"),
+        ("A", {"repetition_penalty": 1e39}, "repetition_penalty is 1e.39; .* 0.001 and 1000.0"),
+        ("A", {"num_beams": 2, "length_penalty": 1e30}, "length_penalty is 1e.30; .* -5.0 and 5.0"),
+        ("A", {"num_beams": 2, "length_penalty": -1e30}, "length_penalty is -1e.30"),
+        ("A", {"num_beams": 2, "length_offset": -1.0}, "length_offset is -1.0; .* 0 and 65536"),
+        ("A", {"forced_text": 5}, "forced_text must be a text in quotes, not 5"),
         ("A", {"top_p": 0.0}, "top_p is 0.0"),
         ("A", {"min_new_tokens": 5}, "min_new_tokens is 5; it must be 0 or more, and at most"),
         ("A", {"no_repeat_ngram": 9}, "no_repeat_ngram is 9; it must be between 0 .none. and 8"),
@@ -256,6 +284,66 @@ def test_what_cannot_be_done_is_said(prompt, options, message):
         texts([prompt], **{"max_new_tokens": 4, **options})
 
 
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"temperature": 1e-40}, {"temperature": 0}),
+        ({"temperature": 5e-324}, {"temperature": 0}),
+        ({"temperature": 1e300}, {"temperature": 1e30}),
+        ({"top_p": 1e-300}, {"temperature": 0}),
+        ({"top_k": 64}, {"top_k": 0}),
+        ({"top_k": 2**31}, {"top_k": 0}),
+        ({"top_k": 10**400}, {"top_k": 0}),
+        ({"top_k": 20.0, "seed": 3.0}, {"top_k": 20, "seed": 3}),
+    ],
+)
+def test_a_number_that_its_type_cannot_hold_writes_what_it_says(given, same):
+    base = {"max_new_tokens": 12, "seed": 3}
+    assert texts(**{**base, **given}) == texts(**{**base, **same})
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_penalties_leave_scores_that_are_numbers(sign):
+    options = GenerationOptions(
+        num_beams=3,
+        num_samples=3,
+        max_new_tokens=48,
+        min_new_tokens=40,
+        repetition_penalty=1000**sign,
+        length_penalty=5 * sign,
+    )
+    (found,) = generate(lively_model(), ["ABC"], options)
+    assert len(found) == 3
+    assert [t.score for t in found] == sorted((t.score for t in found), reverse=True)
+    for text in found:
+        tokens = len(text.ids) + text.stopped
+        assert text.score == pytest.approx(text.log_prob / tokens ** (5 * sign), rel=1e-4)
+        assert text.score < 0 and len(text.ids) >= 40
+
+
+def test_the_length_penalty_of_the_released_plug():
+    options = {"num_beams": 3, "num_samples": 3, "max_new_tokens": 12, "min_new_tokens": 5}
+    penalty = {"length_penalty": 0.6, "length_offset": 5.0}
+    (found,) = generate(lively_model(), ["HELLO"], GenerationOptions(**options, **penalty))
+    for text in found:
+        tokens = len(text.ids) + text.stopped
+        assert tokens >= 5
+        assert text.score == pytest.approx(text.log_prob / ((5 + tokens) / 6) ** 0.6, rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [math.nan, 1e30])
+@pytest.mark.parametrize("options", [GREEDY, WILD, {"num_beams": 2, "max_new_tokens": 10}])
+def test_a_model_without_numbers_writes_nothing(options, number):
+    model, options = broken_model(number), GenerationOptions(**options)
+    with pytest.raises(NoNumbersError, match="gives no numbers"):
+        generate(model, PROMPTS, options)
+    if options.num_beams == 1:
+        with pytest.raises(NoNumbersError):
+            next(stream(model, "ABC", options))
+        with pytest.raises(NoNumbersError):
+            generate_long(model, ["ABC"], options)
+
+
 def test_what_a_slot_has_no_room_for_is_said():
     slots = Slots(lively_model(), count=1, max_prompt_tokens=8, max_new_tokens=10)
     for prompt, options, message in [
@@ -266,6 +354,14 @@ def test_what_a_slot_has_no_room_for_is_said():
         with pytest.raises(PlugError, match=message):
             slots.admit(prompt, GenerationOptions(**{"max_new_tokens": 4, **options}))
     assert slots.free == 1
+    for count, longest, message in [
+        (0, 8, "slots is 0; it must be between 1 and 65536"),
+        (2**31, 8, "slots is 2147483648"),
+        (1, 1, "max_prompt_tokens is 1; with .CLS. and .SEP. it is at least 2"),
+        (1, 2**31, "max_prompt_tokens is 2147483648; it must be between 1 and 48"),
+    ]:
+        with pytest.raises(PlugError, match=message):
+            Slots(lively_model(), count=count, max_prompt_tokens=longest, max_new_tokens=4)
 
 
 def test_the_longest_prompt_and_text_fit():
@@ -276,7 +372,7 @@ def test_the_longest_prompt_and_text_fit():
 
 def test_other_models_are_refused():
     config = dataclasses.replace(CONFIG, num_decoder_layers=0)
-    with pytest.raises(PlugError, match="this checkpoint has no decoder"):
+    with pytest.raises(PlugError, match="no decoder.*INITIAL_CHECKPOINT.*evaluate.*export-hf"):
         InferenceModel(config, lively_params(CONFIG), Letters())
     config = dataclasses.replace(CONFIG, vocab_size=40, vocab_multiple=8)
     with pytest.raises(PlugError, match="the vocabulary has 60 pieces, the model rows for 40"):

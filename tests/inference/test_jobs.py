@@ -14,14 +14,16 @@ import pytest
 from plug_jax.errors import PlugError
 from plug_jax.inference import jobs
 from plug_jax.inference.batch_generation import Generation, row_seed
+from plug_jax.inference.classification import Classification
 from plug_jax.inference.generator import generate
-from plug_jax.inference.jobs import Answer, Job, run
-from plug_jax.inference.model import InferenceModel
+from plug_jax.inference.jobs import Answer, DecoderWork, Job, run
+from plug_jax.inference.model import InferenceModel, NoNumbersError
 from plug_jax.inference.options import GenerationOptions
 from plug_jax.inference.rows import Row, RowSource, contents_of
+from plug_jax.inference.scoring import Scoring
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.checkpointing import open_checkpoint
-from tasks import pretrain
+from plug_jax.tasks import pretrain
+from plug_jax.training.saved_model import open_checkpoint
 from tests.inference_model import CONFIG, lively_model
 from tests.stored_model import CHARACTERS, write_stored_model
 
@@ -138,7 +140,37 @@ def test_a_field_for_the_prompt_can_be_named(model_dir):
     assert named["generated"][0]["text"] == text.text
 
 
-class Echo:
+@pytest.mark.parametrize("work", ["infer", "score", "classify"])
+def test_a_row_without_numbers_has_an_error_and_a_model_without_them_ends_the_job(
+    tmp_path, monkeypatch, model_dir, work
+):
+    """NaN in a late position breaks long prompts; in the first part, all rows."""
+    works = {
+        "infer": Generation(options=GenerationOptions(max_new_tokens=4)),
+        "score": Scoring(),
+        "classify": Classification(labels={"a": "天", "b": "地"}, prompt_template="{prompt}"),
+    }
+    model = InferenceModel.load(model_dir)
+    embeddings = model.params["embeddings"]
+    broken = embeddings["position_embeddings"].at[40].set(np.nan)
+    model.params = {**model.params, "embeddings": {**embeddings, "position_embeddings": broken}}
+    monkeypatch.setattr(InferenceModel, "load", lambda *args, **kwargs: model)
+    rows = [Row({"prompt": "天" * n, "target": "风花"}) for n in (3, 45, 5)]
+    output = str(tmp_path / "out.jsonl")
+    # Batches of one: in a longer row's batch the others' padding has that position too.
+    job = Job(checkpoint=str(model_dir), rows=rows, output=output, batch_size=1)
+    sound, without, other = run(job, works[work])
+    assert sound.keys() == other.keys() >= {"prompt", *works[work].ANSWERS}
+    assert without.keys() == {"prompt", "target", "error"}
+    assert "gives no numbers" in without["error"]
+
+    job = dataclasses.replace(job, rows=[rows[1]] * 2, output=str(tmp_path / "none.jsonl"))
+    with pytest.raises(NoNumbersError):
+        list(run(job, works[work]))
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+class Echo(DecoderWork):
     """Work without a model: answers with the row's number."""
 
     ANSWERS = ("echo",)
@@ -252,6 +284,15 @@ def test_an_output_that_would_be_an_input_is_refused(echo_job, tmp_path, no_mode
     rows = RowSource(files=str(tmp_path / "*.jsonl"))
     with pytest.raises(PlugError, match="would be read as INPUT"):
         list(run(dataclasses.replace(echo_job, rows=rows), Echo()))
+    odd = tmp_path / "lr=[1e-4]*"
+    odd.mkdir()
+    (odd / "in[1].jsonl").write_bytes((tmp_path / "in.jsonl").read_bytes())
+    for pattern in ("*.jsonl", "in[1].jsonl"):
+        job = dataclasses.replace(
+            echo_job, rows=RowSource(files=str(odd / pattern)), output=str(odd / "in[1].jsonl")
+        )
+        with pytest.raises(PlugError, match="would be read as INPUT"):
+            list(run(job, Echo()))
     assert not (tmp_path / "out.jsonl.manifest.json").exists()
 
 
@@ -273,7 +314,7 @@ def test_nothing_to_do_is_said(echo_job, tmp_path):
     (tmp_path / "in.jsonl").write_text("\n")
     with pytest.raises(PlugError, match="the input has no row"):
         list(run(echo_job, Echo()))
-    with pytest.raises(PlugError, match="BATCH_SIZE must be at least 1, not 0"):
+    with pytest.raises(PlugError, match="BATCH_SIZE must be between 1 and 65536, not 0"):
         dataclasses.replace(echo_job, batch_size=0)
 
 

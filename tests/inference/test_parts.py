@@ -1,6 +1,7 @@
 """An output that is made part by part: killed anywhere, and gone on with."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_killed_at_any_step_nothing_is_lost_or_there_twice(tmp_path, monkeypatch
 
     gfile = parts.tf.io.gfile
     changes = {n: getattr(gfile, n) for n in ("rename", "makedirs", "rmtree", "GFile")}
+    changes |= {n: getattr(os, n) for n in ("fsync", "replace")}  # of files that are there whole
     for steps in range(100):
         path = tmp_path / str(steps) / "out.jsonl"
         path.parent.mkdir()
@@ -74,7 +76,8 @@ def test_killed_at_any_step_nothing_is_lost_or_there_twice(tmp_path, monkeypatch
 
         with monkeypatch.context() as patch:
             for name in changes:
-                patch.setattr(gfile, name, lambda *a, _n=name, **k: change(_n, *a, **k))
+                where = gfile if hasattr(gfile, name) else os
+                patch.setattr(where, name, lambda *a, _n=name, **k: change(_n, *a, **k))
             try:
                 go_on(path)
             except Killed:

@@ -16,7 +16,7 @@ from plug_jax.inference.quantization import quantize
 from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.checkpointing import abstract_params
+from plug_jax.training.state import abstract_params
 from tests.inference_model import CONFIG, Letters, lively_model, lively_params
 
 GREEDY = GenerationOptions(max_new_tokens=24, temperature=0.0)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from plug_jax.data.vocabularies import load_vocabulary
 from plug_jax.errors import PlugError
 from plug_jax.inference.rows import Row, RowSource, contents_of, to_json
-from tasks import pretrain
+from plug_jax.tasks import pretrain
 from tests.stored_model import CHARACTERS
 
 
@@ -50,7 +50,16 @@ def test_each_line_is_a_row_and_a_bad_one_says_where_it_is(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"a": ' + b"1" * 5000 + b"}"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"a": ' + b"1" * 5000 + b"}",
+        b'{"a": NaN}',
+        b'{"a": [-Infinity]}',
+        b'{"a": 1e400}',
+    ],
+)
 def test_json_that_python_cannot_hold_is_a_bad_row(tmp_path, line):
     [row] = rows_of(tmp_path / "a.jsonl", line + b"\n")
     assert "is not JSON" in row.error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plug_jax.data.features import PALM_FEATURES
+from plug_jax.data.features import PALM
 from plug_jax.data.vocabularies import SPECIAL_PIECES
 from tests.tfds_data import build_tfds
 
@@ -31,7 +31,7 @@ def test_seqios_own_tool_runs_on_our_tasks(tmp_path):
     run = subprocess.run(
         [
             sys.executable, "-m", "seqio.scripts.inspect_tasks_main",
-            "--module_import=tasks.pretrain", "--module_import=tasks.demo",
+            "--module_import=plug_jax.tasks.pretrain", "--module_import=plug_jax.tasks.demo",
             "--tasks=demo_palm,palm_wiki40b_zh", "--decode_features",
             "--sequence_length={'encoder_input_tokens': 40, 'decoder_target_tokens': 50}",
         ],
@@ -50,7 +50,7 @@ def test_seqios_own_tool_runs_on_our_tasks(tmp_path):
         assert output.count("* Split: ") == splits
         # Tokens are decoded to one string; weights and token types pass as they are.
         shapes = dict(re.findall(r"'(\w+)': <tf\.Tensor: shape=\((\d*),?\)", output))
-        assert shapes.keys() == {*PALM_FEATURES}
+        assert shapes.keys() == {feature.name for feature in PALM}
         decoded = {name for name, shape in shapes.items() if not shape}
-        assert decoded == {name for name in PALM_FEATURES if name.endswith("_tokens")}
+        assert decoded == {one.name for one in PALM if one.name.endswith("_tokens")}
         assert int(shapes["encoder_token_types"]) <= 40

@@ -1,0 +1,1 @@
+"""The CLUE benchmark as files: reading, metrics, scores of predictions, submissions."""

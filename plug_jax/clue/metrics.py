@@ -1,0 +1,157 @@
+"""The metrics of each task, and the means of the boards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from plug_jax.clue.entity_metrics import macro_f1, micro_f1
+from plug_jax.clue.reading_metrics import exact_match, overlap_f1
+from plug_jax.clue.records import (
+    BlankRecord,
+    ChoiceRecord,
+    EntityRecord,
+    QuestionRecord,
+    Record,
+    TextRecord,
+)
+from plug_jax.clue.tasks import CLUE, ClueTask, Kind
+from plug_jax.errors import PlugError
+
+# What a board ranks a task on.
+MAIN_METRIC: Mapping[Kind, str] = {
+    "text": "accuracy",
+    "choice": "accuracy",
+    "blank": "accuracy",
+    "question": "em",
+    "entity": "macro_f1",
+}
+
+
+def score(
+    task: ClueTask, records: Sequence[Record], predictions: Mapping[Any, Any]
+) -> dict[str, float]:
+    """The metrics of predictions by the records' ids, in percent.
+
+    A prediction is the label (a text), the index of a choice or candidate (C3, CHID), the text of
+    an answer (CMRC, DRCD), or the entities of a sentence (CLUENER). A question without a prediction
+    counts 0, as the official scorer has it; anything else without one is an error.
+
+    Raises:
+        PlugError: no records, records without answers, a missing prediction, one for no record.
+    """
+    if not records:
+        raise PlugError(f"there is nothing of {task.name} to score")
+    ids = {record.id for record in records}
+    if unknown := [key for key in predictions if key not in ids]:
+        raise PlugError(f"{task.name} has no record {unknown[0]!r} that a prediction is for")
+    missing = [record.id for record in records if record.id not in predictions]
+    if missing and task.kind != "question":
+        raise PlugError(
+            f"{len(missing)} of {len(records)} records of {task.name} have no prediction; the "
+            f"first is {missing[0]!r}"
+        )
+    if task.kind == "question":
+        return _question_scores(task, records, predictions)
+    if task.kind == "entity":
+        return _entity_scores(task, records, predictions)
+    right = sum(predictions[record.id] == _label(task, record) for record in records)
+    return {"accuracy": 100 * right / len(records)}
+
+
+def _label(task: ClueTask, record: Record) -> str | int:
+    assert isinstance(record, TextRecord | ChoiceRecord | BlankRecord)
+    if record.label is None:
+        raise _no_answer(task, record)
+    return record.label
+
+
+def _question_scores(
+    task: ClueTask, records: Sequence[Record], predictions: Mapping[Any, str]
+) -> dict[str, float]:
+    em = f1 = 0.0
+    for record in records:
+        assert isinstance(record, QuestionRecord)
+        if not record.answers:
+            raise _no_answer(task, record)
+        if record.id in predictions:
+            answers = [answer.text for answer in record.answers]
+            em += exact_match(answers, predictions[record.id])
+            f1 += overlap_f1(answers, predictions[record.id])
+    return {"em": 100 * em / len(records), "f1": 100 * f1 / len(records)}
+
+
+def _entity_scores(
+    task: ClueTask, records: Sequence[Record], predictions: Mapping[Any, Collection[Any]]
+) -> dict[str, float]:
+    pairs = []
+    for record in records:
+        assert isinstance(record, EntityRecord)
+        if record.entities is None:
+            raise _no_answer(task, record)
+        pairs.append((record.entities, predictions[record.id]))
+    return {"macro_f1": 100 * macro_f1(pairs, task.labels), "micro_f1": 100 * micro_f1(pairs)}
+
+
+def _no_answer(task: ClueTask, record: Record) -> PlugError:
+    return PlugError(f"record {record.id!r} of {task.name} has no answer to compare with")
+
+
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """The tasks that a board takes the mean of, each under the names of both of its test sets."""
+
+    name: str
+    tasks: tuple[str, ...]
+    test_set: str = ""  # what follows the name of a task that has two
+    note: str = ""
+
+
+_CLASSIFICATION = ("afqmc", "tnews", "iflytek", "cmnli", "ocnli", "cluewsc", "csl")
+_READING = ("cmrc2018", "chid", "c3")
+_VERSIONED = ("tnews", "cluewsc", "chid", "c3")
+BOARDS = {
+    "1.0": Board("CLUE 1.0, classification", _CLASSIFICATION, "10"),
+    "1.0-reading": Board("CLUE 1.0, reading comprehension", _READING, "10"),
+    "1.1": Board(
+        "CLUE 1.1",
+        tuple(task for task in (*_CLASSIFICATION, *_READING) if task != "cmnli"),
+        note="how the board averages its nine tasks is not published; this is the plain mean",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BoardMean:
+    """The mean over the tasks of a board that have a score; None when none has."""
+
+    board: Board
+    mean: float | None
+    missing: tuple[str, ...]  # tasks of the board without a score
+
+    def to_json(self) -> dict[str, Any]:
+        """The mean, to three places, and what it lacks."""
+        mean = None if self.mean is None else round(self.mean, 3)
+        return {"mean": mean, "missing": list(self.missing)}
+
+
+def board_mean(version: str, scores: Mapping[str, Mapping[str, float]]) -> BoardMean:
+    """The mean of a board ("1.0", "1.0-reading", "1.1") over metrics by task, in percent.
+
+    A task counts with what the board ranks it on: accuracy, or the EM of CMRC 2018. One of two test
+    sets is taken under the name of the board's (tnews10 in 1.0), else under the plain one: on the
+    validation split, which they share, it makes no difference.
+    """
+    board = BOARDS[version]
+    found: list[float] = []
+    missing: list[str] = []
+    for task in board.tasks:
+        names = [f"{task}{board.test_set}" if task in _VERSIONED else task, task]
+        metrics = next((scores[name] for name in names if name in scores), None)
+        if metrics is None:
+            missing.append(names[0])
+        else:
+            found.append(metrics[MAIN_METRIC[CLUE[task].kind]])
+    mean = sum(found) / len(found) if found else None
+    return BoardMean(board, mean, tuple(missing))

@@ -1,0 +1,140 @@
+"""A text, or a pair, to one of a list of labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from plug_jax.clue.records import TextRecord
+from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.downstream.examples import Examples, ExamplesBuilder
+from plug_jax.downstream.formats import Answer, Format, Outputs, field, softmax
+from plug_jax.downstream.token_texts import token_ids
+from plug_jax.errors import PlugError
+from plug_jax.objectives.classification import Classification
+from plug_jax.objectives.task_heads import TaskObjective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFormat(Format[TextRecord]):
+    """[CLS] text [SEP], or [CLS] first [SEP] second [SEP] with the token types 0 and 1.
+
+    What is too long is cut at its end, token by token, of a pair the longer one first, of equally
+    long ones the second.
+    """
+
+    labels: tuple[str, ...]
+
+    kind: ClassVar[str] = "text"
+    objective: ClassVar[type[TaskObjective]] = Classification
+    shared: ClassVar[Mapping[str, str]] = {"labels": "labels"}
+
+    def add(
+        self, builder: ExamplesBuilder, records: Sequence[TextRecord], vocabulary: PlugVocabulary
+    ) -> None:
+        """An example a record, with the label and a weight of 1 at its [CLS]."""
+        ids = token_ids((text for record in records for text in record.texts), vocabulary)
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        for number, record in enumerate(records):
+            if record.label is not None and record.label not in numbers:
+                raise PlugError(
+                    f"the record {record.id!r} has the label {record.label!r}, none of "
+                    f"{', '.join(self.labels)}"
+                )
+            tokens, types = joined(
+                [ids[text] for text in record.texts], vocabulary, self.max_length
+            )
+            at_cls = np.zeros(len(tokens), np.int32)
+            at_cls[0] = record.label is not None
+            label = 0 if record.label is None else numbers[record.label]
+            vectors = {
+                "encoder_input_tokens": tokens,
+                "encoder_token_types": types,
+                "classification_labels": at_cls * label,
+                "classification_weights": at_cls,
+            }
+            builder.add(number, vectors)
+
+    def answers(
+        self, records: Sequence[TextRecord], examples: Examples, outputs: Outputs
+    ) -> list[Answer]:
+        """The likeliest label, and each one's probability."""
+        return [
+            {
+                "prediction": self.labels[int(of_labels.argmax())],
+                "probabilities": dict(zip(self.labels, of_labels.tolist(), strict=True)),
+            }
+            for of_labels in softmax(outputs["classification_logits"])
+        ]
+
+    def metrics(self, records: Sequence[TextRecord], answers: Sequence[Answer]) -> dict[str, float]:
+        """`accuracy`."""
+        hits = [
+            answer["prediction"] == record.label
+            for record, answer in zip(records, answers, strict=True)
+            if record.label is not None
+        ]
+        return {"accuracy": 100 * float(np.mean(hits))} if hits else {}
+
+    def confusion(self, records: Sequence[TextRecord], answers: Sequence[Answer]) -> np.ndarray:
+        """How many of each gold label (row) were predicted as each (column): int64 [C,C]."""
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        counts = np.zeros((len(self.labels), len(self.labels)), np.int64)
+        for record, answer in zip(records, answers, strict=True):
+            if record.label is not None:
+                counts[numbers[record.label], numbers[answer["prediction"]]] += 1
+        return counts
+
+    def record(self, fields: Mapping[str, Any], number: int) -> TextRecord:
+        """A row with `text`, or `text` and `text_pair` (`sentence`, `sentence1`, `sentence2`)."""
+        return TextRecord(fields.get("id", number), row_texts(fields), None)
+
+    def fields(self, record: TextRecord) -> dict[str, Any]:
+        """`id`, `text`, `text_pair` of a pair, and `label` if it is known."""
+        label = {} if record.label is None else {"label": record.label}
+        return {"id": record.id, **record.named_texts(), **label}
+
+
+def row_texts(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The texts of a row under the names that people use. PlugError if there are none."""
+    for names in (("text", "text_pair"), ("sentence1", "sentence2"), ("text",), ("sentence",)):
+        if all(name in fields for name in names):
+            return tuple(field(fields, name) for name in names)
+    raise PlugError(
+        "a row needs `text`, or `text` and `text_pair`; it has "
+        f"{', '.join(map(repr, fields)) or 'nothing'}"
+    )
+
+
+def joined(
+    parts: Sequence[np.ndarray], vocabulary: PlugVocabulary, max_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """[CLS] a [SEP] b [SEP] ... and its token types, 0 for the first part and 1 for others.
+
+    Cut to `max_length`: of the longest part first; of equally long ones, of the last.
+    """
+    lengths = cut_lengths([len(part) for part in parts], max_length - len(parts) - 1)
+    tokens, types = [[vocabulary.cls_id]], [0]
+    for number, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+        tokens += [part[:length].tolist(), [vocabulary.sep_id]]
+        types += [min(number, 1)] * (length + 1)
+    return np.concatenate(tokens).astype(np.int32), np.array(types, np.int32)
+
+
+def cut_lengths(lengths: Sequence[int], room: int) -> list[int]:
+    """How much of each part stays, so that together they fit.
+
+    >>> cut_lengths([5, 9], 10)
+    [5, 5]
+    >>> cut_lengths([9, 9], 9)
+    [5, 4]
+    """
+    lengths = list(lengths)
+    while sum(lengths) > room:
+        longest = max(lengths)
+        last = max(number for number, length in enumerate(lengths) if length == longest)
+        lengths[last] -= 1
+    return lengths

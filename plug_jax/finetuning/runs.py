@@ -1,0 +1,125 @@
+"""Runs that were fine-tuned, and what they give for a split of their task."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from plug_jax.atomic_files import write_whole
+from plug_jax.data.features import ENCODER
+from plug_jax.downstream.formats import Answer, Outputs
+from plug_jax.downstream.kinds import described_format
+from plug_jax.downstream.record_task import RecordTask, SplitRecords, read_as, register
+from plug_jax.models.plug import PlugModel
+from plug_jax.training.evaluate import Evaluator
+from plug_jax.training.program import TrainConfig
+from plug_jax.training.saved_model import SavedModel, open_checkpoint
+from plug_jax.training.state import abstract_params
+
+_OUTPUTS = "outputs"  # of MODEL_DIR: what was computed once
+# By all that they compile: the runs of a sweep share a program.
+_evaluators: dict[str, Evaluator] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTunedRun:
+    """A run's checkpoint, and the records of its task as that checkpoint reads them."""
+
+    path: str
+    task: str  # the seqio task's name
+    saved: SavedModel
+    config: TrainConfig
+    records: SplitRecords
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], config: TrainConfig) -> FineTunedRun:
+        """The run in a MODEL_DIR; `config` is that of the run.
+
+        Format, labels and vocabulary are those that the checkpoint keeps.
+
+        Raises:
+            PlugError: no checkpoint, or none that was fine-tuned for the task of `config`.
+        """
+        saved = open_checkpoint(path)
+        task = config.train_data.mixture_or_task_name
+        records = read_as(task, described_format(saved.task), saved.vocabulary())
+        return cls(os.fspath(path), task, saved, config, records)
+
+    def outputs(self, split: str) -> Outputs:
+        """What the model gives for each example of a split; kept in MODEL_DIR/outputs.
+
+        They are computed anew for another checkpoint, or when the records have changed.
+        """
+        records = repr(self.records.records(split)).encode()
+        made_of = {
+            "checkpoint": [self.saved.step, self.saved.path.stat().mtime],
+            "task": self.saved.task,
+            "records": hashlib.sha256(records).hexdigest(),
+        }
+        path = epath.Path(self.path) / _OUTPUTS / f"{self.task}-{split}.npz"
+        kept = _read(path, made_of)
+        if kept is None:
+            kept = self._compute(split)
+            if jax.process_index() == 0:
+                _write(path, made_of, kept)
+        return kept
+
+    def answers(self, split: str) -> Sequence[Answer]:
+        """The answers to each record of a split."""
+        return self.records.answers(split, self.outputs(split))
+
+    def metrics(self, split: str) -> dict[str, float]:
+        """In percent."""
+        return self.records.metrics(split, self.outputs(split))
+
+    def _compute(self, split: str) -> Outputs:
+        config = self.config
+        data = dataclasses.replace(
+            config.eval_data or config.train_data,
+            feature_lengths={ENCODER: self.records.format.row_length},
+            split=split,
+            shuffle=False,
+            num_epochs=1,
+            pack=False,
+            streams=None,
+        )
+        register(RecordTask(self.task, self.records))  # another run may have the name by now
+        objectives = (self.records.format.make_objective(),)
+        model = dataclasses.replace(self.saved.config, attention=config.model.attention)
+        key = repr((model, objectives, data, config.partitioner, config.step))
+        if key not in _evaluators:
+            _evaluators[key] = Evaluator(model, objectives, data, config.partitioner, config.step)
+        boxed = abstract_params(PlugModel(model), objectives)
+        params = self.saved.params(config.partitioner.param_shardings(boxed), "float32")
+        return _evaluators[key].outputs(params)
+
+
+def _read(path: epath.Path, made_of: Mapping[str, object]) -> Outputs | None:
+    """Outputs that were kept, if they are of the same."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        if str(arrays["made_of"]) != _text(made_of):
+            return None
+        return {name: arrays[name] for name in arrays.files if name != "made_of"}
+
+
+def _write(path: epath.Path, made_of: Mapping[str, object], outputs: Outputs) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {"made_of": np.array(_text(made_of)), **outputs}
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_whole(path, content.getvalue())
+
+
+def _text(made_of: Mapping[str, object]) -> str:
+    return json.dumps(made_of, ensure_ascii=False, sort_keys=True)

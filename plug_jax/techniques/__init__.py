@@ -1,0 +1,1 @@
+"""How fine-tuning is made to generalise: a file for each technique, all of them off by default."""

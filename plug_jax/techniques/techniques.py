@@ -1,0 +1,34 @@
+"""What a run has of the techniques; each one that is set is at work, and they go together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from plug_jax.field_types import check_fields
+from plug_jax.techniques.child_tuning import ChildTuningD, ChildTuningF
+from plug_jax.techniques.fgm import Fgm
+from plug_jax.techniques.lora import Lora
+from plug_jax.techniques.r_drop import RDrop
+from plug_jax.techniques.smart import Smart
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Techniques:
+    """None: not at work. Those of the optimizer are in `OptimizerConfig`."""
+
+    r_drop: RDrop | None = None
+    smart: Smart | None = None
+    fgm: Fgm | None = None
+    child_tuning: ChildTuningF | ChildTuningD | None = None
+    lora: Lora | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def model_params(self, params: Any) -> Any:
+        """What the model computes with, of the parameters that a run has."""
+        return params if self.lora is None else self.lora.merge(params)
+
+
+NO_TECHNIQUES = Techniques()

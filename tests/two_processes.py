@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,19 +27,31 @@ class Ended:
 class Pair:
     """The two processes of a run."""
 
-    def __init__(self, command: str, files: list[str], bindings: list[str], logs: Path) -> None:
+    def __init__(
+        self,
+        command: str,
+        files: list[str],
+        bindings: list[str],
+        logs: Path,
+        options: Sequence[str],
+        preludes: Mapping[int, str],
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         arguments = [
             *(f"--gin_file={file}" for file in files),
             *(f"--gin.{binding.replace(' = ', '=', 1)}" for binding in bindings),
+            *options,
         ]
         flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
-        flags += " --xla_backend_optimization_level=0"  # compiles faster
         self._logs = logs
         self.processes = []
         for index in range(2):
+            program = ["-m", "plug_jax"]
+            if index in preludes:
+                main = "import sys; from plug_jax.cli.main import main; sys.exit(main())"
+                program = ["-c", f"{preludes[index]}\n{main}"]
             environment = {
                 "XLA_FLAGS": flags,
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -52,7 +64,7 @@ class Pair:
             ):
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "plug_jax", command, *arguments],
+                        [sys.executable, *program, command, *arguments],
                         cwd=ROOT,
                         env=os.environ | environment,
                         stdout=out,
@@ -76,9 +88,18 @@ class Pair:
 
 
 @contextlib.contextmanager
-def started(command: str, files: list[str], bindings: list[str], logs: Path) -> Iterator[Pair]:
+def started(
+    command: str,
+    files: list[str],
+    bindings: list[str],
+    logs: Path,
+    *,
+    options: Sequence[str] = (),
+    preludes: Mapping[int, str] | None = None,
+) -> Iterator[Pair]:
+    """`preludes`: Python that a process runs first, by its number."""
     logs.mkdir()
-    pair = Pair(command, files, bindings, logs)
+    pair = Pair(command, files, bindings, logs, options, preludes or {})
     try:
         yield pair
     finally:

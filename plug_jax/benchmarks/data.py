@@ -9,7 +9,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from plug_jax.benchmarks import python_sampler
 from plug_jax.data.documents import batch_documents, tokenize_documents
-from plug_jax.data.feature_converters import PalmFeatureConverter, StructBertFeatureConverter
-from plug_jax.data.features import DECODER, ENCODER, feature_lengths
+from plug_jax.data.feature_converters import RowFeatureConverter
+from plug_jax.data.features import ENCODER, Feature, feature_lengths, features_declared, side_of
 from plug_jax.data.pipeline import DatasetConfig, make_iterator
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def in_memory(source: seqio.DataSource, vocabulary: PlugVocabulary) -> list[list
 
 def measure_task(
     task: BatchedTask,
-    documents: Sequence[python_sampler.Document],
-    vocabulary: PlugVocabulary,
+    sample: Callable[[], Iterator[python_sampler.Example]],
     *,
     row_lengths: Mapping[str, int],
     epochs: int,
@@ -98,19 +97,19 @@ def measure_task(
     all of them. The task must be cached, in a directory that seqio knows.
 
     Args:
-      task: a stage-1 or stage-2 task.
-      documents: what `in_memory` gives.
-      vocabulary: that of the task.
+      task: what is measured.
+      sample: makes the same examples in plain Python, one pass of the data.
       row_lengths: tokens of a packed row by side.
       epochs: of the data in a pass of the pipeline; plain Python makes one.
       passes: how often everything is timed.
       report: called with a line for people who wait.
     """
-    ways: dict[str, _Way] = {"python": _PythonWay(DECODER in row_lengths, documents, vocabulary)}
+    ways: dict[str, _Way] = {"python": _PythonWay(sample)}
+    features = features_declared(task.output_features)
     for name, cached in (("text", False), ("cache", True)):
         examples = _examples(task.padded, cached, epochs)
-        ways[name] = _RowsWay(examples, task.max_lengths, pack=False)
-        ways[f"{name}, packed"] = _RowsWay(examples, row_lengths, pack=True)
+        ways[name] = _RowsWay(examples, features, task.max_lengths, pack=False)
+        ways[f"{name}, packed"] = _RowsWay(examples, features, row_lengths, pack=True)
     ways["cache, one by one"] = _ExamplesWay(_examples(task, True, epochs))
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for round_ in range(passes):
@@ -171,21 +170,10 @@ class _Way(abc.ABC):
 
 
 class _PythonWay(_Way):
-    def __init__(
-        self,
-        with_decoder: bool,
-        documents: Sequence[python_sampler.Document],
-        vocabulary: PlugVocabulary,
-    ) -> None:
-        sampler = (
-            python_sampler.palm_examples if with_decoder else python_sampler.structbert_examples
-        )
-        self._make: Callable[[], Iterator[python_sampler.Example]] = lambda: sampler(
-            documents, vocabulary
-        )
+    def __init__(self, sample: Callable[[], Iterator[python_sampler.Example]]) -> None:
+        self._make = sample
         sizes = [
-            sum(example[name].size for name in _TEXTS if name in example)
-            for example in self._make()
+            sum(example[name].size for name in _one_a_side(example)) for example in self._make()
         ]
         self.examples, self.tokens = len(sizes), sum(sizes)
 
@@ -194,7 +182,9 @@ class _PythonWay(_Way):
             pass
 
 
-_TEXTS = ("encoder_original_tokens", "decoder_target_tokens")
+def _one_a_side(features: Iterable[str]) -> list[str]:
+    """A feature of each side, whose length is that of the others."""
+    return [*{side_of(name): name for name in features}.values()]
 
 
 def _examples(task: seqio.Task, use_cached: bool, epochs: int) -> tf.data.Dataset:
@@ -222,14 +212,17 @@ class _RowsWay(_DatasetWay):
     """Rows as training reads them, of one example each or packed."""
 
     def __init__(
-        self, examples: tf.data.Dataset, row_lengths: Mapping[str, int], *, pack: bool
+        self,
+        examples: tf.data.Dataset,
+        features: Sequence[Feature],
+        row_lengths: Mapping[str, int],
+        *,
+        pack: bool,
     ) -> None:
-        converter_class = (
-            PalmFeatureConverter if DECODER in row_lengths else StructBertFeatureConverter
-        )
-        lengths = feature_lengths(row_lengths, converter_class.TASK_FEATURES)
+        lengths = feature_lengths(row_lengths, [feature.name for feature in features])
         batch_size = _ROWS_A_BATCH if pack else _EXAMPLES_A_BATCH
-        super().__init__(converter_class(pack=pack).batches(examples, lengths, batch_size))
+        converter = RowFeatureConverter(features, pack=pack)
+        super().__init__(converter.batches(examples, lengths, batch_size))
         real, slots = dict.fromkeys(row_lengths, 0), dict.fromkeys(row_lengths, 0)
         self.examples = 0
         for batch in self._batches.as_numpy_iterator():
@@ -247,7 +240,7 @@ class _ExamplesWay(_DatasetWay):
 
     def __init__(self, examples: tf.data.Dataset) -> None:
         super().__init__(examples.padded_batch(_EXAMPLES_A_BATCH))
-        texts = [name for name in _TEXTS if name in examples.element_spec]
+        texts = _one_a_side(examples.element_spec)
         none = (tf.constant(0, tf.int64), tf.constant(0, tf.int64))
 
         def add(counts: tuple[tf.Tensor, tf.Tensor], example: dict) -> tuple[tf.Tensor, tf.Tensor]:

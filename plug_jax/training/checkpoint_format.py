@@ -1,46 +1,247 @@
-"""The items of a checkpoint, and the orbax manager that reads and writes them."""
+"""The items of a checkpoint, and the orbax manager that writes them."""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import fnmatch
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Self
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
+
+from plug_jax.errors import PlugError
+from plug_jax.training.best import Best
+from plug_jax.training.checksums import is_bucket, write_checksums, write_part
 
 CHECKPOINTS = "checkpoints"
 
 
+class PlainPath(epath.gpath.PosixGPath):
+    """An absolute path that stays what it is: what orbax is to be given.
+
+    epath's own `glob` takes the directory for a part of the pattern: below `lr=[1e-4]` orbax would
+    find none of the files that it has just written, and leave a checkpoint that nobody can restore.
+    epath's own `resolve` makes a local directory of gs://.
+    """
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> Self:
+        """A local path, `~` being the home directory, or one such as gs://.
+
+        Raises:
+            PlugError: no name at all, which a variable of a shell that is not set leaves; or one
+                that tensorstore cannot open: with a backslash, which it takes for a slash, or with
+                bytes that are not UTF-8.
+        """
+        if not os.fspath(path):
+            raise PlugError("the path of a checkpoint is empty; the current directory is '.'")
+        plain = cls(os.path.expanduser(os.fspath(path))).resolve()
+        name = str(plain)
+        if "\\" in name or name.encode("utf-8", "ignore").decode() != name:
+            raise PlugError(
+                f"checkpoints cannot be in {name!r}: a backslash and bytes that are not UTF-8 are "
+                "the two things that their directory's name must not have; rename it"
+            )
+        return plain
+
+    def resolve(self, strict: bool = False) -> Self:
+        """The absolute path."""
+        return self if self._uri_scheme else super().resolve(strict)
+
+    def glob(self, pattern: str) -> Iterator[Self]:
+        """What there is below this directory by names that match, `*` and the like in `pattern`."""
+        first, _, rest = pattern.partition("/")
+        for path in self.iterdir():
+            if fnmatch.fnmatchcase(path.name, first):
+                yield from path.glob(rest) if rest else (path,)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatestRegular:
+    """Keeps the newest `n` (None: all), beside which the steps `extra` are kept while newest.
+
+    So a run keeps the same ones however often it was interrupted.
+    """
+
+    n: int | None
+    extra: Collection[int] = ()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Whether each stays, from the oldest on: what orbax asks of a policy."""
+        regular = [one.step for one in checkpoints if one.step not in self.extra]
+        kept = {*regular[-(self.n or len(regular)) :], *(one.step for one in checkpoints[-1:])}
+        return [one.step in kept for one in checkpoints]
+
+
+class _Manager(ocp.CheckpointManager):
+    """orbax's, which opens where a step is damaged too: that is found when it is read."""
+
+    def __init__(self, directory: epath.Path, **options: Any) -> None:
+        try:
+            super().__init__(directory, **options)
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise PlugError(
+                f"{directory} has steps that are no checkpoints ({type(error).__name__}: {error}); "
+                "`plug-jax checkpoint verify` names them"
+            ) from error
+
+    def metrics(self, step: int) -> Any:
+        """What was best of the step when it was saved; None where that cannot be read."""
+        try:
+            return super().metrics(step)
+        except (OSError, RecursionError, ValueError):
+            return None
+
+
 def open_manager(
-    directory: epath.Path, *, max_to_keep: int | None = None, create: bool = False
+    directory: epath.Path,
+    *,
+    max_to_keep: int | None = None,
+    extra: Collection[int] = (),
+    keep_every: int | None = None,
+    best: Best | None = None,
+    create: bool = False,
+    timeout: float = 1200.0,
+    barriers: str | None = None,
 ) -> ocp.CheckpointManager:
-    """The manager of MODEL_DIR/checkpoints."""
-    return ocp.CheckpointManager(
-        directory.resolve(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=create),
-        item_handlers=item_handlers(),
+    """The manager of MODEL_DIR/checkpoints.
+
+    It keeps the newest `max_to_keep`, those of multiples of `keep_every` steps, and the best. A
+    checkpoint with metrics was, when it was saved, the best of the run by its metric. `extra`: see
+    `LatestRegular`; it may grow.
+
+    `timeout`: seconds that the processes may take to write one; they meet at `barriers`.
+    """
+    policies = ocp.checkpoint_managers
+    kept: list[Any] = [LatestRegular(max_to_keep, extra)]
+    if keep_every is not None:
+        kept.append(policies.EveryNSteps(keep_every))
+
+    def value(metrics: Mapping[str, float]) -> float:
+        assert best is not None
+        # One that was not the best when it was saved, or was by another metric, is the worst.
+        return metrics.get(best.metric, -math.inf if best.mode == "max" else math.inf)
+
+    if best is not None:
+        best_one = policies.BestN(
+            get_metric_fn=value,
+            reverse=best.mode == "min",
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        kept.append(best_one)
+    path = PlainPath.of(directory)
+    return _Manager(
+        path,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            best_fn=value if best is not None else None,
+            create=create,
+            async_options=ocp.AsyncOptions(
+                timeout_secs=math.ceil(timeout),
+                # Else one that cannot be made would be waited for until the timeout.
+                create_directories_asynchronously=False,
+            ),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=barriers
+            ),
+            temporary_path_class=_CommittedStep if is_bucket(path) else _RenamedStep,
+        ),
+        handler_registry=handlers(),
     )
 
 
-def item_handlers() -> dict[str, ocp.CheckpointHandler]:
+def handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     """What writes and reads each item."""
-    return {
-        "params": ocp.StandardCheckpointHandler(),
-        "unused": ocp.StandardCheckpointHandler(),
-        "optimizer": ocp.StandardCheckpointHandler(),
-        "data": FilesHandler(),
-        "vocabulary": FilesHandler(),
-        "metadata": ocp.JsonCheckpointHandler(),
-    }
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    arrays = (ocp.args.StandardSave, ocp.args.StandardRestore)
+    files_args = (FilesSave, FilesRestore)
+    json_args = (ocp.args.JsonSave, ocp.args.JsonRestore)
+    for item, args, handler in (
+        ("params", arrays, _ArraysHandler()),
+        ("unused", arrays, _ArraysHandler()),
+        ("optimizer", arrays, _ArraysHandler()),
+        ("data", files_args, FilesHandler()),
+        ("vocabulary", files_args, FilesHandler()),
+        ("metadata", json_args, ocp.JsonCheckpointHandler()),
+    ):
+        for one in args:
+            registry.add(item, one, handler)
+    return registry
 
 
-class FilesHandler(ocp.CheckpointHandler):
+class _ArraysHandler(ocp.StandardCheckpointHandler):
+    """orbax's, after whose writing each process hashes what it wrote."""
+
+    async def async_save(self, directory: epath.Path, *args: Any, **options: Any) -> Any:
+        """The futures of the writing and, once they are done, of the hashing."""
+        futures = await super().async_save(directory, *args, **options)
+        hashing = functools.partial(write_part, directory, jax.process_index())
+        return [ocp.future.ChainedFuture(futures or [], hashing)]
+
+
+class _Checked(ocp.path.atomicity.TemporaryPathBase):
+    """A step that has its checksums before it gets its name."""
+
+    _metadata: Any = None  # where orbax writes _CHECKPOINT_METADATA; items have none
+
+    @classmethod
+    def from_final(
+        cls, final_path: epath.Path, *, checkpoint_metadata_store: Any = None, **options: Any
+    ) -> Any:
+        """As orbax's, for a step with `checkpoint_metadata_store` or for an item."""
+        path = super().from_final(final_path, **options)
+        path._metadata = checkpoint_metadata_store
+        return path
+
+    async def finalize(self) -> None:
+        """Write the checksums, after the last of what they are of, and give it its name."""
+        if (metadata := self._metadata) is not None:
+            await asyncio.to_thread(metadata.wait_until_finished)
+            metadata.update(
+                file_path=self.get() / "_CHECKPOINT_METADATA", commit_timestamp_nsecs=time.time_ns()
+            )
+            await asyncio.to_thread(metadata.wait_until_finished)
+            await asyncio.to_thread(write_checksums, self.get())
+        await super().finalize()
+
+
+class _RenamedStep(_Checked, ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """On disks."""
+
+
+class _CommittedStep(_Checked, ocp.path.atomicity.CommitFileTemporaryPath):
+    """In buckets, which cannot rename a directory."""
+
+
+class FilesHandler(ocp.AsyncCheckpointHandler):
     """An orbax item that is a directory of files, written and read by plain functions."""
 
     def save(self, directory: epath.Path, args: FilesSave) -> None:
         """Let `args.write` fill the directory, on every process."""
         args.write(directory)
+
+    async def async_save(self, directory: epath.Path, args: FilesSave) -> list[Any]:
+        """As `save`, and at once; what that raises shows when the save is waited for.
+
+        Raised here, on one process, it would leave the others waiting for it.
+        """
+        written: concurrent.futures.Future[None] = concurrent.futures.Future()
+        try:
+            self.save(directory, args)
+        except Exception as error:
+            written.set_exception(error)
+        else:
+            written.set_result(None)
+        return [written]
 
     def restore(self, directory: epath.Path, args: FilesRestore) -> None:
         """Let `args.read` read the directory, on every process."""

@@ -9,44 +9,52 @@ the end: an interrupted save leaves no half checkpoint.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.typing import DTypeLike
 
-from plug_jax.config import ComputeDtype, PlugConfig
-from plug_jax.data.vocabularies import PlugVocabulary, load_vocabulary, save_vocabulary
+from plug_jax.config import PlugConfig
+from plug_jax.data.vocabularies import PlugVocabulary, save_vocabulary
 from plug_jax.errors import PlugError
-from plug_jax.models.plug import PlugModel
-from plug_jax.partitioning import Partitioner
+from plug_jax.field_types import check_fields
+from plug_jax.techniques.lora import Lora
+from plug_jax.training.best import Best
 from plug_jax.training.checkpoint_format import (
     CHECKPOINTS,
     FilesRestore,
     FilesSave,
     open_manager,
 )
-from plug_jax.training.state import StateLayout, TrainState, abstract_params
-
-# They change how the model is computed or trained, not what it is.
-_FREE_FIELDS = frozenset(
-    {
-        "dropout_rate",
-        "attention_dropout_rate",
-        "init_std",
-        "dtype",
-        "scan_layers",
-        "remat_policy",
-        "remat_saved_names",
-        "attention",
-        "attention_block_size",
-    }
+from plug_jax.training.checkpoint_reading import read_metadata, stored_arrays
+from plug_jax.training.checksums import CHECKSUMS
+from plug_jax.training.integrity import (
+    Damage,
+    DamagedCheckpointError,
+    find_damage,
+    find_damage_together,
+    reading,
+    set_aside,
+    steps_in,
 )
+from plug_jax.training.safety import SafetyState
+from plug_jax.training.same_run import (
+    check_same_heads,
+    check_same_lora,
+    check_same_model,
+    check_same_task,
+)
+from plug_jax.training.saved_model import lora_of, vocabulary_fingerprint
+from plug_jax.training.saving import Saver
+from plug_jax.training.state import StateLayout, TrainState
+
+# What orbax says of arrays that are stored whole and are not those that a run wants.
+_OTHER_ARRAYS = "structures do not match|not compatible with the stored shape"
 
 
 class ResumableIterator(Protocol):
@@ -55,8 +63,14 @@ class ResumableIterator(Protocol):
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write this process's place."""
 
-    def restore(self, directory: str | os.PathLike[str]) -> None:
-        """Go to the place that `save` wrote."""
+    def restore(
+        self, directory: str | os.PathLike[str], *, restart_changed: bool = False
+    ) -> str | None:
+        """Go to the place that `save` wrote; returns what a person should know of it.
+
+        `restart_changed`: where it is in other data than these, stay at their beginning instead.
+        PlugError without it.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +79,29 @@ class CheckpointConfig:
 
     every: int  # steps; the last step is saved too
     keep: int | None = 3  # the newest ones; None: all
+    keep_every: int | None = None  # those of multiples of so many steps are kept for good
+    most_failures: int | None = 5  # saves in a row that fail end the run; None: it goes on
+    timeout: float = 1200.0  # seconds; a save that takes longer ends the run
+    # Where the data have changed since the checkpoint: read them from their beginning. Data that
+    # have not go on where they were, so a run that is killed and restarted may leave it set.
+    restart_changed_data: bool = False
+    verify: bool = True  # read every byte before a run goes on, and compare with its checksums
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.every < 1 or (self.keep is not None and self.keep < 1):
             raise PlugError(
                 f"CheckpointConfig: every and keep must be 1 or more, got {self.every}, {self.keep}"
             )
+        if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.every):
+            raise PlugError(
+                f"KEEP_EVERY must be a multiple of CHECKPOINT_EVERY ({self.every}), got "
+                f"{self.keep_every}"
+            )
+        if self.most_failures is not None and self.most_failures < 1:
+            raise PlugError(f"SAVE_FAILURES must be 1 or more, or None, got {self.most_failures}")
+        if not self.timeout >= 1:
+            raise PlugError(f"SAVE_TIMEOUT must be 1 s or more, got {self.timeout}")
 
 
 class Checkpoints:
@@ -83,260 +114,247 @@ class Checkpoints:
         *,
         model: PlugConfig,
         vocabulary: PlugVocabulary,
+        task: Mapping[str, Any] | None = None,
+        best: Best | None = None,
+        lora: Lora | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
-        """Open (or make) MODEL_DIR/checkpoints."""
+        """Open (or make) MODEL_DIR/checkpoints.
+
+        `task` is what `task_description` says; `best`: what is kept beside the newest. `say` tells
+        a person of a save that failed.
+        """
+        self._lora = lora
         self._model = model
+        self._task = task
+        self._every = config.every
+        self._restart_changed_data = config.restart_changed_data
+        self._verify = config.verify
         self._vocabulary = vocabulary
         self._fingerprint = vocabulary_fingerprint(vocabulary)
-        self._manager = open_manager(
-            epath.Path(model_dir) / CHECKPOINTS, max_to_keep=config.keep, create=True
+        self._interrupted: set[int] = set()  # what only interruptions made
+        self._saver = Saver(
+            lambda failures: open_manager(
+                epath.Path(model_dir) / CHECKPOINTS,
+                max_to_keep=config.keep,
+                keep_every=config.keep_every,
+                extra=self._interrupted,
+                best=best,
+                create=not failures,
+                timeout=config.timeout,
+                # A barrier that a failed save did not reach is not one of the saves after it.
+                barriers=f"save{failures}",
+            ),
+            most_failures=config.most_failures,
+            timeout=config.timeout,
+            say=say,
         )
+        self._interrupted |= set(filter(self._was_interrupted, self._manager.all_steps()))
+        self._last_regular = max(self.regular_steps(), default=0)
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        return self._saver.manager
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        """The newest checkpoint, damaged or not, or None."""
+        return max(steps_in(self._manager.directory), default=None)
 
-    def save(self, state: TrainState, data: ResumableIterator) -> None:
-        """Start to save the state and the data's place; returns once the arrays are copied."""
-        metadata = {
+    def regular_steps(self) -> list[int]:
+        """Those that the run would have, had nothing ever interrupted it."""
+        self._saver.wait()
+        return sorted(set(self._manager.all_steps()) - self._interrupted)
+
+    def newest_before(self, step: int) -> int:
+        """The newest checkpoint of an earlier step than this one, 0 for none."""
+        return max((one for one in self._manager.all_steps() if one < step), default=0)
+
+    def overdue(self, step: int) -> bool:
+        """Whether one should have been saved by now: it was left out."""
+        return step // self._every > self._last_regular // self._every
+
+    def steps(self) -> list[int]:
+        """Those that are stored, and the one under way."""
+        return list(self._manager.all_steps())
+
+    def save(
+        self,
+        state: TrainState,
+        data: ResumableIterator,
+        *,
+        best_metrics: Mapping[str, float] | None = None,
+        interrupted: bool = False,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        """Start to save the state and the data's place; returns once the arrays are copied.
+
+        `best_metrics`: those of its evaluation, if that is the best of the run so far.
+        `interrupted`: it is there only to go on from, and goes when the next one is there.
+        `before` writes what a checkpoint is not to outlive; the first process calls it. A save that
+        fails is said, then or when the next one starts.
+
+        Raises:
+            CannotSave: too many saves in a row have failed, or this one takes too long.
+        """
+        metadata: dict[str, Any] = {
             "plug_config": self._model.to_dict(),
             "vocabulary_fingerprint": self._fingerprint,
+            "task": self._task,
         }
+        if self._lora is not None:
+            metadata["lora"] = dataclasses.asdict(self._lora)
         step = int(state.step)
-        self._manager.save(
+        if interrupted:
+            metadata["interrupted"] = True
+            self._interrupted.add(step)
+        else:
+            self._last_regular = step
+        self._saver.start(
             step,
-            args=ocp.args.Composite(
+            ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave({"step": state.step, "slots": state.opt_state}),
+                optimizer=ocp.args.StandardSave(
+                    {"step": state.step, "slots": state.opt_state, "safety": state.safety}
+                ),
                 data=FilesSave(data.save),
                 vocabulary=FilesSave(self._save_vocabulary),
                 metadata=ocp.args.JsonSave(metadata),
             ),
+            best_metrics or {},  # None would be warned of where the best is kept
+            before=before,
         )
 
-    def restore(self, layout: StateLayout, data: ResumableIterator) -> TrainState:
-        """The newest checkpoint's state, straight into its shardings; `data` goes to its place.
+    def restore(
+        self, layout: StateLayout, data: ResumableIterator, *, step: int | None = None
+    ) -> tuple[TrainState, str | None]:
+        """The newest good checkpoint's state, straight into its shardings, and `data` at its place.
+
+        And what a person should know of that place, if anything. Damaged ones that are newer are
+        passed over, renamed and named on standard error; every process takes the same one. With
+        `step` it is that one, or none.
 
         Raises:
-            PlugError: the checkpoint is of another model, vocabulary or optimizer.
+            PlugError: the checkpoint is of another model, vocabulary or optimizer, has heads of
+                other objectives, or is of data with other settings.
+            DamagedCheckpointError: there is none that is good, or the newest may not be read.
         """
-        step = self.latest_step()
-        assert step is not None
-        metadata = self._manager.restore(
-            step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-        ).metadata
-        where = f"{self._manager.directory / str(step)}"
-        _check_same_model(where, metadata, self._model, self._fingerprint)
+        self._saver.wait()
+        directory = self._manager.directory
+        if step is not None:
+            self._check(step)
+            return self._restore(step, layout, data)
+        steps = steps_in(directory)
+        damaged: dict[int, Damage] = {}
+        for step in reversed(steps):
+            damage = find_damage_together(directory / str(step), contents=self._verify)
+            if damage is None:
+                try:
+                    restored = self._restore(step, layout, data)
+                except DamagedCheckpointError as error:
+                    if jax.process_count() > 1:  # the others may have read it, and wait
+                        raise
+                    damage = error.damage
+            if damage is None:
+                of_best = {s: find_damage_together(directory / str(s), ["metrics"]) for s in steps}
+                damaged |= {s: found for s, found in of_best.items() if found is not None}
+                set_aside(directory, damaged, going_on=step)
+                if damaged:
+                    self._manager.reload()
+                    self._last_regular = max(self.regular_steps(), default=0)
+                return restored
+            damaged[step] = damage
+            if damage.denied:
+                raise DamagedCheckpointError.at(directory / str(step), damage)
+        newest = max(damaged)
+        raise DamagedCheckpointError.at(directory / str(newest), damaged[newest])
+
+    def _check(self, step: int) -> None:
+        path = self._manager.directory / str(step)
+        if damage := find_damage_together(path, contents=self._verify):
+            raise DamagedCheckpointError.at(path, damage)
+
+    def _restore(
+        self, step: int, layout: StateLayout, data: ResumableIterator
+    ) -> tuple[TrainState, str | None]:
+        path = self._manager.directory / str(step)
+        where = os.fspath(path)
+        metadata = read_metadata(path)
+        check_same_model(where, metadata, self._model, self._fingerprint)
         target = layout.with_shardings()
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(target.params),
-                    optimizer=ocp.args.StandardRestore(
-                        {"step": target.step, "slots": target.opt_state}
-                    ),
-                ),
-            )
-        except (ValueError, KeyError) as error:
+        if not (path / "data").exists():
             raise PlugError(
-                f"{where} does not fit this run's parameters or optimizer; continue with the "
-                f"optimizer that it was trained with, or start a new MODEL_DIR with "
-                f"INITIAL_CHECKPOINT. ({error})"
-            ) from error
-        self._manager.restore(step, args=ocp.args.Composite(data=FilesRestore(data.restore)))
+                f"{where} has no place in its data to go on from, as one that was converted; name "
+                "it as INITIAL_CHECKPOINT of a new MODEL_DIR."
+            )
+        check_same_lora(where, lora_of(metadata), self._lora)
+        check_same_heads(where, stored_arrays(path, "params"), target.params)
+        check_same_task(where, metadata.get("task"), self._task)
+        note = self._restore_place(step, data)  # before the arrays, which may take minutes
+        return self._restore_state(step, layout), note
+
+    def restore_state(self, layout: StateLayout, step: int) -> TrainState:
+        """The state of the checkpoint of a step, without its place in the data.
+
+        Raises:
+            PlugError: it is not of this run's parameters or optimizer.
+            DamagedCheckpointError: it is not what was written.
+        """
+        self._check(step)
+        return self._restore_state(step, layout)
+
+    def _restore_state(self, step: int, layout: StateLayout) -> TrainState:
+        path = self._manager.directory / str(step)
+        target = layout.with_shardings()
+        wanted = {"step": target.step, "slots": target.opt_state, "safety": target.safety}
+        if "safety" not in stored_arrays(path, "optimizer"):  # of a version that skipped nothing
+            del wanted["safety"]
+        arrays = ocp.args.Composite(
+            params=ocp.args.StandardRestore(target.params),
+            optimizer=ocp.args.StandardRestore(wanted),
+        )
+        is_whole = self._verify and (path / CHECKSUMS).exists()
+        with reading(path, ""):
+            try:
+                restored = self._manager.restore(step, args=arrays)
+            except (ValueError, KeyError) as error:
+                if not is_whole and not re.search(_OTHER_ARRAYS, str(error)):
+                    raise
+                raise PlugError(
+                    f"{path} does not fit this run's parameters or optimizer; continue with the "
+                    f"optimizer that it was trained with, or start a new MODEL_DIR with "
+                    f"INITIAL_CHECKPOINT. ({error})"
+                ) from error
         optimizer = restored.optimizer
-        return TrainState(optimizer["step"], restored.params, optimizer["slots"])
+        safety = optimizer.get("safety")
+        if safety is None:
+            safety = jax.jit(SafetyState.start, out_shardings=layout.shardings.safety)()
+        return TrainState(optimizer["step"], restored.params, optimizer["slots"], safety)
+
+    def _was_interrupted(self, step: int) -> bool:
+        """Of one that is damaged it is not known."""
+        path = self._manager.directory / str(step)
+        if find_damage(path, ["metadata"]) is not None:
+            return False
+        return bool(json.loads((path / "metadata" / "metadata").read_text()).get("interrupted"))
+
+    def _restore_place(self, step: int, data: ResumableIterator) -> str | None:
+        notes = []
+
+        def read(directory: epath.Path) -> None:
+            restart = self._restart_changed_data
+            notes.append(data.restore(directory, restart_changed=restart))
+
+        self._manager.restore(step, args=ocp.args.Composite(data=FilesRestore(read)))
+        return notes[0]
+
+    def finish(self) -> None:
+        """Wait for the last save. CannotSave if it failed."""
+        self._saver.wait(last=True)
 
     def close(self) -> None:
-        """Wait for what is still being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait for what is still being written; says what could not be."""
+        self._saver.close()
 
     def _save_vocabulary(self, directory: epath.Path) -> None:
         if jax.process_index() == 0:
             save_vocabulary(self._vocabulary, directory)
-
-
-@dataclasses.dataclass(frozen=True)
-class SavedModel:
-    """A checkpoint opened for reading: what it is, before any array is read."""
-
-    path: epath.Path  # .../checkpoints/<step>
-    config: PlugConfig  # with attention "dot": any device and any row length will do to infer
-    vocabulary_fingerprint: str | None  # None: converted from weights without a vocabulary
-    converted_from: Mapping[str, Any] | None = None  # what `plug-jax convert` says of its input
-
-    @property
-    def step(self) -> int:
-        """The training step it was saved at."""
-        return int(self.path.name)
-
-    @property
-    def vocabulary_path(self) -> str:
-        """Where its vocabulary is, for `load_vocabulary`. PlugError when it has none."""
-        if self.vocabulary_fingerprint is None:
-            raise PlugError(
-                f"{self.path} was converted without a vocabulary, which this needs; run `plug-jax "
-                "convert` again with --vocabulary vocab.txt, the file that goes with the weights"
-            )
-        return os.fspath(self.path / "vocabulary")
-
-    def vocabulary(self) -> PlugVocabulary:
-        """The vocabulary that the model was trained with. PlugError when it has none."""
-        return load_vocabulary(self.vocabulary_path)
-
-    def param_shapes(self) -> Any:
-        """The stored parameter tree, as ShapeDtypeStructs."""
-        tree = open_manager(self.path.parent).item_metadata(self.step)["params"]
-        return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), dict(tree))
-
-    def params(self, shardings: Any, dtype: DTypeLike | None = None) -> Any:
-        """The parameters, read straight into a tree of shardings like theirs.
-
-        Each process reads what its devices hold, and no more. `dtype` None keeps the stored one of
-        each array: float32 in training, any in a converted checkpoint.
-        """
-        target = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype, sharding=s),
-            self.param_shapes(),
-            shardings,
-        )
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
-        return open_manager(self.path.parent).restore(self.step, args=args).params
-
-
-def open_checkpoint(path: str | os.PathLike[str]) -> SavedModel:
-    """Open a MODEL_DIR (its newest checkpoint), or one step of it, MODEL_DIR/checkpoints/<step>.
-
-    Raises:
-        PlugError: there is no complete checkpoint at that path.
-    """
-    root = epath.Path(path).expanduser().resolve()
-    if root.name.isdigit() and (root / "metadata").exists():
-        root, step = root.parent, int(root.name)
-    else:
-        root = root / CHECKPOINTS if (root / CHECKPOINTS).exists() else root
-        latest = open_manager(root).latest_step() if root.exists() else None
-        if latest is None:
-            raise PlugError(
-                f"no checkpoint in {os.fspath(path)}: give a MODEL_DIR that `plug-jax train` or "
-                "`plug-jax convert` wrote, or MODEL_DIR/checkpoints/<step>"
-            )
-        step = latest
-    args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-    metadata = open_manager(root).restore(step, args=args).metadata
-    return SavedModel(
-        root / str(step),
-        PlugConfig.from_dict({**metadata["plug_config"], "attention": "dot"}),
-        metadata["vocabulary_fingerprint"],
-        metadata.get("converted_from"),
-    )
-
-
-def vocabulary_path(checkpoint: str | os.PathLike[str]) -> str:
-    """Where a checkpoint keeps its vocabulary, for `load_vocabulary`."""
-    return open_checkpoint(checkpoint).vocabulary_path
-
-
-def load_for_inference(
-    path: str | os.PathLike[str],
-    partitioner: Partitioner | None = None,
-    dtype: ComputeDtype | None = None,
-) -> tuple[PlugConfig, Any, PlugVocabulary]:
-    """(config, parameters, vocabulary) of a checkpoint; parameters sharded by `partitioner`.
-
-    Without one they go to the first device alone. `dtype` is that of the computation and of the
-    parameters in memory; by default the parameters are float32 and computed with as in training.
-    No process reads more of them than its devices hold.
-
-    Raises:
-        PlugError: no checkpoint there, or one without a vocabulary.
-    """
-    saved = open_checkpoint(path)
-    vocabulary = saved.vocabulary()
-    boxed = abstract_params(PlugModel(saved.config))
-    if partitioner is None:
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: device, nn.unbox(boxed))
-    else:
-        shardings = partitioner.param_shardings(boxed)
-    config = dataclasses.replace(saved.config, dtype=dtype or saved.config.dtype)
-    return config, saved.params(shardings, dtype or "float32"), vocabulary
-
-
-def initialize_from(
-    path: str | os.PathLike[str],
-    state: TrainState,
-    layout: StateLayout,
-    *,
-    vocabulary: PlugVocabulary,
-) -> TrainState:
-    """Stage 1 -> stage 2: `state` with every parameter of the checkpoint at `path` taken over.
-
-    The checkpoint is one of a run, or converted; its arrays become float32. A model without decoder
-    gives its encoder, embeddings and heads to one with a decoder, which keeps its fresh values;
-    otherwise the trees must be the same. Optimizer and step start anew.
-
-    Raises:
-        PlugError: any leaf that is missing, superfluous or of another shape; another vocabulary.
-    """
-    saved = open_checkpoint(path)
-    needed = saved.vocabulary_path
-    if saved.vocabulary_fingerprint != vocabulary_fingerprint(vocabulary):
-        raise PlugError(
-            f"INITIAL_CHECKPOINT {saved.path} was trained with another vocabulary than this run's "
-            f"task; the one it needs is {needed}"
-        )
-    source, target = _by_path(saved.param_shapes()), _by_path(layout.abstract.params)
-    fresh = () if saved.config.num_decoder_layers else ("decoder/",)
-    problems = [
-        f"{name}: {source[name]} there, {target.get(name, 'absent')} here"
-        for name in source
-        if target.get(name) != source[name]
-    ] + [
-        f"{name}: absent there, {target[name]} here"
-        for name in target
-        if name not in source and not name.startswith(fresh or ("\0",))
-    ]
-    if problems:
-        raise PlugError(
-            f"INITIAL_CHECKPOINT {saved.path} does not fit this model:\n  " + "\n  ".join(problems)
-        )
-    shardings = {
-        name: layout.shardings.params[name] for name in layout.shardings.params if name != "decoder"
-    }
-    if saved.config.num_decoder_layers:
-        shardings = layout.shardings.params
-    return dataclasses.replace(state, params={**state.params, **saved.params(shardings, "float32")})
-
-
-def vocabulary_fingerprint(vocabulary: PlugVocabulary) -> str:
-    """SHA-256 over the pieces in order of their ids: equal for vocabularies that agree."""
-    pieces = "\n".join(vocabulary.id_to_piece(i) for i in range(vocabulary.vocab_size))
-    return hashlib.sha256(pieces.encode()).hexdigest()
-
-
-def _check_same_model(
-    where: str, metadata: Mapping[str, Any], model: PlugConfig, fingerprint: str
-) -> None:
-    there, here = metadata["plug_config"], model.to_dict()
-    differences = [
-        f"{name} is {there.get(name)!r} there and {here[name]!r} here"
-        for name in here
-        if name not in _FREE_FIELDS and there.get(name) != here[name]
-    ]
-    if metadata["vocabulary_fingerprint"] != fingerprint:
-        differences.append("the vocabulary is another one")
-    if differences:
-        raise PlugError(
-            f"{where} is a checkpoint of another model: {'; '.join(differences)}. Continue with "
-            "the configuration in MODEL_DIR/config.gin, or choose a new MODEL_DIR."
-        )
-
-
-def _by_path(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }

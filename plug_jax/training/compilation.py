@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from jax.errors import JaxRuntimeError
 from orbax.checkpoint import multihost
 
 from plug_jax.errors import PlugError
+from plug_jax.hosts.activity import doing
 
 _WAIT_MS = 2 * 3600 * 1000  # for a process that compiles while others found it in their cache
 _count = itertools.count()
@@ -26,7 +28,7 @@ def use_compilation_cache(directory: str | None) -> None:
     several processes the first writes.
     """
     if directory is not None:
-        jax.config.update("jax_compilation_cache_dir", directory)
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,7 @@ def compile_program(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
     Raises:
         PlugError: the compiler of this machine's devices has no such option.
     """
+    doing("compiling", watched=False)
     started = time.monotonic()
     lowered = lower()
     traced = time.monotonic()

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from plug_jax.config import PlugConfig
 from plug_jax.data import pipeline
+from plug_jax.data.file_checks import check_files
 from plug_jax.data.pipeline import DatasetConfig
 from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.downstream.formats import Outputs
+from plug_jax.downstream.kinds import described_format
+from plug_jax.downstream.record_task import RecordTask, check_task, read_as, record_tasks
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
+from plug_jax.hosts.activity import doing
+from plug_jax.metrics import Metrics, add
 from plug_jax.models.plug import PlugModel
+from plug_jax.objectives.composition import (
+    Objectives,
+    check_objectives,
+    check_rows,
+    features_of,
+    summarize_metrics,
+)
 from plug_jax.partitioning import Partitioner
-from plug_jax.training import metrics as metrics_lib
-from plug_jax.training.checkpointing import open_checkpoint
 from plug_jax.training.compilation import Compiled, compile_program, use_compilation_cache
 from plug_jax.training.feed import Feed
 from plug_jax.training.program import abstract_batch
+from plug_jax.training.saved_model import open_checkpoint
 from plug_jax.training.state import abstract_params, with_shardings
 from plug_jax.training.step import StepConfig, make_eval_step
 
@@ -29,10 +46,16 @@ class EvaluateConfig:
     """What `plug-jax evaluate` builds from its gin files."""
 
     checkpoint: str  # a MODEL_DIR, or one step in it
+    objectives: Objectives
     data: DatasetConfig
     partitioner: Partitioner
     step: StepConfig
     compilation_cache_dir: str | None = None  # keeps compiled programs for later runs
+    verify_checkpoint: bool = True  # compare the arrays with their checksums
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_rows(self.objectives, pack=self.data.pack, predict=True)
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
@@ -41,52 +64,147 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
     saved = open_checkpoint(config.checkpoint)
     task = config.data.mixture_or_task_name
     vocabulary = pipeline.vocabulary_of(task, module=config.data.module)
+    if jax.process_index() == 0:
+        check_files(config.data)  # or else a damaged one would be left out of the scores
+    objectives, of_records = config.objectives, bool(record_tasks(task))
+    if saved.task is not None and of_records:
+        vocabulary = saved.vocabulary()
+        read_as(task, described_format(saved.task), vocabulary)
+        check_task(task, objectives)
     check_vocabulary(saved.config, vocabulary, task)
-    evaluator = Evaluator(saved.config, config.data, config.partitioner, config.step)
-    boxed = abstract_params(PlugModel(saved.config))
-    return evaluator(saved.params(config.partitioner.param_shardings(boxed), "float32"))
+    check_objectives(objectives, saved.config)
+    evaluator = Evaluator(saved.config, objectives, config.data, config.partitioner, config.step)
+    boxed = abstract_params(PlugModel(saved.config), objectives)
+    shardings = config.partitioner.param_shardings(boxed)
+    scores = evaluator(saved.params(shardings, "float32", verify=config.verify_checkpoint))
+    if of_records and not any(f"{one.name}_loss" in scores for one in objectives):
+        raise PlugError(
+            f"the split {config.data.split!r} of {task!r} has no gold answers to score by; "
+            "`plug-jax infer` gives the answers to its rows"
+        )
+    return scores
 
 
 class Evaluator:
     """Scores parameters on every example of a split, with one compiled step."""
 
     def __init__(
-        self, model: PlugConfig, data: DatasetConfig, partitioner: Partitioner, step: StepConfig
+        self,
+        model: PlugConfig,
+        objectives: Objectives,
+        data: DatasetConfig,
+        partitioner: Partitioner,
+        step: StepConfig,
     ) -> None:
         """`data.num_epochs` should be 1: each example once, the same corruption every time."""
         partitioner.check_batch(data.batch_size)
         self._model, self._data, self._partitioner = model, data, partitioner
+        self._objectives, self._features = objectives, features_of(objectives)
         self._step = step
         self._compiled: Compiled | None = None
+        self._opened: Feed | None = None
+        provider = pipeline.find_task(data.mixture_or_task_name)
+        self._task = provider if isinstance(provider, RecordTask) else None
+
+    def read_ahead(self) -> None:
+        """Read the first batch now, for the next scoring: what is wrong with it shows at once."""
+        if self._opened is None:
+            self._opened = self._open()
+            self._opened.read_ahead()
+
+    def _open(self) -> Feed:
+        return Feed(
+            self._data,
+            self._features,
+            model=self._model,
+            sharding=self._partitioner.batch_sharding,
+        )
 
     def compiled(self) -> Compiled:
         """The step; the first call compiles it."""
         if self._compiled is None:
             with self._partitioner.context():
-                self._compiled = compile_program(self._lower)
+                self._compiled = compile_program(lambda: self._lowered)
         return self._compiled
 
-    def _lower(self) -> jax.stages.Lowered:
+    def metric_names(self) -> set[str]:
+        """What a scoring will give, which takes no compiling."""
+        with self._partitioner.context():
+            metrics, outputs = self._lowered.out_info
+        nothing = jax.tree.map(lambda one: np.ones(one.shape, one.dtype), metrics)
+        names = set(summarize_metrics(self._objectives, nothing)) - {"tokens"}
+        if self._task is not None and outputs:
+            count = self._task.num_examples(self._data.split)
+            made = {
+                name: np.zeros((count, *one.shape[1:]), one.dtype)
+                for name, one in outputs.items()
+                if name != "example_index"
+            }
+            names |= set(self._task.splits_of_records.metrics(self._data.split, made))
+        return names
+
+    @functools.cached_property
+    def _lowered(self) -> jax.stages.Lowered:
         model = PlugModel(self._model)
-        boxed = abstract_params(model)
+        boxed = abstract_params(model, self._objectives)
         params = with_shardings(nn.unbox(boxed), self._partitioner.param_shardings(boxed))
         step = jax.jit(
-            make_eval_step(model, self._step), out_shardings=self._partitioner.replicated
+            make_eval_step(model, self._objectives, self._step),
+            out_shardings=self._partitioner.replicated,
         )
-        return step.lower(params, abstract_batch(self._data, self._partitioner))
+        batch = abstract_batch(self._data, self._features, self._partitioner)
+        return step.lower(params, batch)
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """Metrics by name, each a weighted mean over the split."""
-        step, sharding = self.compiled().call, self._partitioner.batch_sharding
-        scores = []
-        with self._partitioner.context():
-            for batch in Feed(self._data, model=self._model, sharding=sharding):
-                scores.append(step(params, batch))
-                if len(scores) > 2:  # the host prepares the next batch, but does not run away
-                    jax.block_until_ready(scores[-3])
-        values = metrics_lib.summarize(metrics_lib.add(scores))
+        """Metrics by name, each a weighted mean over the split; and those of a `RecordTask`."""
+        return self.scored(params)[0]
+
+    def scored(self, params: Any) -> tuple[dict[str, float], Outputs]:
+        """Metrics as of a call, and `outputs`."""
+        scores, outputs = self._run(params)
+        values = summarize_metrics(self._objectives, add(scores))
         values.pop("tokens")
-        return values
+        if self._task is not None and outputs:
+            values |= self._task.splits_of_records.metrics(self._data.split, outputs)
+        return values, outputs
+
+    def outputs(self, params: Any) -> Outputs:
+        """What the predictions of a split are made of, by name: [n, ...] of its n examples."""
+        return self._run(params)[1]
+
+    def _run(self, params: Any) -> tuple[list[Metrics], Outputs]:
+        step = self.compiled().call
+        feed, self._opened = self._opened or self._open(), None
+        results: collections.deque[Any] = collections.deque()
+        scores, outputs = [], []
+
+        def read() -> None:
+            of_batch, made = jax.device_get(results.popleft())
+            scores.append(of_batch)
+            outputs.append(made)
+
+        with self._partitioner.context():
+            for batch in feed:
+                doing(f"evaluating, batch {len(scores) + len(results) + 1}")
+                results.append(step(params, batch))
+                if len(results) > 2:  # the host prepares the next batch, but does not run away
+                    read()
+            while results:
+                read()
+        # Examples of several tasks have numbers of their own: there is no one order of them.
+        return scores, _of_examples(outputs) if self._task is not None else {}
+
+
+def _of_examples(batches: Sequence[Outputs]) -> Outputs:
+    """Outputs of batches in the order of their examples; rows that are none are left out."""
+    if not batches[0]:
+        return {}
+    joined = {name: np.concatenate([one[name] for one in batches]) for name in batches[0]}
+    numbers = joined.pop("example_index")
+    order = np.argsort(numbers, kind="stable")[np.count_nonzero(numbers < 0) :]
+    if (numbers[order] != np.arange(len(order))).any():
+        raise AssertionError(f"examples are missing or doubled: {numbers[order]}")
+    return {name: values[order] for name, values in joined.items()}
 
 
 def check_vocabulary(model: PlugConfig, vocabulary: PlugVocabulary, task: str) -> None:

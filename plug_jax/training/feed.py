@@ -4,38 +4,48 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+import seqio
 from jax.sharding import NamedSharding
 
 from plug_jax import partitioning
 from plug_jax.config import PlugConfig
 from plug_jax.data import pipeline
-from plug_jax.data.drops import drop_counts
+from plug_jax.data.batches import Counts, add_counts
+from plug_jax.data.features import Feature
 from plug_jax.data.pipeline import DatasetConfig
 from plug_jax.errors import PlugError
+from plug_jax.training.processes import of_all_processes
 
 
 class Feed(Iterator[dict[str, jax.Array]]):
-    """Iterates over batches: global arrays, int32 [batch_size, row length] of each feature."""
+    """Iterates over batches: global arrays, [batch_size, row length] of each feature of a row."""
 
-    def __init__(self, data: DatasetConfig, *, model: PlugConfig, sharding: NamedSharding) -> None:
-        """`sharding` is a batch's, rows over devices.
+    def __init__(
+        self,
+        data: DatasetConfig,
+        features: Sequence[Feature],
+        *,
+        model: PlugConfig,
+        sharding: NamedSharding,
+    ) -> None:
+        """Rows hold `features`; `sharding` is a batch's, rows over devices.
 
         Raises PlugError if the data cannot be opened or shared, and later, from `__next__`, for an
         example that does not fit its row or the model.
         """
         self._share = share_of(jax.process_index(), rows_by_process(sharding))
         self._batches = pipeline.make_iterator(
-            data, process_index=self._share.index, process_count=self._share.count
+            data, features, process_index=self._share.index, process_count=self._share.count
         )
+        check_example_lengths(data, model)
         self._model, self._sharding = model, sharding
+        self._ahead: dict[str, np.ndarray] | None = None  # read, and not yet asked for
 
     def __iter__(self) -> Self:
         """The iterator itself."""
@@ -43,18 +53,62 @@ class Feed(Iterator[dict[str, jax.Array]]):
 
     def __next__(self) -> dict[str, jax.Array]:
         """The next batch, on its way to the devices."""
+        batch = self._read() if self._ahead is None else self._ahead
+        self._ahead = None
+        return partitioning.put_batch(batch, self._sharding)
+
+    def read_ahead(self) -> None:
+        """Read the next batch now, for `__next__` to give: what is wrong with it shows at once.
+
+        The place cannot be saved before that.
+        """
+        if self._ahead is None:
+            self._ahead = self._read()
+
+    def _read(self) -> dict[str, np.ndarray]:
         batch = next(self._batches)
         check_positions(batch, self._model)
-        return partitioning.put_batch(batch, self._sharding)
+        return batch
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the place in the data; of processes that read the same rows, the first does."""
+        assert self._ahead is None, "the place is after a batch that nobody had"
         if self._share.leader:
             self._batches.save(directory)
 
-    def restore(self, directory: str | os.PathLike[str]) -> None:
-        """Go to the place that `save` wrote."""
+    def restore(
+        self, directory: str | os.PathLike[str], *, restart_changed: bool = False
+    ) -> str | None:
+        """Go to the place that `save` wrote; returns what a person should know of it.
+
+        `restart_changed`: where it is in other data than these, stay at their beginning instead.
+        PlugError without it.
+        """
+        self._ahead = None
+        found = self._batches.changes_since(directory)
+        if restart_changed:
+            of_all = of_all_processes(found)
+            changed = sorted({change for changes in of_all for change in changes or ()})
+            if changed or None in of_all:
+                self._batches.start_after(directory)
+                return "THE DATA START FROM THEIR BEGINNING (RESTART_CHANGED_DATA):\n  " + (
+                    "\n  ".join(changed) or "the checkpoint does not say which ones it was of"
+                )
         self._batches.restore(directory)
+        if found is None:
+            return (
+                "the checkpoint is of a version that kept neither the settings of its data nor "
+                "what they dropped: going on as if they were these, counting from 0"
+            )
+        return None
+
+    def counts(self) -> Counts:
+        """What all processes together "dropped" and "changed" on the way to the newest place.
+
+        That is the one last saved or restored, over the whole run; see `BatchIterator.counts`. The
+        same on each process.
+        """
+        return add_counts(of_all_processes(self._batches.counts() if self._share.leader else {}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +153,21 @@ def share_of(process: int, rows: Mapping[int, frozenset[int]]) -> Share:
     return Share(shares.index(mine), len(shares), leader=process == first)
 
 
-def total_drops() -> dict[str, int]:
-    """What all processes together dropped while reading, by reason; the same on each of them."""
-    mine = np.frombuffer(json.dumps(drop_counts()).encode(), np.uint8)
-    if jax.process_count() == 1:
-        return drop_counts()
-    length = int(multihost_utils.process_allgather(np.array(mine.size)).max())
-    padded = np.pad(mine, (0, length - mine.size), constant_values=ord(" "))
-    total: collections.Counter[str] = collections.Counter()
-    for text in multihost_utils.process_allgather(padded):
-        total.update(json.loads(text.tobytes()))
-    return dict(total)
+def check_example_lengths(data: DatasetConfig, model: PlugConfig) -> None:
+    """PlugError if a task of `data` may give an example with more tokens than the model's table.
+
+    Rows may be longer: positions begin anew with each of the examples in one. A task that is not
+    one of ours does not say how long its examples are; `check_positions` finds those in batches.
+    """
+    for task in seqio.get_subtasks(pipeline.find_task(data.mixture_or_task_name)):
+        for side, most in getattr(task, "max_lengths", {}).items():
+            longest = min(most, data.feature_lengths.get(side, most))
+            if longest > model.max_positions:
+                raise PlugError(
+                    f"examples of {task.name!r} have up to {longest:,} {side} tokens, but the "
+                    f"model's position table has {model.max_positions:,} rows; shorten the task's "
+                    "examples (max_length) or raise PlugConfig.max_positions"
+                )
 
 
 def check_positions(batch: Mapping[str, np.ndarray], model: PlugConfig) -> None:

@@ -1,52 +1,97 @@
-"""Ctrl-C and SIGTERM, which end a run after a step, the same one on every process."""
+"""Ctrl-C, SIGTERM and notices of maintenance end a run after a step, the same on every process."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-import jax
-from jax.experimental import multihost_utils
+from plug_jax.errors import Interrupted
+from plug_jax.hosts.maintenance import maintenance
+from plug_jax.hosts.peers import Peers, peers
 
 
-class Interrupted(KeyboardInterrupt):
-    """All processes stopped after the same step, and its checkpoint is written."""
+class Interrupts:
+    """Whether the run should stop, and since when it is known."""
+
+    def __init__(self, others: Peers | None) -> None:
+        self._others = others
+        self._came: tuple[str, int, float] | None = None  # reason, status, at
+
+    def note(self, reason: str, number: signal.Signals) -> None:
+        """Stop after the step under way, as if by this signal. The first reason counts."""
+        if self._came is None:
+            status = 128 + number  # as a shell says it
+            self._came = (reason, status, time.monotonic())
+            if self._others is not None:
+                self._others.stop(reason, status)
+
+    def after(self, step: int) -> bool:
+        """Whether to stop after this step; call it after each in turn.
+
+        Of several processes it is enough that one is told; all agree on a step that none has
+        passed.
+        """
+        if self._others is None:
+            return self._came is not None
+        note = self._others.stop_after(step)
+        if note is None:
+            return False
+        assert note.status is not None
+        self._came = self._came or (note.text, note.status, time.monotonic())
+        return True
+
+    def error(self, step: int, *, saved: bool) -> Interrupted:
+        """What to raise after `step`; it is not `saved` where there was nothing new to save."""
+        assert self._came is not None
+        reason, status, came = self._came
+        return Interrupted(reason, status, step=step, came=came if saved else None)
 
 
 @contextlib.contextmanager
-def interrupts() -> Iterator[Callable[[int], bool]]:
-    """A function that tells, after each step in turn, whether the run should stop there.
+def interrupts() -> Iterator[Interrupts]:
+    """Within, signals and notices ask the run to stop; a second signal of a kind is not held back.
 
-    A second Ctrl-C is not held back. Of several processes it is enough that one gets the signal:
-    jax's coordinator tells the others, and all agree on a step that none has passed.
+    Signals reach the main thread only; elsewhere they do what they did.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # signals reach the main thread only
-    elif jax.process_count() > 1:
-        # jax.distributed has its own handler for SIGTERM: a notice of preemption to all processes.
-        with _handled([signal.SIGINT], lambda: os.kill(os.getpid(), signal.SIGTERM)):
-            yield multihost_utils.reached_preemption_sync_point
-    else:
-        came = threading.Event()
-        with _handled([signal.SIGINT, signal.SIGTERM], came.set):
-            yield lambda step: came.is_set()
+    made = Interrupts(peers())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(maintenance(lambda reason: made.note(reason, signal.SIGTERM)))
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                react = functools.partial(made.note, number.name, number)
+                stack.enter_context(_handled(number, react))
+        yield made
 
 
 @contextlib.contextmanager
-def _handled(signals: list[signal.Signals], react: Callable[[], None]) -> Iterator[None]:
-    """The first of `signals` that comes calls `react`; a second one of its kind does as before."""
+def ended_by_termination() -> Iterator[None]:
+    """Within, SIGTERM raises `Interrupted`, as Ctrl-C raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end() -> None:
+        raise Interrupted(signal.SIGTERM.name, 128 + signal.SIGTERM)
+
+    with _handled(signal.SIGTERM, end):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(number: signal.Signals, react: Callable[[], None]) -> Iterator[None]:
+    """The first such signal that comes calls `react`; a second one does as before."""
 
     def note(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, previous[signal.Signals(number)])
+        signal.signal(number, previous)
         react()
 
-    previous = {number: signal.signal(number, note) for number in signals}
+    previous = signal.signal(number, note) or signal.SIG_DFL  # None: it was not Python's
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.signal(number, previous)

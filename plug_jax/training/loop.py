@@ -3,43 +3,71 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
-from etils import epath
 
+from plug_jax.atomic_files import write_whole
 from plug_jax.data import pipeline
 from plug_jax.data.drops import reset_counts
 from plug_jax.data.vocabularies import save_vocabulary
-from plug_jax.training import metrics as metrics_lib
-from plug_jax.training.checkpointing import Checkpoints, initialize_from
+from plug_jax.downstream.formats import Outputs
+from plug_jax.downstream.record_task import check_task, record_counts, task_description
+from plug_jax.hosts.activity import doing
+from plug_jax.hosts.supervision import Start, tell
+from plug_jax.hosts.watchdog import watched
+from plug_jax.metrics import Mean, add
+from plug_jax.objectives.composition import features_of, summarize_metrics
+from plug_jax.techniques.child_tuning import ChildTuningD, with_mask
+from plug_jax.techniques.lora import LORA
+from plug_jax.training.best import BestSoFar
+from plug_jax.training.checkpoint_format import PlainPath
+from plug_jax.training.checkpointing import Checkpoints
 from plug_jax.training.compilation import compile_program, use_compilation_cache
+from plug_jax.training.confusions import draw_confusion
 from plug_jax.training.evaluate import Evaluator, check_vocabulary
-from plug_jax.training.feed import Feed, total_drops
-from plug_jax.training.interrupts import Interrupted, interrupts
-from plug_jax.training.metrics import Mean
+from plug_jax.training.feed import Feed
+from plug_jax.training.fisher import fisher_of, top_mask
+from plug_jax.training.goodput import Goodput
+from plug_jax.training.initial_checkpoint import first_state
+from plug_jax.training.interrupts import Interrupts, interrupts
+from plug_jax.training.model_dir import held
+from plug_jax.training.preflight import check_data, check_space
 from plug_jax.training.profiling import StepProfile
 from plug_jax.training.program import TrainConfig, train_program
-from plug_jax.training.state import init_state
+from plug_jax.training.safeguard import Safeguard
+from plug_jax.training.saving import writing
 from plug_jax.training.timing import StepTimer
-from plug_jax.training.writers import MetricsWriter, ProgressReport
+from plug_jax.training.writers import (
+    MetricsWriter,
+    ProgressReport,
+    read_metrics,
+    read_summary,
+    write_summary,
+)
 
 
 def train(config: TrainConfig) -> dict[str, float]:
-    """Train until `train_steps`, from the newest checkpoint in MODEL_DIR if there is one.
+    """Train to the end, from the newest checkpoint in MODEL_DIR if there is one.
 
-    Ctrl-C (or SIGTERM) ends the run after the step under way with a checkpoint; the same command
-    goes on from there, and gives the losses that an uninterrupted run would have given.
+    Ctrl-C, SIGTERM or a notice of maintenance end the run after the step under way with a
+    checkpoint; the same command goes on from there, and gives the losses that an uninterrupted run
+    would have given. A run that is done is left as it is.
 
     Returns:
         The last evaluation's metrics by name; without `eval_data`, the last step's.
 
     Raises:
-        PlugError: configuration, data or checkpoint that do not fit each other.
-        KeyboardInterrupt: after the checkpoint of an interrupted run is written.
+        PlugError: configuration, data or checkpoint that do not fit each other; ModelDirInUse:
+            another run writes in MODEL_DIR.
+        Interrupted: after the checkpoint of an interrupted run is written.
     """
-    with contextlib.ExitStack() as stack:
+    with watched(config.watchdog, config.model_dir), contextlib.ExitStack() as stack:
+        doing("starting", watched=False)
+        stack.enter_context(held(PlainPath.of(config.model_dir)))
         return _Trainer(config, stack).run()
 
 
@@ -47,53 +75,96 @@ class _Trainer:
     """One run: what is built once, and the loop over it."""
 
     def __init__(self, config: TrainConfig, stack: contextlib.ExitStack) -> None:
-        self._config = config
+        # Of several processes the first writes and reports.
+        self._first_process = jax.process_index() == 0
+        self._model_dir = PlainPath.of(config.model_dir)
+        self._goodput = Goodput(self._model_dir, writes=self._first_process)
         use_compilation_cache(config.compilation_cache_dir)
         task = config.train_data.mixture_or_task_name
         vocabulary = pipeline.vocabulary_of(task, module=config.train_data.module)
         check_vocabulary(config.model, vocabulary, task)
+        check_task(task, config.objectives)
+        self._config = config = config.in_steps()
         partitioner = config.partitioner
         stack.enter_context(partitioner.context())
         self._program = program = train_program(config)
         layout = program.layout
         reset_counts()  # of this process: an earlier run is not this one's
         self._feed = Feed(
-            config.train_data, model=config.model, sharding=partitioner.batch_sharding
+            config.train_data,
+            features_of(config.objectives),
+            model=config.model,
+            sharding=partitioner.batch_sharding,
         )
         self._evaluate = (
-            Evaluator(config.model, config.eval_data, partitioner, config.step)
+            Evaluator(config.model, config.objectives, config.eval_data, partitioner, config.step)
             if config.eval_data is not None
             else None
         )
-        self._model_dir = epath.Path(config.model_dir)
+        description = task_description(task, config.objectives)
         self._checkpoints = Checkpoints(
-            self._model_dir, config.checkpoint, model=config.model, vocabulary=vocabulary
+            self._model_dir,
+            config.checkpoint,
+            model=config.model,
+            vocabulary=vocabulary,
+            task=description,
+            best=config.best,
+            lora=config.techniques.lora,
+            say=lambda line: self._progress.say(line),
         )
         stack.callback(self._checkpoints.close)
-        if self._checkpoints.latest_step() is not None:
-            self._state = self._checkpoints.restore(layout, self._feed)
+        note = None
+        latest = self._checkpoints.latest_step()
+        # Before the processes meet to restore: then the first one may write that file anew.
+        records = read_metrics(self._model_dir)
+        check_space(config, layout.abstract, start=latest or 0)
+        if latest is not None:
+            with self._goodput.part("restore"):
+                self._state, note = self._checkpoints.restore(layout, self._feed)
         else:
-            self._state = init_state(program.model, program.optimizer, layout, seed=config.seed)
-            if config.initial_checkpoint is not None:
-                self._state = initialize_from(
-                    config.initial_checkpoint, self._state, layout, vocabulary=vocabulary
-                )
+            self._state, note = first_state(config, program, vocabulary, description)
         self._start = int(self._state.step)
-        # Of several processes the first writes and reports.
-        self._first_process = jax.process_index() == 0
+        records = [record for record in records if record["step"] <= self._start]
+        self._best: BestSoFar | None = None
+        if config.best is not None:
+            self._best = BestSoFar(config.best, records)
+            self._best.keep_stored(self._checkpoints.steps())
         self._writer: MetricsWriter | None = None
-        if self._first_process:
-            save_vocabulary(vocabulary, self._model_dir / "vocabulary")
-            self._writer = MetricsWriter(self._model_dir, start_step=self._start)
-            stack.callback(self._writer.close)
         self._progress = stack.enter_context(
             ProgressReport(
                 "train",
-                total=config.train_steps,
+                total=config.steps,
                 start=self._start,
                 quiet=not self._first_process,
             )
         )
+        if self._is_done:
+            return
+        if note is not None:
+            self._progress.say(note)
+        for data in filter(None, (config.train_data, config.eval_data)):
+            for line in record_counts(data.mixture_or_task_name, data.split):
+                self._progress.say(line)
+        doing("reading the first batches")
+        check_data(config, self._feed, self._evaluate)
+        self._goodput.resumed(self._start)
+        # An evaluation that a run left out when it was interrupted.
+        self._to_score = self._is_scored_at(self._start) and not any(
+            (record["step"], record["split"]) == (self._start, "validation") for record in records
+        )
+        if self._first_process:
+            save_vocabulary(vocabulary, self._model_dir / "vocabulary")
+            if config.config_gin is not None:
+                write_whole(self._model_dir / "config.gin", config.config_gin)
+            self._writer = MetricsWriter(self._model_dir, start_step=self._start)
+            stack.callback(self._writer.close)
+        child_tuning = config.techniques.child_tuning
+        if latest is None and isinstance(child_tuning, ChildTuningD):
+            self._progress.say("Child-Tuning D: a pass over the training data")
+            mask = top_mask(fisher_of(config, program, self._state.params), child_tuning.p)
+            self._state = dataclasses.replace(
+                self._state, opt_state=with_mask(self._state.opt_state, mask)
+            )
         self._profile = StepProfile(
             self._model_dir / "profile", config.profile_steps if self._first_process else None
         )
@@ -102,40 +173,92 @@ class _Trainer:
 
     def run(self) -> dict[str, float]:
         """Train to the end; see `train`."""
-        if self._start < self._config.train_steps:
-            with interrupts() as interrupted:
-                values = self._train(interrupted)
-        else:
-            self._progress.say(f"nothing to do: {self._config.model_dir} is at step {self._start}")
-            values = self._score(self._start) if self._evaluate else {}
-        self._finish(values)
+        if self._is_done:
+            return self._already_done()
+        tell(Start(self._start, jax.process_count(), self._config.watchdog.lost_after))
+        with interrupts() as interrupted:
+            values = self._train(interrupted)
+            doing("finishing")
+            with self._goodput.part("save"):
+                self._checkpoints.finish()
+        self._goodput.write(ended=True)
+        self._progress.say(self._goodput.table())
+        self._finish(int(self._state.step), values)
         return values
 
-    def _train(self, interrupted: Callable[[int], bool]) -> dict[str, float]:
-        """The steps that are left; returns the last metrics."""
-        config, total = self._config, self._config.train_steps
-        train_step = compile_program(self._program.lower)
-        self._progress.say(f"training step {train_step}")
-        if self._evaluate:
-            self._progress.say(f"evaluation step {self._evaluate.compiled()}")
+    @property
+    def _is_done(self) -> bool:
+        """Whether the checkpoint that it goes on from is its last."""
+        return self._start >= self._config.steps or self._waited_enough
+
+    @property
+    def _waited_enough(self) -> bool:
+        return self._best is not None and self._best.exhausted
+
+    def _already_done(self) -> dict[str, float]:
+        """The metrics of a run that is at its end; makes up for a summary that was not written."""
+        self._progress.say(f"nothing to do: {self._config.model_dir} is at step {self._start}")
+        summary = read_summary(self._model_dir)
+        if summary is not None and summary["step"] == self._start:
+            return summary["metrics"]
+        split = "validation" if self._evaluate else "train"
         values: dict[str, float] = {}
+        for record in read_metrics(self._model_dir):
+            if (record.pop("step"), record.pop("split")) == (self._start, split):
+                values = record
+        if not values and self._evaluate:
+            values, _ = self._score(self._start)
+        self._finish(self._start, values)
+        return values
+
+    def _train(self, interrupted: Interrupts) -> dict[str, float]:
+        """The steps that are left; returns the last metrics."""
+        config, total = self._config, self._config.steps
+        with self._goodput.part("compile"):
+            train_step = compile_program(self._program.lower)
+            self._progress.say(f"training step {train_step}")
+            if self._evaluate:
+                self._progress.say(f"evaluation step {self._evaluate.compiled()}")
+        self._goodput.stepping()
+        guard = Safeguard(
+            config.safety,
+            self._state,
+            self._program.layout,
+            self._checkpoints,
+            writer=self._writer,
+            say=self._progress.say,
+        )
+        values: dict[str, float] = {}
+        if self._to_score:
+            self._score(self._start)
         to_log: tuple[int, dict[str, Mean]] | None = None
         for step in range(self._start + 1, total + 1):
             with self._profile.step(step):
-                with self._timer.part("data_wait"):
+                doing(f"waiting for the data of step {step}")
+                with self._timer.part("data_wait"), self._goodput.data_wait(self._timer.idle):
                     batch = next(self._feed)
+                doing(f"step {step}")
                 with self._timer.part("dispatch"):
                     self._state, metrics = train_step.call(self._state, batch)
             self._timer.dispatched(metrics["tokens"])
+            guard.skips.dispatched(step, metrics)
             # Metrics are read one step late: the devices already have their next work.
             if to_log is not None:
                 values = self._log(*to_log)
                 to_log = None
-            stop = interrupted(step) and step < total
-            if step % config.log_every == 0 or step == total or stop:
+            # Where the run goes back, and what it saves but for an interruption, depends on the
+            # steps alone: one that is resumed does the same.
+            logged = (step - 1) % config.log_every == 0
+            if logged:
+                self._state = guard.heal(self._state, step, upto=step - 1)
+            stop = interrupted.after(step) and step < total
+            if step % config.log_every == 0 or step == total:
                 to_log = (step, metrics)
-            evaluate = self._evaluate and (step % config.eval_every == 0 or step == total)
-            save = step % config.checkpoint.every == 0 or step == total or stop
+            evaluate = self._is_scored_at(step)
+            due = step % config.checkpoint.every == 0 or (
+                logged and self._checkpoints.overdue(step)
+            )
+            save = due or step == total or stop
             traced = self._profile.ends_at(step)
             if not (evaluate or save or traced):
                 continue
@@ -146,41 +269,119 @@ class _Trainer:
             with self._timer.paused():
                 if traced:
                     self._profile.close()
-                if evaluate and not stop:
-                    values = self._score(step)
-                if save:
-                    self._checkpoints.save(self._state, self._feed)
+                if evaluate or due or step == total:
+                    self._state = guard.heal(self._state, step, upto=step, check=True)
+                else:
+                    guard.note(step)
+                best_metrics = None
+                # What an early stop depends on is not left out; the rest is made up for.
+                if evaluate and (self._best or not stop):
+                    values, outputs = self._score(step)
+                    if config.best and self._best and self._best.add(step, values):
+                        best_metrics = {config.best.metric: values[config.best.metric]}
+                    if best_metrics or (self._best is None and step == total):
+                        self._draw(step, outputs)
+                # While updates are skipped there is nothing new to save.
+                due = due and not guard.skips.in_a_row
+                regular = due or step == total or best_metrics or self._waited_enough
+                saved = regular or (stop and guard.is_finite(self._state))
+                if saved:
+                    doing(f"saving step {step}")
+                    self._save(step, best_metrics, interrupted=not regular)
+            if self._waited_enough:
+                assert config.best is not None
+                self._progress.say(
+                    f"stopping at step {step}: {config.best.patience} evaluations without a better "
+                    f"{config.best.metric}"
+                )
+                break
             if stop:
-                self._progress.say(f"interrupted: saving the checkpoint of step {step}")
-                raise Interrupted
+                self._progress.say(
+                    f"interrupted: saving the checkpoint of step {step}"
+                    if saved
+                    else f"interrupted: step {step} is not saved, its parameters are not finite"
+                )
+                self._checkpoints.finish()
+                saved = self._checkpoints.latest_step() == step
+                raise interrupted.error(step, saved=saved)
         return values
 
+    def _is_scored_at(self, step: int) -> bool:
+        if self._evaluate is None or step == 0:
+            return False
+        return step % self._config.eval_every == 0 or step == self._config.steps
+
     def _log(self, step: int, metrics: dict[str, Mean]) -> dict[str, float]:
-        values = metrics_lib.summarize(metrics_lib.add([metrics]))
+        values = summarize_metrics(self._config.objectives, add([metrics]))
         values.pop("tokens")
         values |= self._timer.read()
+        self._goodput.reached(step)
         if self._writer:
+            doing(f"writing the metrics of step {step}")
             self._writer.write(step, "train", values)
         self._progress.update(step, values)
         return values
 
-    def _score(self, step: int) -> dict[str, float]:
+    def _score(self, step: int) -> tuple[dict[str, float], Outputs]:
         assert self._evaluate is not None
-        values = self._evaluate(self._state.params)
+        doing(f"evaluating step {step}")
+        with self._goodput.part("evaluation"):
+            values, outputs = self._evaluate.scored(self._model_params())
         if self._writer:
             self._writer.write(step, "validation", values)
         shown = "  ".join(
             f"{k} {v:.4g}" for k, v in values.items() if not k.endswith("pad_fraction")
         )
         self._progress.say(f"validation at step {step}: {shown}")
-        return values
+        return values, outputs
 
-    def _finish(self, values: dict[str, float]) -> None:
-        drops = total_drops()
-        if drops:
-            counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(drops.items()))
-            self._progress.say(f"dropped while reading: {counts}")
+    def _save(self, step: int, best_metrics: dict[str, float] | None, *, interrupted: bool) -> None:
+        with self._goodput.part("save"):
+            self._checkpoints.save(
+                self._state,
+                self._feed,
+                best_metrics=best_metrics,
+                interrupted=interrupted,
+                before=self._writer.sync if self._writer else None,
+            )
+        if self._best is not None:
+            self._best.keep_stored(self._checkpoints.steps())
+        self._goodput.write()
+        if self._writer:
+            self._writer.write_scalars(step, self._goodput.scalars())
+
+    def _draw(self, step: int, outputs: Outputs) -> None:
+        """What the model that is kept confuses, if it tells labels apart."""
+        data = self._config.eval_data
+        if self._writer is not None and data is not None and outputs:
+            draw_confusion(data, outputs, self._model_dir, self._writer, step)
+
+    def _model_params(self) -> Any:
+        """What the model computes with."""
+        return self._state.params if self._merge is None else self._merge(self._state.params)
+
+    @functools.cached_property
+    def _merge(self) -> Callable[[Any], Any] | None:
+        """Adds LoRA's products, into the shardings that the model wants; None without LoRA."""
+        lora = self._config.techniques.lora
+        if lora is None:
+            return None
+        shardings = {k: v for k, v in self._program.layout.shardings.params.items() if k != LORA}
+        merge: Callable[[Any], Any] = jax.jit(lora.merge, out_shardings=shardings)
+        return merge
+
+    def _finish(self, step: int, values: dict[str, float]) -> None:
+        counts = self._feed.counts()
+        if drops := counts.get("dropped"):
+            shown = ", ".join(f"{reason} {count:,}" for reason, count in drops.items())
+            self._progress.say(f"dropped while reading: {shown}")
         if self._first_process:
-            summary = {"step": self._config.train_steps, "metrics": values, "dropped": drops}
-            text = json.dumps(summary, indent=2) + "\n"
-            (self._model_dir / "summary.json").write_text(text)
+            kinds = {kind: counts.get(kind, {}) for kind in ("dropped", "changed")}
+            best = {}
+            if self._best is not None:
+                best = {"best": {"step": self._best.step, "metrics": self._best.metrics}}
+            goodput = {"goodput": self._goodput.summary()}
+            with writing("summary.json"):
+                write_summary(
+                    self._model_dir, {"step": step, "metrics": values, **best, **kinds, **goodput}
+                )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import optax
 from jax import lax
 
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
+from plug_jax.training.learning_rates import scale_by
 
 OptimizerName = Literal["adamw", "adafactor"]
 ScheduleName = Literal["linear", "cosine", "rsqrt", "constant"]
@@ -31,23 +34,35 @@ class OptimizerConfig:
     b2: float = 0.999
     epsilon: float = 1e-8
     moment_dtype: MomentDtype = "float32"  # of what AdamW keeps: bfloat16 is half the memory
+    # By parts of the model, see learning_rates.py and plug_jax.parameter_paths.
+    layer_decay: float = 1.0  # each layer's learning rate over that of the layer above; 1: the same
+    learning_rate_multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    freeze: tuple[str, ...] = ()  # such as ("embeddings", "encoder/layers:0-5"): never moves
 
     def __post_init__(self) -> None:
-        for field, choices in (
-            ("name", OptimizerName),
-            ("schedule", ScheduleName),
-            ("moment_dtype", MomentDtype),
-        ):
-            if getattr(self, field) not in get_args(choices):
-                raise PlugError(
-                    f"OptimizerConfig.{field} must be one of {get_args(choices)}, "
-                    f"got {getattr(self, field)!r}"
-                )
-        if self.learning_rate <= 0 or not 0 <= self.warmup_fraction < 1:
-            raise PlugError(
-                "OptimizerConfig: learning_rate must be positive and warmup_fraction in [0, 1), "
-                f"got {self.learning_rate} and {self.warmup_fraction}"
-            )
+        check_fields(self)
+        tiny, largest = (float(x) for x in (jnp.finfo("float32").tiny, jnp.finfo("float32").max))
+        wanted = {
+            "learning_rate": (tiny <= self.learning_rate <= largest, "positive"),
+            "warmup_fraction": (0 <= self.warmup_fraction < 1, "in [0, 1)"),
+            "weight_decay": (0 <= self.weight_decay <= largest, "0 or more"),
+            "clip_norm": (0 <= self.clip_norm <= largest, "0 (no clipping) or positive"),
+            "b1": (0 <= self.b1 < 1, "in [0, 1)"),
+            "b2": (0 <= self.b2 < 1, "in [0, 1)"),
+            "epsilon": (tiny <= self.epsilon <= largest, "positive"),
+            "layer_decay": (0 < self.layer_decay <= 1, "in (0, 1]"),
+            "learning_rate_multipliers": (
+                all(tiny <= x <= largest for x in self.learning_rate_multipliers.values()),
+                "positive",
+            ),
+        }
+        problems = [
+            f"{name} must be {what} in float32, got {getattr(self, name)}"
+            for name, (good, what) in wanted.items()
+            if not good
+        ]
+        if problems:
+            raise PlugError("OptimizerConfig: " + "; ".join(problems))
 
 
 def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
@@ -71,10 +86,21 @@ def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW or Adafactor with decoupled weight decay."""
+    config: OptimizerConfig,
+    schedule: optax.Schedule,
+    *,
+    scales: Any = None,
+    masking: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Clipping by the global norm, then AdamW or Adafactor with decoupled weight decay.
+
+    `scales` multiply the learning rate: a tree like the parameters (None: 1 everywhere). `masking`
+    is done to clipped gradients. `update` takes the `step`, an int32 scalar, by which the schedule
+    goes and which that may need.
+    """
     steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if masking is not None:
+        steps.append(masking)
     if config.name == "adamw":
         adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
         if config.moment_dtype == "bfloat16":
@@ -82,7 +108,7 @@ def make_optimizer(
         steps += [
             adam,
             optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-            optax.scale_by_learning_rate(schedule),
+            scale_by_learning_rate(schedule),
         ]
     else:
         # The step is the schedule's alone, as in T5X: no scaling by the parameter's size.
@@ -90,9 +116,30 @@ def make_optimizer(
             optax.scale_by_factored_rms(),
             optax.clip_by_block_rms(1.0),
             optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-            optax.scale_by_learning_rate(schedule),
+            scale_by_learning_rate(schedule),
         ]
+    if scales is not None:
+        steps.append(scale_by(scales))
     return optax.chain(*steps)
+
+
+def scale_by_learning_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """optax's, by the `step` that `update` is told, if any: its own count lacks skipped updates."""
+    by_count = optax.scale_by_learning_rate(schedule)
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        step: jax.Array | None = None,
+        **_: Any,
+    ) -> tuple[optax.Updates, Any]:
+        return by_count.update(
+            updates, state if step is None else state._replace(count=step), params
+        )
+
+    return optax.GradientTransformationExtraArgs(by_count.init, update)
 
 
 def bfloat16_moments(adam: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -135,10 +182,10 @@ def round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def decay_mask(params: Any) -> Any:
-    """True at the leaves that weight decay applies to: kernels and embedding tables."""
+    """True at the leaves that weight decay applies to: kernels, LoRA's too, and embeddings."""
 
     def decays(path: Any, _: Any) -> bool:
         name = path[-1].key
-        return name == "kernel" or name.endswith("_embeddings")
+        return name in ("kernel", "a", "b") or name.endswith("_embeddings")
 
     return jax.tree_util.tree_map_with_path(decays, params)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +12,23 @@ import optax
 from jax import lax
 
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
+from plug_jax.metrics import Mean
 from plug_jax.models.plug import PlugModel
-from plug_jax.training import objectives
-from plug_jax.training.metrics import Mean
-from plug_jax.training.objectives import Batch
+from plug_jax.objectives import composition
+from plug_jax.objectives.composition import Objectives
+from plug_jax.objectives.forward import Batch
+from plug_jax.objectives.objective import Progress
+from plug_jax.techniques.passes import Passes
+from plug_jax.techniques.techniques import NO_TECHNIQUES, Techniques
+from plug_jax.training.safety import DEFAULT_SAFETY, SafetyConfig, clipping, judge
 from plug_jax.training.state import TrainState
+from plug_jax.training.trained import EVERYTHING, Trained
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]
-EvalStep = Callable[[Any, Batch], dict[str, Mean]]
+EvalStep = Callable[[Any, Batch], tuple[dict[str, Mean], dict[str, jax.Array]]]
+# Of (a part of the parameters, batch, key): what is minimised, and its metrics.
+Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, dict[str, Mean]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,94 +36,122 @@ class StepConfig:
     """How a batch is turned into an update."""
 
     micro_batches: int = 1  # gradients are summed over this many slices of the batch
-    mlm_fraction: float = 1.0  # masked LM is on for this first part of the steps (stage 2: 0.9)
-    # Positions of an encoder row that may be predicted, as a part of it. Stage 1 predicts 24% on
-    # average (15% masked, 9% shuffled), stage 2 15%; what a row has beyond is counted.
-    prediction_capacity: float = 0.375
     loss_chunk: int = 0  # positions of a row whose logits exist at one time; 0: all
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.micro_batches < 1:
             raise PlugError(f"StepConfig.micro_batches must be 1 or more, got {self.micro_batches}")
         if self.loss_chunk < 0:
             raise PlugError(f"StepConfig.loss_chunk must be 0 or more, got {self.loss_chunk}")
-        for name in ("mlm_fraction", "prediction_capacity"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise PlugError(f"StepConfig.{name} must be in [0, 1], got {getattr(self, name)}")
-
-    def mlm_steps(self, train_steps: int) -> int:
-        """The first step without masked LM."""
-        return round(self.mlm_fraction * train_steps)
 
 
 def make_train_step(
     model: PlugModel,
-    optimizer: optax.GradientTransformation,
+    objectives: Objectives,
+    optimizer: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
     config: StepConfig,
     *,
     train_steps: int,
     seed: int,
     grad_shardings: Any = None,
+    trained: Trained = EVERYTHING,
+    techniques: Techniques = NO_TECHNIQUES,
+    safety: SafetyConfig = DEFAULT_SAFETY,
 ) -> TrainStep:
     """The step (state, batch) -> (state, metrics). Dropout's randomness is folded from the step.
 
+    Where the loss or the gradient is not finite, parameters and slots stay as they were, to the
+    bit, and only the step goes on: see `plug_jax.training.safety`.
+
     Gradients take `grad_shardings` (None: one device), and so does what micro-batches add them up
-    in.
+    in. Gradients and updates are of the `trained` part of the parameters.
     """
-    mlm_steps = config.mlm_steps(train_steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
-        metrics = objectives.batch_metrics(batch)
-        batch = objectives.select_predictions(batch, capacity=config.prediction_capacity)
-        batch = objectives.without_masked_lm(batch, state.step < mlm_steps)
+        metrics = composition.batch_metrics(batch)
+        batch = composition.prepare(objectives, batch, Progress(state.step, train_steps))
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, trained = _gradients(model, state.params, batch, rng, config, grad_shardings)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        part = trained.take(state.params)
+        weights = composition.objective_weights(objectives, batch)
+
+        def loss(part: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+            params = techniques.model_params(trained.put(state.params, part))
+            passes = Passes(objectives, model, params, batch, weights, config.loss_chunk)
+            return loss_of(techniques, passes, rng)
+
+        def gradient(part: Any, rng: jax.Array) -> tuple[Any, dict[str, Mean]]:
+            return gradients(loss, part, batch, rng, config.micro_batches, grad_shardings)
+
+        if techniques.fgm is None:
+            grads, of_objectives = gradient(part, rng)
+        else:
+            grads, of_objectives = techniques.fgm.gradient(gradient, part, rng)
+        norm = optax.tree.norm(grads)
+        good, after = judge(safety, state.safety, state.step, of_objectives["loss"].total, norm)
+        if safety.norm_spike:
+            scale = clipping(safety, state.safety, norm)
+            grads = jax.tree.map(lambda grad: grad * scale, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, part, step=state.step)
+
+        def made(new: Any, old: Any) -> Any:
+            # Element by element, so that each array is still written over the donated one.
+            return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
+
+        params = trained.put(state.params, made(optax.apply_updates(part, updates), part))
         one = jnp.ones((), jnp.float32)
-        metrics |= trained | {
-            "grad_norm": Mean(optax.tree.norm(grads), one),
+        metrics |= of_objectives | {
+            "grad_norm": Mean(norm, one),
             "learning_rate": Mean(jnp.asarray(schedule(state.step), jnp.float32), one),
+            **after.metrics(),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        opt_state = made(opt_state, state.opt_state)
+        return TrainState(state.step + 1, params, opt_state, after), metrics
 
     return train_step
 
 
-def make_eval_step(model: PlugModel, config: StepConfig) -> EvalStep:
-    """The step (params, batch) -> metrics."""
+def make_eval_step(model: PlugModel, objectives: Objectives, config: StepConfig) -> EvalStep:
+    """The step (params, batch) -> (metrics, what predictions are made of)."""
 
-    def eval_step(params: Any, batch: Batch) -> dict[str, Mean]:
-        batch = objectives.select_predictions(batch, capacity=config.prediction_capacity)
-        return objectives.evaluation_metrics(model, params, batch, chunk=config.loss_chunk)
+    def eval_step(params: Any, batch: Batch) -> tuple[dict[str, Mean], dict[str, jax.Array]]:
+        return composition.evaluate(objectives, model, params, batch, chunk=config.loss_chunk)
 
     return eval_step
 
 
-def _gradients(
-    model: PlugModel,
-    params: Any,
+def loss_of(
+    techniques: Techniques, passes: Passes, rng: jax.Array
+) -> tuple[jax.Array, dict[str, Mean]]:
+    """What is minimised: the loss of the objectives, and what techniques add to it."""
+    first = passes.forward(rng)
+    if techniques.r_drop is None:
+        total, metrics = passes.loss(first)
+    else:
+        total, metrics = techniques.r_drop.loss(passes, first, rng)
+    if techniques.smart is not None:
+        added, metrics["smart_kl"] = techniques.smart.loss(passes, first, rng)
+        total += added
+    return total, metrics
+
+
+def gradients(
+    loss: Loss,
+    part: Any,
     batch: Batch,
     rng: jax.Array,
-    config: StepConfig,
+    micro_batches: int,
     grad_shardings: Any,
 ) -> tuple[Any, dict[str, Mean]]:
-    """Gradient of the summed objectives, and their metrics, over all micro-batches.
+    """Gradient of the summed loss by `part` of the parameters, and its metrics.
 
     Each objective is divided by its weight in the whole batch, so any number of micro-batches
     gives the same gradient.
     """
-    weights = objectives.objective_weights(batch)
-    micro_batches = config.micro_batches
 
-    def loss(params: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
-        metrics = objectives.training_metrics(model, params, batch, rng, chunk=config.loss_chunk)
-        parts = [
-            metrics[objectives.TRAINED[name]].total / jnp.maximum(weight, 1.0)
-            for name, weight in weights.items()
-        ]
-        total = functools.reduce(jnp.add, parts)
+    def share(part: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+        total, metrics = loss(part, batch, rng)
         # Micro-batches hold shares of the loss: their sum is the batch's.
         metrics["loss"] = Mean(total, jnp.full((), 1.0 / micro_batches))
         return total, metrics
@@ -125,24 +161,30 @@ def _gradients(
             return grads
         return lax.with_sharding_constraint(grads, grad_shardings)
 
-    def gradient(params: Any, batch: Batch, rng: jax.Array) -> tuple[Any, dict[str, Mean]]:
-        grads, metrics = jax.grad(loss, has_aux=True)(params, batch, rng)
+    def gradient(batch: Batch, rng: jax.Array) -> tuple[Any, dict[str, Mean]]:
+        grads, metrics = jax.grad(share, has_aux=True)(part, batch, rng)
         return constrain(grads), metrics
 
     if micro_batches == 1:
-        return gradient(params, batch, rng)
-
-    def split(x: jax.Array) -> jax.Array:
-        # Neighbouring rows go to different micro-batches: no row has to leave its device.
-        return x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+        return gradient(batch, rng)
 
     def body(total: Any, slice_: tuple[Batch, jax.Array]) -> tuple[Any, None]:
         micro, index = slice_
-        return jax.tree.map(
-            jnp.add, total, gradient(params, micro, jax.random.fold_in(rng, index))
-        ), None
+        return jax.tree.map(jnp.add, total, gradient(micro, jax.random.fold_in(rng, index))), None
 
-    slices = (jax.tree.map(split, batch), jnp.arange(micro_batches))
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], slices[0]), rng)
+    slices = (divided(batch, micro_batches), jnp.arange(micro_batches))
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], slices[0]), rng)
     grads, metrics = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return lax.scan(body, (constrain(grads), metrics), slices)[0]
+
+
+def divided(batch: Batch, micro_batches: int) -> Batch:
+    """Rows [B, ...] as [micro_batches, B / micro_batches, ...].
+
+    Neighbouring rows go to different micro-batches: no row has to leave its device.
+    """
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(split, batch)

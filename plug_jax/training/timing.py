@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import jax
 
-from plug_jax.training.metrics import Mean
+from plug_jax.metrics import Mean
 
 
 class StepTimer:
@@ -58,6 +58,10 @@ class StepTimer:
         else:
             self._finished.append(self._under_way)
         self._under_way = None
+
+    def idle(self) -> bool:
+        """Whether the devices have nothing to do: they have finished the step under way."""
+        return all(leaf.is_ready() for leaf in jax.tree.leaves(self._under_way))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

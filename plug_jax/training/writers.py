@@ -2,65 +2,239 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import json
+import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import tensorflow as tf
-from clu import metric_writers
 from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event
+
+from plug_jax import strict_json
+from plug_jax.atomic_files import is_remote, write_whole
+from plug_jax.errors import PlugError
+from plug_jax.training.tensorboard_events import EventFiles, going_on_from, picture, scalars
 
 METRICS_FILE = "metrics.jsonl"
+_SUMMARY_FILE = "summary.json"
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+Item = TypeVar("Item", contravariant=True)
 
 
 class MetricsWriter:
-    """Appends to MODEL_DIR/metrics.jsonl and writes TensorBoard events; one process only."""
+    """Appends to MODEL_DIR/metrics.jsonl and writes TensorBoard events; one process only.
+
+    What cannot be written, as on a full disk, waits for the next time; `sync` tells of it.
+    """
 
     def __init__(self, model_dir: str | os.PathLike[str], *, start_step: int) -> None:
         """Open for writing; what an earlier run logged beyond `start_step` is dropped.
 
         Those steps are trained again after the newest checkpoint, so each step stands once.
         """
-        directory = epath.Path(model_dir)
-        kept = [r for r in read_metrics(model_dir) if r["step"] <= start_step]
-        # Of all ways to open a gs:// file, TensorFlow's is the one whose flush reaches the store.
-        self._file = tf.io.gfile.GFile(os.fspath(directory / METRICS_FILE), "w")
-        for record in kept:
-            self._append(record)
-        self._tensorboard = metric_writers.SummaryWriter(str(directory / "tensorboard"))
+        self._path = os.path.join(os.fspath(model_dir), METRICS_FILE)
+        events = EventFiles(os.path.join(os.fspath(model_dir), "tensorboard"))
+        self._events: _Backlog[Event] = _Backlog(events)
+        self._lines: _Backlog[bytes] | None = None
+        self.go_on_from(start_step)
+
+    def go_on_from(self, step: int) -> None:
+        """Drop what was logged after `step`, whose checkpoint the run has gone back to."""
+        if self._lines is not None:
+            self._lines.close()
+        _cut(self._path, step)
+        self._lines = _Backlog(_open_lines(self._path))
+        self._events.add(going_on_from(step))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One line {"step", "split", metrics...}, and the same scalars as `split/name`."""
-        self._append({"step": step, "split": split, **values})
-        self._tensorboard.write_scalars(step, {f"{split}/{k}": v for k, v in values.items()})
-        self._tensorboard.flush()
+        assert self._lines is not None
+        record = strict_json.dumps({"step": step, "split": split, **values})
+        self._lines.add(f"{record}\n".encode())
+        self._events.add(scalars(step, {f"{split}/{k}": v for k, v in values.items()}))
 
-    def _append(self, record: Mapping[str, float | str]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Figures for TensorBoard alone, which another run of the same steps would not repeat."""
+        self._events.add(scalars(step, values))
+
+    def write_image(self, step: int, name: str, png: bytes) -> None:
+        """A picture, for TensorBoard alone."""
+        self._events.add(picture(step, name, png))
+
+    def sync(self) -> None:
+        """Wait until all of it is on the disk: a checkpoint is not to outlive its records.
+
+        Raises:
+            OSError: some of it cannot be written.
+        """
+        assert self._lines is not None
+        for backlog in (self._lines, self._events):
+            backlog.sync()
 
     def close(self) -> None:
-        """Close the file and the event writer."""
+        """Close the files."""
+        assert self._lines is not None
+        for backlog in (self._lines, self._events):
+            backlog.close()
+
+
+class _File(Protocol[Item]):
+    """What things are appended to, each as a whole or not at all."""
+
+    def append(self, item: Item, /) -> None:
+        """OSError where that is not possible."""
+
+    def sync(self) -> None:
+        """Wait until all of it is on the disk."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class _Backlog(Generic[T]):
+    """A file, and what waits for it to be writable again."""
+
+    def __init__(self, file: _File[T]) -> None:
+        self._file = file
+        self._waiting: collections.deque[T] = collections.deque()
+
+    def add(self, item: T) -> None:
+        was_waiting = bool(self._waiting)
+        self._waiting.append(item)
+        try:
+            self._write()
+        except OSError as error:
+            if not was_waiting:
+                _log.warning("metrics wait until they can be written: %s", error)
+
+    def sync(self) -> None:
+        self._write()
+        self._file.sync()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._write()
         self._file.close()
-        self._tensorboard.close()
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._file.append(self._waiting[0])
+            self._waiting.popleft()
+
+
+class _LocalLines:
+    """A file of lines on a local disk."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._size = os.fstat(self._file.fileno()).st_size
+
+    def append(self, line: bytes) -> None:
+        try:
+            written = self._file.write(line)
+            while written < len(line):  # the disk is nearly full, or a signal came
+                written += self._file.write(line[written:])
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), self._size)
+            raise OSError(error.errno, error.strerror, self._file.name) from error
+        self._size += len(line)
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _RemoteLines:
+    """An object of a store such as gs://, which TensorFlow writes anew with each line."""
+
+    def __init__(self, path: str) -> None:
+        # Of all ways to open a gs:// file, TensorFlow's is the one whose flush reaches the store.
+        self._file = tf.io.gfile.GFile(path, "a")
+
+    def append(self, line: bytes) -> None:
+        self._file.write(line.decode())
+        with contextlib.suppress(OSError):  # it keeps the line, and the next flush brings it
+            self.sync()
+
+    def sync(self) -> None:
+        try:
+            self._file.flush()
+        except tf.errors.OpError as error:
+            raise OSError(error.error_code, error.message, self._file.name) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _open_lines(path: str) -> _File[bytes]:
+    return _RemoteLines(path) if is_remote(path) else _LocalLines(path)
+
+
+def _cut(path: str, step: int) -> None:
+    """Leave only records of metrics.jsonl up to `step`, if there are others, or half of one."""
+    file = epath.Path(path)
+    if file.exists():
+        kept = [r for r in read_metrics(file.parent) if r["step"] <= step]
+        lines = "".join(f"{strict_json.dumps(record)}\n" for record in kept)
+        if lines.encode() != file.read_bytes():
+            write_whole(path, lines)
 
 
 def read_metrics(model_dir: str | os.PathLike[str]) -> list[dict]:
     """The records of MODEL_DIR/metrics.jsonl in order; empty where there is none.
 
-    A last line that a killed run left unfinished is left out.
+    A last line that a killed run left unfinished is left out; null is NaN. PlugError for a line
+    that is no record.
     """
     path = epath.Path(model_dir) / METRICS_FILE
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    records = []
+    # A line that a machine left unfinished when it crashed may hold any bytes.
+    *lines, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line:
+                records.append(_with_nan(json.loads(line)))
+        except ValueError as error:
+            raise PlugError(
+                f"{path}, line {number}, is no record of a step: {line[:40]!r}. Take the line out; "
+                "no run needs it to go on, but one that keeps its best checkpoint looks there for "
+                "its scores"
+            ) from error
+    return records
+
+
+def write_summary(model_dir: epath.Path, summary: Mapping[str, Any]) -> None:
+    """Write MODEL_DIR/summary.json, as a whole or not at all."""
+    write_whole(model_dir / _SUMMARY_FILE, strict_json.dumps(summary, indent=2) + "\n")
+
+
+def read_summary(model_dir: epath.Path) -> dict[str, Any] | None:
+    """What `write_summary` wrote, metrics that are null being NaN; None where there is none."""
+    path = model_dir / _SUMMARY_FILE
+    if not path.exists():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return {**summary, "metrics": _with_nan(summary["metrics"])}
+
+
+def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 class ProgressReport:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
+import collections
 import json
+import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -69,7 +71,7 @@ def bindings(corpus: Path, model_dir: Path, train_files: str = "train?.txt") -> 
         "config.PlugConfig.scan_layers = True",
         "pretrain.palm_text.min_length = 6",
         "pretrain.palm_text.max_length = 24",
-        "step.StepConfig.mlm_fraction = 0.5",
+        "masked_lm.MaskedLM.until = 0.5",
     ]
 
 
@@ -95,11 +97,14 @@ def test_two_processes_train_and_evaluate_as_one(
             time.sleep(0.05)
         pair.processes[1].send_signal(signal.SIGTERM)
         first = pair.wait()
-    assert [ended.status for ended in first] == [130, 130], first
+    assert [ended.status for ended in first] == [143, 143], first
     [stopped] = (together / "checkpoints").iterdir()
     assert 1 < int(stopped.name) < 6
     assert {p.name.split("-")[0] for p in cache.iterdir()} >= {"jit_train_step", "jit_eval_step"}
     assert f"interrupted: saving the checkpoint of step {stopped.name}" in first[0].stderr
+    for ended in first:
+        line = rf"interrupted by SIGTERM: the checkpoint of step {stopped.name} was saved [\d.]+ s"
+        assert re.search(line, ended.stderr), ended
     # Each process wrote its own place in the data.
     assert {p.stem for p in (stopped / "data").glob("*.index")} == {
         "stream_00000-of-00002",
@@ -118,6 +123,12 @@ def test_two_processes_train_and_evaluate_as_one(
     assert (together / "checkpoints" / "6").is_dir()
     summaries = [json.loads((d / "summary.json").read_text()) for d in (alone, together)]
     assert summaries[1]["step"] == 6 and summaries[1].keys() == summaries[0].keys()
+    # Both processes read both streams; what a stream dropped counts once.
+    kept = [json.loads(p.read_text()) for p in (together / "checkpoints/6/data").glob("*.counts.*")]
+    total: collections.Counter[str] = collections.Counter()
+    for counts in kept:
+        total.update(counts["dropped"])
+    assert len(kept) == 2 and summaries[1]["dropped"] == dict(total) != {}
     assert "MODEL_DIR" in (together / "config.gin").read_text()
     # The second process says and writes nothing of its own.
     assert len(list((together / "tensorboard").iterdir())) == 2  # one for each start
@@ -137,10 +148,12 @@ def test_two_processes_train_and_evaluate_as_one(
         "pipeline.DatasetConfig.packing_window = 32",
         "pretrain.palm_text.min_length = 6",
         "pretrain.palm_text.max_length = 24",
-        "step.StepConfig.prediction_capacity = 0.25",
     ]
     with started(
-        "evaluate", ["runs/evaluate.gin", "mesh/cpu8.gin"], evaluation, tmp_path / "third"
+        "evaluate",
+        ["runs/evaluate.gin", "objectives/palm.gin", "mesh/cpu8.gin"],
+        evaluation,
+        tmp_path / "third",
     ) as pair:
         third = pair.wait()
     assert [ended.status for ended in third] == [0, 0], third
@@ -151,12 +164,11 @@ def test_two_processes_train_and_evaluate_as_one(
 
 
 def test_an_error_of_one_process_ends_both(corpus: Path, tmp_path: Path) -> None:
-    """The second data stream is damaged: its process says so, and the other, which waits for it in
-    the middle of a step, ends with it."""
-    text = (corpus / "train0.txt").read_bytes()
-    (corpus / "damaged0.txt").write_bytes(text)
-    (corpus / "damaged1.txt.gz").write_bytes(gzip.compress(text)[:-40])
-    run = bindings(corpus, tmp_path / "run", "damaged*")
+    """The second data stream has no text: its process says so, and the other, which waits for it,
+    ends with it."""
+    (corpus / "half0.txt").write_bytes((corpus / "train0.txt").read_bytes())
+    (corpus / "half1.txt").write_bytes(b"caf\xe9\n")
+    run = bindings(corpus, tmp_path / "run", "half*")
     with started("train", GIN_FILES, run, tmp_path / "logs") as pair:
         while all(p.poll() is None for p in pair.processes) and "error" not in pair.stderr(1):
             time.sleep(0.05)
@@ -168,3 +180,36 @@ def test_an_error_of_one_process_ends_both(corpus: Path, tmp_path: Path) -> None
     assert f"plug-jax: error: {reason}" in ended[1].stderr
     assert f"plug-jax: process 1 ended the run: {reason}" in ended[0].stderr
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_both_go_on_from_the_same_good_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    """Each process hashes what it wrote; what one finds damaged both leave."""
+    model_dir = tmp_path / "run"
+    run = [b.replace("_EVERY = 6", "_EVERY = 2") for b in bindings(corpus, model_dir)]
+    with started("train", GIN_FILES, run, tmp_path / "first") as pair:
+        ended = pair.wait()
+    assert [one.status for one in ended] == [0, 0], ended
+    newest = model_dir / "checkpoints" / "6"
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--strict", "checksums.sha256"],
+        cwd=newest,
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0
+    assert "params/ocdbt.process_0/d/" in checked.stdout
+    assert "params/ocdbt.process_1/d/" in checked.stdout
+    assert not list(newest.rglob("checksums.process_*"))
+    damaged = max((newest / "params/ocdbt.process_1/d").iterdir(), key=lambda p: p.stat().st_size)
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with started("train", GIN_FILES, run, tmp_path / "second") as pair:
+        ended = pair.wait()
+    assert [one.status for one in ended] == [0, 0], ended
+    assert f"DAMAGED CHECKPOINT: {damaged} has other bytes" in ended[0].stderr
+    assert "GOING ON FROM STEP 4" in ended[0].stderr and "DAMAGED" not in ended[1].stderr
+    names = {path.name for path in (model_dir / "checkpoints").iterdir()}
+    assert names == {"2", "4", "6", "6.damaged"}
+    steps = [r["step"] for r in read_metrics(model_dir) if r["split"] == "train"]
+    assert steps == [1, 2, 3, 4, 5, 6]

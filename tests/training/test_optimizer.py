@@ -43,6 +43,7 @@ def test_weight_decay_spares_biases_and_norms() -> None:
         "mlp": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
         "layer_norm": {"scale": jnp.ones(2)},
         "word_embeddings": jnp.ones(2),
+        "position_embeddings": jnp.ones(2),
     }
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, schedule="constant")
     optimizer = make_optimizer(config, make_schedule(config, 10))
@@ -50,19 +51,48 @@ def test_weight_decay_spares_biases_and_norms() -> None:
         "mlp": {"kernel": jnp.zeros(2), "bias": jnp.zeros(2)},
         "layer_norm": {"scale": jnp.zeros(2)},
         "word_embeddings": jnp.zeros(2),
+        "position_embeddings": jnp.zeros(2),
     }
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     np.testing.assert_allclose(updates["mlp"]["kernel"], -0.05, rtol=1e-6)
     np.testing.assert_allclose(updates["word_embeddings"], -0.05, rtol=1e-6)
+    np.testing.assert_allclose(updates["position_embeddings"], -0.05, rtol=1e-6)
     np.testing.assert_array_equal(updates["mlp"]["bias"], 0)
     np.testing.assert_array_equal(updates["layer_norm"]["scale"], 0)
 
 
+def test_gradients_are_clipped_by_their_norm_over_all_parameters() -> None:
+    """(3, 4) has norm 5. Adam's first moment keeps a tenth of what is left of it."""
+    grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    for clip_norm, kept in ((1.0, [0.6, 0.8]), (10.0, [3.0, 4.0]), (0.0, [3.0, 4.0])):
+        config = OptimizerConfig(learning_rate=0.1, clip_norm=clip_norm, b1=0.9)
+        optimizer = make_optimizer(config, make_schedule(config, 10))
+        _, state = optimizer.update(grads, optimizer.init(grads), grads)
+        moments = next(part.mu for part in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(part))
+        np.testing.assert_allclose(moments["a"], 0.1 * kept[0], rtol=1e-5)
+        np.testing.assert_allclose(moments["b"], 0.1 * kept[1], rtol=1e-5)
+
+
+def is_adam(part: object) -> bool:
+    return isinstance(part, optax.ScaleByAdamState)
+
+
 def test_config_says_what_is_wrong() -> None:
-    with pytest.raises(PlugError, match="schedule must be one of .* got 'sqrt'"):
+    with pytest.raises(PlugError, match="schedule must be one of .* not 'sqrt'"):
         OptimizerConfig(schedule="sqrt")  # type: ignore[arg-type]
-    with pytest.raises(PlugError, match="learning_rate must be positive"):
-        OptimizerConfig(learning_rate=0)
+    for name, value in (
+        ("learning_rate", 0),
+        ("learning_rate", 1e-320),  # 0 in float32
+        ("learning_rate", 1e39),  # infinite in float32
+        ("warmup_fraction", 1.0),
+        ("weight_decay", -0.1),
+        ("clip_norm", -1.0),  # would turn gradients round
+        ("b1", 1.0),
+        ("b2", -0.1),
+        ("epsilon", 0),
+    ):
+        with pytest.raises(PlugError, match=f"OptimizerConfig: {name} must be .*, got"):
+            OptimizerConfig(**{name: value})
 
 
 def test_rounding_at_random_is_right_on_average() -> None:

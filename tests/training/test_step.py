@@ -10,18 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plug_jax import metrics as metrics_lib
 from plug_jax.config import PlugConfig
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
+from plug_jax.objectives.composition import (
+    Objectives,
+    summarize_metrics,
+)
+from plug_jax.objectives.continuation import Continuation
+from plug_jax.objectives.forward import Forward
+from plug_jax.objectives.masked_lm import MaskedLM
+from plug_jax.objectives.stages import PALM, STRUCTBERT
 from plug_jax.partitioning import Partitioner, put_batch
-from plug_jax.training import metrics as metrics_lib
-from plug_jax.training import objectives
 from plug_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from plug_jax.training.state import TrainState, init_state, state_layout
 from plug_jax.training.step import StepConfig, make_eval_step, make_train_step
 from tests import synthetic
 
 STAGE_1 = {"num_decoder_layers": 0}
+STAGE_2 = (MaskedLM(), Continuation())  # masked LM to the end
+
+
+def stage_of(config: PlugConfig) -> Objectives:
+    return STAGE_2 if config.num_decoder_layers else STRUCTBERT
 
 
 def run_steps(
@@ -30,19 +42,21 @@ def run_steps(
     *,
     partitioner: Partitioner | None = None,
     step: StepConfig | None = None,
+    objectives: Objectives | None = None,
     train_steps: int = 100,
     optimizer_config: OptimizerConfig | None = None,
 ) -> tuple[TrainState, list[dict[str, float]]]:
     """Train on the batches in order; default: on one device, without a mesh to shard over."""
     partitioner = partitioner or Partitioner(data=8)
-    model = PlugModel(config)
+    model, objectives = PlugModel(config), objectives or stage_of(config)
     optimizer_config = optimizer_config or OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.0)
     schedule = make_schedule(optimizer_config, train_steps)
     optimizer = make_optimizer(optimizer_config, schedule)
     with partitioner.context():
-        layout = state_layout(model, optimizer, partitioner)
+        layout = state_layout(model, objectives, optimizer, partitioner)
         train_step = make_train_step(
             model,
+            objectives,
             optimizer,
             schedule,
             step or StepConfig(),
@@ -50,7 +64,7 @@ def run_steps(
             seed=3,
             grad_shardings=layout.gradients,
         )
-        state = init_state(model, optimizer, layout, seed=0)
+        state = init_state(model, objectives, optimizer, layout, seed=0)
         jitted = jax.jit(
             train_step,
             in_shardings=(layout.shardings, partitioner.batch_sharding),
@@ -59,7 +73,7 @@ def run_steps(
         values = []
         for one in batches:
             state, metrics = jitted(state, put_batch(one, partitioner.batch_sharding))
-            values.append(metrics_lib.summarize(metrics_lib.add([metrics])))
+            values.append(summarize_metrics(objectives, metrics_lib.add([metrics])))
     return state, values
 
 
@@ -99,18 +113,20 @@ def single_device_steps(
     config: PlugConfig, batches: list[dict[str, np.ndarray]], optimizer_config: OptimizerConfig
 ) -> tuple[TrainState, list[dict[str, float]]]:
     """The plain functions on one device: no mesh, no shardings."""
-    model = PlugModel(config)
+    model, objectives = PlugModel(config), stage_of(config)
     schedule = make_schedule(optimizer_config, 100)
     optimizer = make_optimizer(optimizer_config, schedule)
     params = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))["params"]
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     step = jax.jit(
-        make_train_step(model, optimizer, schedule, StepConfig(), train_steps=100, seed=3)
+        make_train_step(
+            model, objectives, optimizer, schedule, StepConfig(), train_steps=100, seed=3
+        )
     )
     values = []
     for one in batches:
         state, metrics = step(state, one)
-        values.append(metrics_lib.summarize(metrics_lib.add([metrics])))
+        values.append(summarize_metrics(objectives, metrics_lib.add([metrics])))
     return state, values
 
 
@@ -131,7 +147,7 @@ def test_switch_drops_masked_lm_exactly_at_its_step() -> None:
     """At 90% of 10 steps: step 9 still has masked LM; step 10 reads original text and has none."""
     config = synthetic.tiny_config()
     batches = [synthetic.batch(decoder=24, seed=s) for s in range(10)]
-    _, values = run_steps(config, batches, step=StepConfig(mlm_fraction=0.9), train_steps=10)
+    _, values = run_steps(config, batches, objectives=PALM, train_steps=10)
     assert ["mlm_loss" in v for v in values] == [True] * 9 + [False]
     assert values[-1]["loss"] == pytest.approx(values[-1]["decoder_loss"], rel=1e-6)
     assert values[0]["loss"] == pytest.approx(
@@ -144,15 +160,17 @@ def test_last_phase_encodes_the_original_text() -> None:
     config = synthetic.tiny_config()
     one = synthetic.batch(decoder=24)
     other = dict(one, encoder_input_tokens=np.full_like(one["encoder_input_tokens"], 7))
-    off = StepConfig(mlm_fraction=0.0)
-    assert_close(run_steps(config, [one], step=off)[0], run_steps(config, [other], step=off)[0], 0)
-    on = StepConfig(mlm_fraction=1.0)
-    with pytest.raises(AssertionError):
-        assert_close(
-            run_steps(config, [one], step=on)[0], run_steps(config, [other], step=on)[0], 0
-        )
+    for until in (0.0, 1.0):
+        objectives = (MaskedLM(until=until), Continuation())
+        states = [run_steps(config, [b], objectives=objectives)[0] for b in (one, other)]
+        if until:
+            with pytest.raises(AssertionError):
+                assert_close(*states, 0)
+        else:
+            assert_close(*states, 0)
 
 
+@pytest.mark.slow
 def test_overfits_one_batch_in_every_objective() -> None:
     for stage in (STAGE_1, {}):
         config = synthetic.tiny_config(**stage)
@@ -196,7 +214,7 @@ def test_select_predictions_example() -> None:
         "encoder_shuffled": jnp.array([[0, 0, 0, 1], [0, 0, 0, 0]]),
         "encoder_original_tokens": jnp.array([[7, 8, 9, 5], [1, 2, 3, 4]]),
     }
-    out = objectives.select_predictions(batch, capacity=0.5)
+    out = MaskedLM(capacity=0.5).select_predictions(batch)
     assert out["prediction_positions"].tolist() == [[1, 3], [0, 1]]
     assert out["prediction_labels"].tolist() == [[8, 5], [1, 2]]
     assert out["prediction_weights"].tolist() == [[1, 1], [1, 1]]
@@ -210,8 +228,9 @@ def test_predicting_at_selected_positions_equals_predicting_everywhere() -> None
     model = PlugModel(config)
     one = {k: jnp.asarray(v) for k, v in synthetic.batch().items()}
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    metrics = make_eval_step(model, StepConfig(prediction_capacity=1.0))(params, one)
-    encoded = objectives.encode(model, params, one, None)
+    everything = (MaskedLM(word_structural=True, capacity=1.0),)
+    metrics = make_eval_step(model, everything, StepConfig())(params, one)[0]
+    encoded = Forward(model, params, one, uncorrupted=everything[0].uncorrupted).encoded
     logits = model.apply({"params": params}, encoded, method="mlm_logits")
     log_probs = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(log_probs, one["encoder_original_tokens"][..., None], -1)[..., 0]
@@ -247,7 +266,7 @@ def test_a_batch_that_does_not_divide() -> None:
 
 
 def test_step_config_says_what_is_wrong() -> None:
-    with pytest.raises(PlugError, match="mlm_fraction"):
-        StepConfig(mlm_fraction=1.5)
+    with pytest.raises(PlugError, match="MaskedLM.until"):
+        MaskedLM(until=1.5)
     with pytest.raises(PlugError, match="micro_batches"):
         dataclasses.replace(StepConfig(), micro_batches=0)

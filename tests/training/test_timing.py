@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from plug_jax.metrics import Mean
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.metrics import Mean
 from plug_jax.training.profiling import StepProfile
 from plug_jax.training.timing import StepTimer
 

@@ -1,0 +1,132 @@
+"""Finds that a run hangs, shows what every thread of every process is doing, and ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+from etils import epath
+
+from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
+from plug_jax.hosts.activity import current
+from plug_jax.hosts.errors import HostError
+from plug_jax.hosts.peers import LOST_AFTER, Peers, peers
+
+STACKS = "stacks"  # of MODEL_DIR
+_SECONDS_TO_WRITE = 5.0  # at most: the file system may be what hangs
+_LEAST_LOST_AFTER, _MOST_LOST_AFTER = 5.0, 1800.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchdogConfig:
+    """When a run hangs, and what then."""
+
+    # Seconds without a step, a batch of an evaluation or a save; None: it may take for ever. To
+    # start, compile and restore is not watched.
+    stall_timeout: float | None = 1800.0
+    stall_action: Literal["end", "report"] = "end"  # with status 75, or only show the stacks
+    lost_after: float = LOST_AFTER  # seconds without a sign of life of another process
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.stall_timeout is not None and not self.stall_timeout > 0:
+            raise PlugError(f"STALL_TIMEOUT must be positive or None, got {self.stall_timeout}")
+        if not _LEAST_LOST_AFTER <= self.lost_after <= _MOST_LOST_AFTER:
+            raise PlugError(
+                f"LOST_AFTER must be {_LEAST_LOST_AFTER:.0f} to {_MOST_LOST_AFTER:,.0f} seconds, "
+                f"got {self.lost_after}"
+            )
+
+
+@contextlib.contextmanager
+def watched(config: WatchdogConfig, model_dir: str | os.PathLike[str]) -> Iterator[None]:
+    """Within, this process, which says what it is `doing`, is found when it hangs."""
+    watchdog = _Watchdog(config, epath.Path(model_dir) / STACKS, peers())
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.leave()
+
+
+class _Watchdog(threading.Thread):
+    """Looks whether this process gets on."""
+
+    def __init__(self, config: WatchdogConfig, directory: epath.Path, others: Peers | None) -> None:
+        super().__init__(daemon=True, name="watchdog")
+        self._timeout = config.stall_timeout
+        self._status = HostError.status if config.stall_action == "end" else None
+        self._directory, self._others = directory, others
+        self._left = threading.Event()
+        self._seconds = 0.0  # that the activity has taken, or since its last report
+        if others is not None:
+            others.lost_after = config.lost_after
+            others.show_stacks_by(self._show_stacks)
+
+    def run(self) -> None:
+        """Look until the run is over."""
+        if self._timeout is None:
+            return
+        interval = min(1.0, self._timeout / 4)
+        activity = current()
+        while not self._left.wait(interval):
+            # Counted, not timed: a process that was stopped and goes on does not hang.
+            self._seconds += interval
+            if activity is not current() or not activity.watched:
+                activity, self._seconds = current(), 0.0
+            elif self._seconds >= self._timeout:
+                self._stalled()
+
+    def leave(self) -> None:
+        """The run is over."""
+        self._left.set()
+        self.join()
+
+    def _stalled(self) -> None:
+        assert self._timeout is not None
+        self._seconds = 0.0
+        if self._others is not None:
+            with contextlib.suppress(RuntimeError):  # of a coordinator that is gone peers hear
+                self._others.stalled(seconds=self._timeout, status=self._status)
+            return
+        text = f"no progress for {self._timeout:,.0f} s in: {current().name}"
+        print(f"plug-jax: {text}", file=sys.stderr, flush=True)
+        self._show_stacks(text)
+        if self._status is not None:
+            sys.stdout.flush()
+            os._exit(self._status)
+
+    def _show_stacks(self, text: str) -> None:
+        """What each thread is doing, to standard error and to a file in MODEL_DIR/stacks."""
+        self._seconds = 0.0  # this process need not find it once more
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            stacks = file.read()
+        process = 0 if self._others is None else self._others.process
+        name = f"{time.strftime('%Y%m%dT%H%M%S')}-process{process}.txt"
+        head = f"{socket.gethostname()}, process {process}, in: {current().name}\n{text}\n\n"
+        print(f"{head}{stacks}", file=sys.stderr, flush=True)
+
+        def write() -> None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            (self._directory / name).write_text(head + stacks)
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        writer.join(_SECONDS_TO_WRITE)
+        where = self._directory / name
+        if writer.is_alive():
+            print(f"plug-jax: {where} cannot be written now", file=sys.stderr, flush=True)
+        else:
+            print(f"plug-jax: the stacks are in {where}", file=sys.stderr, flush=True)

@@ -1,0 +1,78 @@
+"""What can be known of a run before anything is compiled, so that no hours are lost to it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from typing import Any
+
+import jax
+from etils import epath
+
+from plug_jax.atomic_files import is_remote
+from plug_jax.data.file_checks import check_files
+from plug_jax.errors import PlugError
+from plug_jax.training.checkpoint_format import CHECKPOINTS, PlainPath
+from plug_jax.training.evaluate import Evaluator
+from plug_jax.training.feed import Feed
+from plug_jax.training.program import TrainConfig
+
+
+def check_data(config: TrainConfig, feed: Feed, evaluator: Evaluator | None) -> None:
+    """PlugError unless a first batch can be made of both splits, of files that are whole.
+
+    Both batches are the first that training and scoring get. The first process looks at the files.
+    And unless a scoring gives the metric by which the best checkpoint is kept.
+    """
+    for data in filter(None, (config.train_data, config.eval_data)):
+        if jax.process_index() == 0:
+            check_files(data)
+    if evaluator is not None:
+        evaluator.read_ahead()
+        if config.best is not None:
+            config.best.check(evaluator.metric_names())
+    feed.read_ahead()
+
+
+def check_space(config: TrainConfig, state: Any, *, start: int) -> None:
+    """PlugError unless MODEL_DIR's disk has room for the checkpoints that are to come.
+
+    `state` is a tree of ShapeDtypeStructs, of all that a checkpoint holds; `start` the step that
+    the run goes on from. Of a store such as gs://, and of quotas, nothing is known.
+    """
+    if is_remote(config.model_dir) or start >= config.steps or jax.process_index() > 0:
+        return
+    model_dir = PlainPath.of(config.model_dir)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    count = _to_come(config, model_dir, start)
+    free = shutil.disk_usage(model_dir).free
+    if size * count > free:
+        raise PlugError(
+            f"{model_dir} has room for {_text(free)}, and the {count} checkpoints to come need "
+            f"{_text(size * count)}, {_text(size)} each: one is written before an older one goes. "
+            "Make room, keep fewer (CheckpointConfig.keep), or choose another MODEL_DIR"
+        )
+
+
+def _to_come(config: TrainConfig, model_dir: epath.Path, start: int) -> int:
+    """By how many the checkpoints will grow before old ones make room for new ones."""
+    every, keep = config.checkpoint.every, config.checkpoint.keep
+    saves = -(-config.steps // every) - start // every
+    if keep is None:
+        return saves
+    for_good = config.checkpoint.keep_every or config.steps + 1
+    directory = model_dir / CHECKPOINTS
+    steps = [p.name for p in directory.iterdir()] if directory.exists() else []
+    passing = sum(step.isdigit() and int(step) % for_good > 0 for step in steps)
+    more = max(1, keep + 1 + (config.best is not None) - passing)
+    return min(saves, config.steps // for_good - start // for_good + more)
+
+
+def _text(size: int) -> str:
+    """Such as 1.50 GB, or 20.3 MB."""
+    number = float(size)
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.2f} GB"

@@ -1,0 +1,284 @@
+"""Saves in the background that may fail, and what becomes of the run then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
+
+import jax
+import orbax.checkpoint as ocp
+import tensorflow as tf
+from etils import epath
+
+from plug_jax.errors import PlugError
+from plug_jax.training.processes import of_all_processes
+
+# What a file system that refuses raises: Python's own functions, and TensorFlow's.
+REFUSALS = (OSError, tf.errors.OpError)
+
+_PROBE = ".can-be-written"
+_PROBE_BYTES = 1 << 16  # more than the directories of a checkpoint take
+_SECONDS_TO_REMOVE = 60.0
+_SECONDS_TO_END = 10.0
+_SECONDS_TO_ANSWER = 10.0
+
+
+class CannotSave(PlugError):
+    """The run ends because it cannot write; what it has written is whole, and it goes on later."""
+
+    status: ClassVar[int] = 74  # EX_IOERR of sysexits.h
+
+
+class SaveHangs(CannotSave):
+    """A file system does not answer; threads that wait for it keep the process from ending."""
+
+
+class Saver:
+    """Saves checkpoints one at a time in the background; one that fails is no end of the run.
+
+    It is said in a line, what it left on the disk is removed, and the next save tries again. Of
+    several processes all call it, and all know whether one of them could not write.
+    """
+
+    def __init__(
+        self,
+        open_manager: Callable[[int], ocp.CheckpointManager],
+        *,
+        most_failures: int | None,
+        timeout: float,
+        say: Callable[[str], None],
+    ) -> None:
+        """`open_manager(n)`: the manager to save with after `n` failures.
+
+        `most_failures`: saves in a row that fail end the run, None: no number of them does.
+        `timeout`: seconds that a save may take. `say` tells a person.
+        """
+        logging.getLogger("absl").addFilter(_not_of_orbax)
+        self._unraisable = sys.unraisablehook
+        sys.unraisablehook = self._not_of_a_closed_loop
+        self._open = open_manager
+        self._most_failures, self._timeout, self._say = most_failures, timeout, say
+        self.manager = open_manager(0)
+        self._failures = 0  # of this process
+        self._in_a_row = 0
+        self._last_failure = ""
+        self._under_way: int | None = None  # the step that is being written
+        self._deadline = 0.0
+        self._hangs = False
+
+    def start(
+        self,
+        step: int,
+        args: ocp.args.CheckpointArgs,
+        metrics: Mapping[str, float],
+        *,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        """Start to save `step`; returns once the arrays are copied. Waits for the save before.
+
+        `before` is called first, by the first process: where it raises, nothing is saved.
+
+        Raises:
+            CannotSave: too many saves in a row have failed, or this one takes too long.
+        """
+        self.wait()
+        self._under_way, self._deadline = step, time.monotonic() + self._timeout
+        refused = self._attempt(lambda: self._prepare(before))
+        if refused is None:
+            # `force`: orbax would otherwise leave out, without a word, a step before its newest.
+            refused = self._attempt(
+                lambda: self.manager.save(step, args=args, metrics=metrics, force=True)
+            )
+        if refused is not None:
+            self._failed(refused)
+
+    def wait(self, *, last: bool = False) -> None:
+        """Wait for the save that is under way, if one is.
+
+        Raises:
+            CannotSave: as `start`; if it is the `last`, when it failed.
+        """
+        if self._under_way is not None:
+            refused = self._attempt(self.manager.wait_until_finished)
+            if refused is None:
+                self._under_way, self._in_a_row = None, 0
+                _release_memory()
+            else:
+                self._failed(refused, last=last)
+        if last and self._in_a_row:
+            raise CannotSave(f"{self._last_failure}. {self._remedy()}")
+
+    def close(self) -> None:
+        """Wait for the save that is under way as a run ends early; says if it fails."""
+        sys.unraisablehook = self._unraisable
+        if self._hangs:
+            return
+        step, self._under_way = self._under_way, None
+        error = self._in_time(self.manager.close)
+        if error is not None and step is not None:
+            self._say(f"the checkpoint of step {step} could not be saved: {reason_of(error)}")
+
+    def _not_of_a_closed_loop(self, unraisable: sys.UnraisableHookArgs) -> None:
+        # Of a save that failed, tensorstore ends other writes when nobody waits for them any more.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._unraisable(unraisable)
+
+    def _attempt(self, call: Callable[[], object]) -> str | None:
+        """Why `call` failed on the first of the processes on which it did; None: on none."""
+        error = self._in_time(call)
+        if isinstance(error, TimeoutError) and error.errno is None:
+            self._hangs = True
+            raise SaveHangs(
+                f"the checkpoint of step {self._under_way} was not written within "
+                f"{self._timeout:g} s (SAVE_TIMEOUT): the file system of {self.manager.directory} "
+                "does not answer, or another process could not write. The older checkpoints are "
+                "as they were; the same command goes on from the newest."
+            )
+        reasons = of_all_processes(None if error is None else reason_of(error))
+        for process, reason in enumerate(reasons):
+            if reason is not None:
+                return reason if len(reasons) == 1 else f"{reason} (process {process})"
+        return None
+
+    def _in_time(self, call: Callable[[], object]) -> Exception | None:
+        # A save that was done long ago has to be asked for it still.
+        left = max(self._deadline - time.monotonic(), min(self._timeout, _SECONDS_TO_ANSWER))
+        return _within(left, call)
+
+    def _prepare(self, before: Callable[[], None] | None) -> None:
+        """Refuse before a byte of the checkpoint is written, where that is already plain."""
+        if jax.process_index() != 0:
+            return
+        if before is not None:
+            before()
+        remove_unfinished(self.manager.directory)
+        probe = self.manager.directory / _PROBE
+        try:
+            probe.write_bytes(bytes(_PROBE_BYTES))
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+    def _failed(self, reason: str, *, last: bool = False) -> None:
+        """Make the next save independent of this one, and say what happened or end the run."""
+        step, self._under_way = self._under_way, None
+        self._failures += 1
+        self._in_a_row += 1
+        directory = self.manager.directory
+        # Orbax has already forgotten the older checkpoints that it would have deleted by now.
+        self.manager = self._open(self._failures)
+        if jax.process_index() == 0:
+            _within(_SECONDS_TO_REMOVE, lambda: _remove_failed(directory))
+        newest = self.manager.latest_step()
+        rest = "there is none yet" if newest is None else f"the newest is that of step {newest}"
+        self._last_failure = f"the checkpoint of step {step} could not be saved: {reason}; {rest}"
+        if self._most_failures is not None and self._in_a_row >= self._most_failures:
+            raise CannotSave(
+                f"{self._last_failure}. It was number {self._in_a_row} of saves in a row that "
+                f"failed (SAVE_FAILURES = {self._most_failures}). {self._remedy()}"
+            )
+        if not last:
+            self._say(f"{self._last_failure}. The run goes on and tries again at its next save.")
+
+    def _remedy(self) -> str:
+        return (
+            f"Make {self.manager.directory} writable with space for a checkpoint; the same command "
+            "goes on from the newest."
+        )
+
+
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Within, `what` is written at the end of a run.
+
+    Raises:
+        CannotSave: in place of what the file system raises.
+    """
+    try:
+        yield
+    except REFUSALS as error:
+        raise CannotSave(
+            f"{what} could not be written: {reason_of(error)}. The checkpoints are whole: when it "
+            "can be written, the same command makes up for it."
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What a file system had to say, in one line, whichever library wraps it."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename is not None else ""
+        return f"{error.strerror}{where}"
+    text = getattr(error, "message", None) or str(error) or type(error).__name__
+    # Tensorstore: RESOURCE_EXHAUSTED: ... No space left on device [os_error_code='28']
+    if found := re.search(r"os_error_code='(\d+)'", text):
+        return os.strerror(int(found[1]))
+    return text.strip().splitlines()[0]
+
+
+def remove_unfinished(directory: epath.Path) -> None:
+    """Remove what saves left that were killed or failed; no save may be under way.
+
+    Raises:
+        OSError: the file system does not let it.
+    """
+    unfinished = ocp.path.atomicity_defaults.get_default_temporary_path_class(directory)
+    for path in directory.iterdir():
+        if not path.name.removesuffix(ocp.path.atomicity_types.TMP_DIR_SUFFIX).isdigit():
+            continue
+        with contextlib.suppress(ocp.path.atomicity_types.ValidationError):
+            asyncio.run(unfinished.validate(path))
+            path.rmtree()
+
+
+def _release_memory() -> None:
+    """Give the system back what glibc holds on to of the copies that were written.
+
+    It comes in pieces of many sizes from many threads: after 14 saves of 128 MB it was 312 MB.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another system's libc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _remove_failed(directory: epath.Path) -> None:
+    """Remove what a save left whose first error came before its last write."""
+    deadline = time.monotonic() + _SECONDS_TO_END  # another one's thread may never end
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            # Its own `join` would raise what it met.
+            threading.Thread.join(thread, max(0.0, deadline - time.monotonic()))
+    for _ in range(3):  # and tensorstore's threads, which are none of Python's
+        with contextlib.suppress(OSError):
+            remove_unfinished(directory)
+        time.sleep(0.1)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback of each thread that an error passes; it is said in a line here."""
+    return "orbax" not in record.pathname
+
+
+def _within(seconds: float, call: Callable[[], object]) -> Exception | None:
+    """What `call` raised, in a thread of its own; TimeoutError if it is not done in time."""
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:  # orbax passes on whatever its threads met
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="plug-jax-save", daemon=True)
+    thread.start()
+    thread.join(max(0.0, seconds))
+    if thread.is_alive():
+        return TimeoutError()
+    return raised[0] if raised else None

@@ -1,0 +1,153 @@
+"""The checkpoints of a run as they lie there: what each is, and removing some of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from plug_jax.errors import PlugError
+from plug_jax.training.checkpoint_format import CHECKPOINTS, PlainPath
+from plug_jax.training.checkpoint_reading import best_step
+from plug_jax.training.checksums import CHECKSUMS, ForeignFileError, files
+from plug_jax.training.integrity import (
+    DAMAGED,
+    DamagedCheckpointError,
+    find_damage,
+    steps_in,
+)
+from plug_jax.training.writers import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredStep:
+    """One of them."""
+
+    path: str
+    name: str  # the step, or what one was renamed to: "300.damaged"
+    state: str  # "whole", "damaged", "not verified" or "no checksums"
+    damage: str | None  # in words
+    size: int  # bytes
+    loss: float | None  # the newest at that step or before, of the run's metrics.jsonl
+    validation_loss: float | None
+    best: bool  # what a command that is given the MODEL_DIR reads
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON has it: the step is a number, and null where the name is none."""
+        fields = dataclasses.asdict(self)
+        name = fields.pop("name")
+        return {"step": int(name) if name.isdecimal() else None, **fields}
+
+
+def stored_steps(path: str | os.PathLike[str], *, contents: bool) -> list[StoredStep]:
+    """The steps of a MODEL_DIR in order, those set aside too; or the one step that `path` is.
+
+    `contents`: read every byte of them; else what is there is compared with what should be.
+
+    Raises:
+        PlugError: there is no such directory, or no checkpoint in it.
+    """
+    root = PlainPath.of(path)
+    if root.parent.name == CHECKPOINTS and is_step(root.name):
+        root, names = root.parent, [root.name]
+    else:
+        root = root / CHECKPOINTS
+        steps = steps_in(root)
+        aside = [p.name for p in root.iterdir() if is_step(p.name)] if root.is_dir() else []
+        names = [*map(str, steps), *sorted(name for name in aside if not name.isdecimal())]
+    names = [name for name in names if (root / name).exists()]
+    if not names:
+        raise PlugError(
+            f"no checkpoint in {os.fspath(path)}: give a MODEL_DIR that `plug-jax train` or "
+            "`plug-jax convert` wrote, or MODEL_DIR/checkpoints/<step>"
+        )
+    try:
+        best = best_step(root)
+    except DamagedCheckpointError:
+        best = None
+    records = read_metrics(root.parent)
+    return [_stored(root / name, records, str(best), contents=contents) for name in names]
+
+
+def remove_steps(
+    paths: Sequence[str | os.PathLike[str]], *, even_the_last: bool
+) -> Iterator[tuple[str, int]]:
+    """Remove steps of a run, or of several; gives the path and the bytes of each that is gone.
+
+    Raises:
+        PlugError: one is no step, or no good one would be left of a run that has one; nothing is
+            removed then. `even_the_last` removes that too.
+    """
+    steps = list(dict.fromkeys(PlainPath.of(path) for path in paths))
+    for step in steps:
+        if step.parent.name != CHECKPOINTS or not is_step(step.name) or not step.exists():
+            raise PlugError(f"{step} is no checkpoint: give MODEL_DIR/checkpoints/<step>")
+    for root in dict.fromkeys(step.parent for step in steps):
+        going = {step.name for step in steps if step.parent == root}
+        if not even_the_last:
+            _check_one_stays(root, going)
+    for step in steps:
+        size = size_of(step)
+        if step.is_dir() and not os.path.islink(step):
+            step.rmtree()
+        else:
+            step.unlink()
+        yield os.fspath(step), size
+
+
+def is_step(name: str) -> bool:
+    """Whether a name is that of a step, or of one that was set aside."""
+    return name.partition(DAMAGED)[0].isdecimal()
+
+
+def size_of(step: epath.Path) -> int:
+    """The bytes of a step, of what can be read of it."""
+    try:
+        return sum((step / name).stat().length for name in files(step))
+    except (ForeignFileError, OSError):
+        return 0
+
+
+def _check_one_stays(root: epath.Path, going: set[str]) -> None:
+    names = [str(step) for step in reversed(steps_in(root))]
+    if any(name not in going and find_damage(root / name) is None for name in names):
+        return
+    for name in names:
+        if name in going and find_damage(root / name) is None:
+            raise PlugError(
+                f"{root / name} is the only good checkpoint of {root.parent}; nothing is removed. "
+                "Add --even_the_last to remove it all the same"
+            )
+
+
+def _stored(
+    step: epath.Path, records: Sequence[dict[str, Any]], best: str, *, contents: bool
+) -> StoredStep:
+    damage = find_damage(step, contents=contents)
+    if damage is not None:
+        state = "damaged"
+    elif not (step / CHECKSUMS).exists():
+        state = "no checksums"
+    else:
+        state = "whole" if contents else "not verified"
+    number = int(step.name.partition(DAMAGED)[0])
+
+    def newest(split: str) -> float | None:
+        values = [r.get("loss") for r in records if r["split"] == split and r["step"] <= number]
+        value = values[-1] if values else None
+        return value if value is not None and math.isfinite(value) else None
+
+    return StoredStep(
+        path=os.fspath(step),
+        name=step.name,
+        state=state,
+        damage=damage.of(step) if damage else None,
+        size=size_of(step),
+        loss=newest("train"),
+        validation_loss=newest("validation"),
+        best=step.name == best,
+    )

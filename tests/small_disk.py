@@ -1,0 +1,40 @@
+"""A file system of its own that is soon full; where mounts are permitted."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, kilobytes: int) -> Iterator[Path]:
+    """A directory below `directory` with so much space; skips the test without the right to it."""
+    mount = directory / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(mount)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no right to mount a file system")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "--lazy", str(mount)], check=True)
+
+
+def remount(mount: Path, option: str) -> None:
+    """Read-only (`ro`), or with other space (`size=9m`)."""
+    subprocess.run(["mount", "-o", f"remount,{option}", str(mount)], check=True)
+
+
+def fill(mount: Path) -> Path:
+    """A file that takes all the space there is."""
+    path = mount / "filler"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))
+    return path

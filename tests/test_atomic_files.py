@@ -1,0 +1,52 @@
+"""Files that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from plug_jax.atomic_files import write_whole
+
+
+def test_the_old_content_stays_until_the_new_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lr=[1e-4] *?{天}"
+    write_whole(path, "旧\n")
+    seen: list[str] = []
+    rename = os.replace
+
+    def replace(part: str, name: str) -> None:
+        seen.append(f"{path.read_text()} -> {Path(part).read_text()}")
+        rename(part, name)
+
+    synced: list[int] = []
+    monkeypatch.setattr(os, "replace", replace)
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(len(seen)), fsync(fd)))
+    write_whole(path, b"new\n")
+    assert seen == ["旧\n -> new\n"]
+    assert synced == [0, 1]  # the file before it takes the name, the directory after
+    assert path.read_bytes() == b"new\n" and os.listdir(tmp_path) == [path.name]
+
+
+def test_what_a_killed_process_left_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "a.tmp").write_text("half of a longer cont")
+    write_whole(tmp_path / "a", "new")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "new"}
+
+
+def test_a_full_disk_leaves_what_was_there_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_whole(path, "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"{path}'$"):
+            write_whole(path, "x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "old"}

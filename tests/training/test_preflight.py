@@ -1,0 +1,178 @@
+"""What ends a run before anything is compiled or written: every message."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import pytest
+
+from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.errors import PlugError
+from plug_jax.tasks import pretrain
+from plug_jax.training import loop
+from plug_jax.training.best import Best
+from plug_jax.training.checkpoint_format import PlainPath
+from plug_jax.training.checkpointing import CheckpointConfig
+from plug_jax.training.loop import train
+from plug_jax.training.model_dir import ModelDirInUse, held
+from plug_jax.training.preflight import check_space
+from plug_jax.training.program import TrainConfig, train_program
+from tests import synthetic
+from tests.training.program_runs import run_config, write_task
+
+MakeConfig = Callable[..., TrainConfig]
+NO_UTF_8 = b"caf\xe9\n"
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeConfig:
+    """A run over files of `tmp_path`, that may not come to compile."""
+
+    def compile_program(lower: object) -> None:
+        raise AssertionError("it compiles")
+
+    monkeypatch.setattr(loop, "compile_program", compile_program)
+
+    def make(
+        *, train_files: str = "text.txt", validation_files: str | None = "text.txt", **changes: Any
+    ) -> TrainConfig:
+        data = write_task(tmp_path, "preflight")
+        pretrain.structbert_text(
+            train_files=str(tmp_path / train_files),
+            validation_files=None if validation_files is None else str(tmp_path / validation_files),
+            vocabulary=str(tmp_path / "vocab.txt"),
+            max_length=24,
+            name="preflight",
+        )
+        return run_config(
+            **{
+                "model_dir": str(tmp_path / "run"),
+                "model": synthetic.tiny_config(num_decoder_layers=0, vocab_size=38),
+                "train_data": data,
+                "eval_data": scored(data),
+                **changes,
+            }
+        )
+
+    return make
+
+
+def scored(data: DatasetConfig) -> DatasetConfig:
+    return dataclasses.replace(data, split="validation", shuffle=False, num_epochs=1)
+
+
+def refused(config: TrainConfig, match: str) -> None:
+    with pytest.raises(PlugError, match=match) as raised:
+        train(config)
+    assert "\n" not in str(raised.value)
+    left = {path.name for path in Path(config.model_dir).rglob("*")}
+    assert left <= {"checkpoints"}
+
+
+def test_a_model_dir_that_is_a_file(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(model_dir=str(tmp_path / "text.txt"))
+    with pytest.raises(PlugError, match="text.txt cannot be a directory, for .*text.txt is a file"):
+        train(config)
+
+
+def test_a_model_dir_in_use(make_config: MakeConfig) -> None:
+    config = make_config()
+    with held(PlainPath.of(config.model_dir)), pytest.raises(ModelDirInUse, match="in use by"):
+        train(config)
+
+
+def test_a_disk_without_room(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=54321))
+    refused(make_config(), r"run has room for 54.3 kB, and the 4 checkpoints to come need .* each")
+
+
+@pytest.mark.parametrize(
+    ("every", "keep", "best", "kept", "start", "count", "keep_every"),
+    [
+        (10, 3, False, 0, 0, 4, None),  # three, and one that is being written
+        (10, 3, True, 0, 0, 5, None),
+        (10, 3, False, 3, 30, 1, None),  # a run that goes on has made room for the others
+        (10, 3, False, 4, 40, 1, None),  # it was killed before it deleted the oldest
+        (40, 3, False, 0, 0, 3, None),  # steps 40, 80 and 100
+        (40, 3, False, 2, 80, 1, None),
+        (10, None, False, 5, 50, 5, None),
+        (10, 3, False, 3, 100, 0, None),  # it is done
+        (10, 1, False, 0, 0, 5, 30),  # two that pass, and 30, 60, 90
+        (10, 1, False, 4, 40, 3, 30),  # 30 and 40 of which 10 and 20 went; 60, 90 and one
+    ],
+)
+def test_how_many_checkpoints_are_to_come(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+    keep: int | None,
+    best: bool,
+    kept: int,
+    start: int,
+    count: int,
+    keep_every: int | None,
+) -> None:
+    data = DatasetConfig("none", {"encoder": 24}, "train", 8, shuffle=True, seed=0)
+    config = run_config(
+        model_dir=str(tmp_path),
+        checkpoint=CheckpointConfig(every=every, keep=keep, keep_every=keep_every),
+        train_steps=100,
+        eval_data=scored(data),
+        best=Best("loss") if best else None,
+    )
+    for number in range(kept):
+        (tmp_path / "checkpoints" / str(start - number * every)).mkdir(parents=True)
+    with config.partitioner.context():
+        state = train_program(config).layout.abstract
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    for free, fits in ((count * size, True), (count * size - 1, count == 0)):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        if fits:
+            check_space(config, state, start=start)
+        else:
+            with pytest.raises(PlugError, match=f"the {count} checkpoints to come"):
+                check_space(config, state, start=start)
+
+
+def test_a_validation_split_without_an_example(make_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "latin1.txt").write_bytes(NO_UTF_8)
+    refused(
+        make_config(validation_files="latin1.txt"),
+        "'preflight' gives no example in split 'validation'. Dropped on the way: .*invalid_utf8 1",
+    )
+
+
+def test_training_data_without_an_example(make_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "latin1.txt").write_bytes(NO_UTF_8)
+    refused(make_config(train_files="latin1.txt"), "'preflight' gives no example in split 'train'")
+
+
+def test_no_validation_files(make_config: MakeConfig) -> None:
+    refused(make_config(validation_files=None), "has no split 'validation', only train")
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_damaged_file_among_others(make_config: MakeConfig, tmp_path: Path, split: str) -> None:
+    whole = gzip.compress("天地人。".encode() * 100)
+    (tmp_path / "a.txt.gz").write_bytes(whole)
+    (tmp_path / "b.txt.gz").write_bytes(whole[:-9])
+    config = make_config(**{f"{split}_files": "?.txt.gz"})
+    refused(config, f"1 of the files of the {split} split of 'preflight' .*b.txt.gz is damaged")
+
+
+def test_a_best_metric_that_no_evaluation_gives(make_config: MakeConfig) -> None:
+    config = make_config(best=Best("mlm_acuracy"))
+    refused(config, "has no 'mlm_acuracy'; it has .*, mlm_accuracy, .*word_order_loss")
+
+
+def test_all_is_well(make_config: MakeConfig) -> None:
+    with pytest.raises(AssertionError, match="it compiles"):
+        train(make_config(best=Best("mlm_accuracy")))

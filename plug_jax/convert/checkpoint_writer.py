@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
-from etils import epath
 
 from plug_jax.config import PlugConfig
 from plug_jax.convert.stored_arrays import write_arrays
 from plug_jax.data.vocabularies import PlugVocabulary, save_vocabulary
-from plug_jax.training.checkpoint_format import CHECKPOINTS, FilesSave, item_handlers
-from plug_jax.training.checkpointing import vocabulary_fingerprint
+from plug_jax.training.checkpoint_format import CHECKPOINTS, FilesSave, PlainPath, handlers
+from plug_jax.training.checksums import write_checksums
+from plug_jax.training.saved_model import vocabulary_fingerprint
 
 
 def write_checkpoint(
@@ -46,12 +46,19 @@ def write_checkpoint(
     }
     if vocabulary is not None:
         small["vocabulary"] = FilesSave(lambda path: save_vocabulary(vocabulary, path))
-    path = epath.Path(directory).resolve() / CHECKPOINTS / "0"
+    path = PlainPath.of(directory) / CHECKPOINTS / "0"
     path.parent.mkdir(parents=True)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**item_handlers())) as checkpointer:
+    # Directories are there before anything is written to them.
+    options = ocp.AsyncOptions(create_directories_asynchronously=False)
+    handler = ocp.CompositeCheckpointHandler(
+        handler_registry=handlers(),
+        composite_options=ocp.CompositeOptions(async_options=options),
+    )
+    with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(path, args=ocp.args.Composite(**small))
     # In this thread, not in one of orbax's: what goes wrong, or Ctrl-C, ends the writing.
     for name, tree in (("params", params), ("unused", unused)):
         if tree:
             (path / name).mkdir()
             write_arrays(tree, path / name)
+    write_checksums(path)

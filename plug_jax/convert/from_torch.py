@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from plug_jax.config import PlugConfig
 from plug_jax.convert.arrange import DTYPES, assemble, cast, check_ranks, common_dtype
@@ -20,7 +21,15 @@ from plug_jax.convert.name_map import Leaf, leaves_of
 from plug_jax.convert.progress import atomic_output, progress_bar
 from plug_jax.convert.sources import Source
 from plug_jax.convert.stored_arrays import LazyArray, chunk_shape
-from plug_jax.data.vocabularies import PlugVocabulary, load_vocabulary
+from plug_jax.convert.tensor_names import by_layout
+from plug_jax.data.fetched_files import read_json
+from plug_jax.data.tokenizer_files import SETTINGS, TOKENIZER, other_than_default, stated_rules
+from plug_jax.data.vocabularies import (
+    PlugVocabulary,
+    WordPieceVocabulary,
+    find_vocabulary,
+    load_vocabulary,
+)
 from plug_jax.errors import PlugError
 
 HEADS = ("mlm_head", "sentence_head", "pooler")
@@ -31,7 +40,7 @@ class ImportOptions:
     """How to import."""
 
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
-    vocabulary: str | None = None  # a file or directory; default: vocab.txt beside the weights
+    vocabulary: str | None = None  # a file or directory; default: what lies beside the weights
     dtype: str | None = None  # of all arrays; default: each as it is stored
     fresh: Sequence[str] = ()  # of HEADS: initialised anew, whatever the checkpoint has
     drop: Sequence[str] = ()  # patterns of names of tensors to leave out
@@ -53,17 +62,19 @@ def import_weights(source: Source, output: Path, options: ImportOptions) -> Impo
     Every tensor is accounted for before the first is read.
 
     Raises:
-        PlugError: a tensor is missing, of no use, of the wrong shape, or differs between ranks that
-            should agree; the vocabulary does not fit; `output` exists.
+        PlugError: a tensor is missing, of no use, of the wrong shape, or differs from its second
+            name or between ranks that should agree; the vocabulary does not fit; `output` exists.
     """
-    _check_options(source, options)
-    found = options.vocabulary or source.vocabulary
-    vocabulary = None if found is None else load_vocabulary(found)
+    _check_options(options)
+    source = by_layout(source, drop=options.drop, fresh=options.fresh)
+    vocabulary = _vocabulary(source, options.vocabulary)
     config = infer_config(source, options.model, vocabulary and vocabulary.vocab_size)
+    _say_lengths(source, config)
     leaves = leaves_of(config, source.layout)
     job = _Import(source, options, config, leaves)
     job.check_tensors()
-    with atomic_output(output) as partial:
+    reads = (source.path, options.vocabulary or source.path)
+    with atomic_output(output, reads=reads) as partial:
         total = job.write(partial, vocabulary)
     return Imported(config, len(job.names()), total, vocabulary is not None)
 
@@ -85,14 +96,10 @@ class _Import:
         """PlugError that lists every tensor that is missing, unknown or of another shape."""
         check_ranks(self._read, len(self._source.ranks), rows=self._rows)
         needed, there = self.names(), self._source.ranks[0].keys()
-        asked = {
-            name for name in there if any(fnmatch.fnmatch(name, p) for p in self._options.drop)
-        }
-        asked |= {name for leaf in self._fresh for i in leaf.layers for name in leaf.names(i)}
         problems = [f"missing: {name}{_hint(self._read, name)}" for name in sorted(needed - there)]
         problems += [
             f"not in the model: {name} (leave it out with --drop '{name}')"
-            for name in sorted(there - needed - asked)
+            for name in sorted(there - needed)
         ]
         problems += [problem for leaf in self._read for problem in self._misfits(leaf)]
         if problems:
@@ -101,8 +108,8 @@ class _Import:
                 f"{self._source.path} is not accounted for:\n  "
                 + "\n  ".join([*problems[:20], *more])
             )
-        if dropped := sorted(asked & there):
-            print(f"left out as asked: {', '.join(dropped)}", file=sys.stderr)
+        if self._source.left_out:
+            print(f"left out as asked: {', '.join(self._source.left_out)}", file=sys.stderr)
         if self._fresh:
             paths = ", ".join(leaf.path for leaf in self._fresh)
             print(f"freshly initialised as asked: {paths}", file=sys.stderr)
@@ -202,17 +209,48 @@ class _Import:
         return assemble(leaf, parts, rows=self._rows)
 
 
-def _check_options(source: Source, options: ImportOptions) -> None:
+def _vocabulary(source: Source, asked: str | None) -> PlugVocabulary | None:
+    """As asked, else what lies beside the weights; PlugError where settings there say otherwise."""
+    beside = (asked or find_vocabulary(directory) for directory in source.around)
+    path = next((path for path in beside if path is not None), None)
+    if path is None:
+        return None
+    vocabulary = load_vocabulary(path)
+    where = path if tf.io.gfile.isdir(path) else os.path.dirname(path)
+    if isinstance(vocabulary, WordPieceVocabulary) and stated_rules(where) is None:
+        for directory in source.around:
+            said = stated_rules(directory)
+            if said is not None and said != vocabulary.rules:
+                raise PlugError(
+                    f"{SETTINGS} or {TOKENIZER} in {directory} says {other_than_default(said)}, "
+                    f"and nothing beside {path} does; copy them there"
+                )
+    return vocabulary
+
+
+def _say_lengths(source: Source, config: PlugConfig) -> None:
+    """On standard error, where the tokenizer is for shorter texts than the model."""
+    for path in (directory / SETTINGS for directory in source.around):
+        length = read_json(path).get("model_max_length") if path.exists() else None
+        if isinstance(length, int | float) and length < config.max_positions:
+            print(
+                f"{path} has model_max_length = {length:g}: rows may be longer here, up to the "
+                f"{config.max_positions} positions of the model, but it may not have seen such",
+                file=sys.stderr,
+            )
+
+
+def _check_options(options: ImportOptions) -> None:
     for name in options.fresh:
         if name not in HEADS:
             raise PlugError(f"--fresh {name}: only {', '.join(HEADS)} can be initialised anew")
     if options.dtype is not None and options.dtype not in DTYPES:
         raise PlugError(f"--dtype {options.dtype}: there are {', '.join(DTYPES)}")
-    if options.model.num_sentence_classes and "sentence_head" not in options.fresh:
+    epsilon = options.model.layer_norm_epsilon
+    if epsilon is not None and not math.isfinite(epsilon):
+        raise PlugError(f"--layer_norm_epsilon {epsilon}: a small number, as 1e-12, goes here")
+    if options.model.num_sentence_classes is not None and "sentence_head" not in options.fresh:
         raise PlugError("--num_sentence_classes is for a fresh head: add --fresh sentence_head")
-    for pattern in options.drop:
-        if not any(fnmatch.fnmatch(name, pattern) for name in source.ranks[0]):
-            raise PlugError(f"--drop {pattern}: {source.path} has no such tensor")
 
 
 def _hint(leaves: Sequence[Leaf], name: str) -> str:

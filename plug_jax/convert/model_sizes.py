@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from plug_jax.config import PlugConfig
+from plug_jax.convert.model_settings import check_settings, check_sizes, number, whole
 from plug_jax.convert.name_map import BERT
 from plug_jax.convert.sources import Source
 from plug_jax.errors import PlugError
@@ -36,9 +37,10 @@ def infer_config(source: Source, options: ModelOptions, pieces: int | None) -> P
     """The config that fits a checkpoint.
 
     Sizes come from the tensors, the numbers of layers from config.json where there is one (so that
-    missing layers are noticed). Heads: as asked, else config.json, else of size 64. Pieces of the
-    vocabulary: as asked, else those of the vocabulary, else config.json, else all rows. The
-    model's table has the checkpoint's rows, rounded up to a multiple of 128.
+    missing layers are noticed), and so does what tensors do not tell. Heads: as asked, else
+    config.json, else of size 64. Pieces of the vocabulary: as asked, else those of the vocabulary,
+    else config.json, else all rows. The model's table has the checkpoint's rows, rounded up to a
+    multiple of 128.
 
     Args:
         source: the checkpoint.
@@ -46,43 +48,58 @@ def infer_config(source: Source, options: ModelOptions, pieces: int | None) -> P
         pieces: of the vocabulary, if there is one.
 
     Raises:
-        PlugError: config.json describes another architecture, or sizes do not fit each other.
+        PlugError: config.json describes another architecture, holds what is no number, or sizes
+            do not fit each other.
     """
-    _check_architecture(source)
+    check_settings(source)
     is_bert, described = source.layout is BERT, source.config
     hidden, heads = _sizes(source, _WORDS)[1], _heads(source, options)
     vocab_size = _vocab_size(source, options, pieces)
-    epsilon = described.get("layer_norm_eps") or described.get("layernorm_epsilon")
     is_pre_norm = described.get("pre_ln", not is_bert)
-    repeats = described.get("encoder_final_norm_repeats") or (2 if is_pre_norm else 1)
+    epsilon = number(source, "layer_norm_eps", "layernorm_epsilon")
     classes = source.ranks[0].get("cls.seq_relationship.weight")
-    encoder_layers = _layers(source, "bert.encoder", "num_hidden_layers", "num_encoder_layers")
-    decoder_layers = 0 if is_bert else _layers(source, "decoder.decoder", "num_decoder_layers")
     mlp = _sizes(source, "bert.encoder.layer.0.intermediate.dense.weight")
-    return PlugConfig(
+    config = PlugConfig(
         vocab_size=vocab_size,
         vocab_multiple=_vocab_multiple(vocab_size, vocab_rows(source)),
         hidden_size=hidden,
-        num_encoder_layers=encoder_layers,
-        num_decoder_layers=decoder_layers,
+        num_encoder_layers=_layers(
+            source, "bert.encoder", "num_hidden_layers", "num_encoder_layers"
+        ),
+        num_decoder_layers=0
+        if is_bert
+        else _layers(source, "decoder.decoder", "num_decoder_layers", "dec_hidden_layers"),
         num_heads=heads,
         head_dim=hidden // heads,
         mlp_dim=mlp[0] * len(source.ranks),
         max_positions=_sizes(source, "bert.embeddings.position_embeddings.weight")[0],
         num_token_types=_sizes(source, "bert.embeddings.token_type_embeddings.weight")[0],
-        num_sentence_classes=options.num_sentence_classes or (classes.shape[0] if classes else 3),
+        num_sentence_classes=_first(options.num_sentence_classes, classes and classes.shape[0], 3),
         norm_placement="pre" if is_pre_norm else "post",
         use_pooler=described.get("use_pooler", is_bert),
-        layer_norm_epsilon=options.layer_norm_epsilon or epsilon or (1e-12 if is_bert else 1e-5),
-        encoder_final_norm_repeats=options.encoder_final_norm_repeats or repeats,
-        init_std=described.get("initializer_range") or (0.02 if is_bert else 0.00707),
+        layer_norm_epsilon=_first(options.layer_norm_epsilon, epsilon, 1e-12 if is_bert else 1e-5),
+        encoder_final_norm_repeats=_first(
+            options.encoder_final_norm_repeats,
+            whole(source, "encoder_final_norm_repeats"),
+            2 if is_pre_norm else 1,
+        ),
+        dropout_rate=_first(number(source, "hidden_dropout_prob"), 0.1),
+        attention_dropout_rate=_first(number(source, "attention_probs_dropout_prob"), 0.1),
+        init_std=_first(number(source, "initializer_range"), 0.02 if is_bert else 0.00707),
     )
+    check_sizes(source, config)
+    return config
+
+
+def _first(*values: Any) -> Any:
+    """The first that is not None, 0 being one."""
+    return next(value for value in values if value is not None)
 
 
 def _heads(source: Source, options: ModelOptions) -> int:
     hidden = _sizes(source, _WORDS)[1]
-    said = options.num_heads or source.config.get("num_attention_heads")
-    heads = said or (0 if hidden % _HEAD_DIM else hidden // _HEAD_DIM)
+    by_rule = 0 if hidden % _HEAD_DIM else hidden // _HEAD_DIM
+    heads: int = _first(options.num_heads, whole(source, "num_attention_heads"), by_rule)
     if heads < 1 or hidden % heads:
         raise PlugError(
             f"cannot tell the heads of {source.path}: its hidden size is {hidden}, and neither "
@@ -93,14 +110,16 @@ def _heads(source: Source, options: ModelOptions) -> int:
 
 def _vocab_size(source: Source, options: ModelOptions, pieces: int | None) -> int:
     rows = vocab_rows(source)
-    if options.vocab_size and pieces and options.vocab_size != pieces:
+    if options.vocab_size is not None and pieces and options.vocab_size != pieces:
         raise PlugError(
             f"--vocab_size {options.vocab_size}, but the vocabulary has {pieces} pieces"
         )
-    size = options.vocab_size or pieces or source.config.get("vocab_size") or rows
-    if size > rows:
+    said = whole(source, "original_vocab_size", "vocab_size")
+    size: int = _first(options.vocab_size, pieces, said, rows)
+    most = size if options.vocab_size is not None else max(size, said or 0)
+    if most > rows:
         raise PlugError(
-            f"{source.path} has {rows} rows of embeddings, too few for {size} pieces; give the "
+            f"{source.path} has {rows} rows of embeddings, too few for {most} pieces; give the "
             "vocabulary that goes with it (--vocabulary, --vocab_size)"
         )
     return size
@@ -116,10 +135,10 @@ def _sizes(source: Source, name: str) -> tuple[int, ...]:
 
 def _layers(source: Source, prefix: str, *keys: str) -> int:
     """As many as config.json says under one of the keys, else one more than the highest index."""
-    said = [source.config[key] for key in keys if key in source.config]
-    number = re.compile(re.escape(prefix) + r"\.layer\.(\d+)\.")
-    found = [int(m[1]) for name in source.ranks[0] if (m := number.match(name))]
-    return said[0] if said else max(found, default=-1) + 1
+    number_of = re.compile(re.escape(prefix) + r"\.layer\.(\d+)\.")
+    found = [int(m[1]) for name in source.ranks[0] if (m := number_of.match(name))]
+    layers: int = _first(whole(source, *keys), max(found, default=-1) + 1)
+    return layers
 
 
 def _vocab_multiple(vocab_size: int, rows: int) -> int:
@@ -129,20 +148,3 @@ def _vocab_multiple(vocab_size: int, rows: int) -> int:
     while multiple < rows and -(-vocab_size // multiple) * multiple != rows:
         multiple *= 2
     return multiple if -(-vocab_size // multiple) * multiple == rows else rows
-
-
-def _check_architecture(source: Source) -> None:
-    """PlugError when config.json says that the model computes something else than ours."""
-    expected: dict[str, tuple[Any, ...]] = {
-        "hidden_act": ("gelu", "gelu_python", "gelu (exact, erf)"),
-        "position_embedding_type": ("absolute",),
-        "is_decoder": (False,),
-    }
-    if source.layout is BERT:
-        expected["pre_ln"] = (False,)
-    for key, values in expected.items():
-        if key in source.config and source.config[key] not in values:
-            raise PlugError(
-                f"config.json of {source.path} has {key} = {source.config[key]!r}; this model "
-                f"computes {values[0]!r} only"
-            )

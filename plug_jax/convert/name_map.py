@@ -13,24 +13,16 @@ import flax.linen as nn
 import jax
 
 from plug_jax.config import PlugConfig
+from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
-from plug_jax.training.state import abstract_params
+from plug_jax.models.torch_tensors import Entry, linear, norm
+from plug_jax.objectives.composition import Objectives
+from plug_jax.objectives.continuation import Continuation
+from plug_jax.objectives.masked_lm import MaskedLM
+from plug_jax.objectives.sentence_structural import SentenceStructural
+from plug_jax.training.state import HEADS, abstract_params
 
 Shape = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One parameter of ours and its tensors; axes are counted without that of the layers.
-
-    PyTorch's matrix of a linear map is [outputs, inputs], with heads flattened into either; ours
-    is [*inputs, *outputs]. Ranks of a model-parallel run each hold an equal part of axis `split`.
-    """
-
-    leaf: str  # path in the parameter tree
-    names: tuple[str, ...]  # {i} is the layer; several are the parts along the first output axis
-    inputs: int | None = None  # leading axes that a linear map contracts; None: stored as ours is
-    split: int | None = None  # the axis that ranks divide; None: each rank has the whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,38 +34,22 @@ class Layout:
     tied: Mapping[str, str]  # second names, and the tensor that each must equal
 
 
-def _norm(leaf: str, name: str) -> tuple[Entry, ...]:
-    return Entry(f"{leaf}/scale", (f"{name}.weight",)), Entry(f"{leaf}/bias", (f"{name}.bias",))
-
-
-def _linear(leaf: str, *names: str, inputs: int = 1, split: int | None = None) -> tuple[Entry, ...]:
-    """Kernel and bias; `split` is an axis of the kernel."""
-    bias_split = split - inputs if split is not None and split >= inputs else None
-    return (
-        Entry(f"{leaf}/kernel", tuple(f"{n}.weight" for n in names), inputs, split),
-        Entry(f"{leaf}/bias", tuple(f"{n}.bias" for n in names), 0, bias_split),
-    )
-
-
-_BERT_BLOCK, _PLUG_DECODER_BLOCK = "bert.encoder.layer.{i}", "decoder.decoder.layer.{i}"
+_BERT_BLOCK = "bert.encoder.layer.{i}"
 _WORDS = "bert.embeddings.word_embeddings.weight"
 
-# What all of them share: embeddings, the MLP of the encoder, the heads.
+# What all of them share: embeddings, the MLP of the encoder, the heads of stage 1.
 _COMMON = (
     Entry("embeddings/word_embeddings", (_WORDS,), split=0),
     Entry("embeddings/position_embeddings", ("bert.embeddings.position_embeddings.weight",)),
     Entry("embeddings/token_type_embeddings", ("bert.embeddings.token_type_embeddings.weight",)),
-    *_norm("embeddings/layer_norm", "bert.embeddings.LayerNorm"),
-    *_linear("encoder/layers/mlp/wi", f"{_BERT_BLOCK}.intermediate.dense", split=1),
-    *_linear("encoder/layers/mlp/wo", f"{_BERT_BLOCK}.output.dense", split=0),
-    *_linear(
+    *norm("embeddings/layer_norm", "bert.embeddings.LayerNorm"),
+    *linear("encoder/layers/mlp/wi", f"{_BERT_BLOCK}.intermediate.dense", split=1),
+    *linear("encoder/layers/mlp/wo", f"{_BERT_BLOCK}.output.dense", split=0),
+    *linear(
         "encoder/layers/attention/out", f"{_BERT_BLOCK}.attention.output.dense", inputs=2, split=0
     ),
-    *_linear("mlm_head/dense", "cls.predictions.transform.dense"),
-    *_norm("mlm_head/layer_norm", "cls.predictions.transform.LayerNorm"),
-    Entry("mlm_head/bias", ("cls.predictions.bias",), split=0),
-    *_linear("pooler", "bert.pooler.dense"),
-    *_linear("sentence_head", "cls.seq_relationship"),
+    *MaskedLM.tensors,
+    *SentenceStructural.tensors,
 )
 
 # Released PLUG: rank r's query_key_value is [q_r; k_r; v_r], which is [3, H / R, K] flattened.
@@ -81,49 +57,15 @@ PLUG = Layout(
     "plug",
     (
         *_COMMON,
-        *_norm("encoder/layers/attention_norm", f"{_BERT_BLOCK}.attention.LayerNorm"),
-        *_linear(
+        *norm("encoder/layers/attention_norm", f"{_BERT_BLOCK}.attention.LayerNorm"),
+        *linear(
             "encoder/layers/attention/qkv",
             f"{_BERT_BLOCK}.attention.self.query_key_value",
             split=2,
         ),
-        *_norm("encoder/layers/mlp_norm", f"{_BERT_BLOCK}.LayerNorm"),
-        *_norm("encoder/final_norm", "bert.encoder.LayerNorm"),
-        *_norm("decoder/layers/self_attention_norm", f"{_PLUG_DECODER_BLOCK}.input_layernorm"),
-        *_linear(
-            "decoder/layers/self_attention/qkv",
-            f"{_PLUG_DECODER_BLOCK}.attention.query_key_value",
-            split=2,
-        ),
-        *_linear(
-            "decoder/layers/self_attention/out",
-            f"{_PLUG_DECODER_BLOCK}.attention.dense",
-            inputs=2,
-            split=0,
-        ),
-        *_norm(
-            "decoder/layers/cross_attention_norm", f"{_PLUG_DECODER_BLOCK}.post_attention_layernorm"
-        ),
-        *_linear(
-            "decoder/layers/cross_attention/query",
-            f"{_PLUG_DECODER_BLOCK}.cross_attention.query",
-            split=1,
-        ),
-        *_linear(
-            "decoder/layers/cross_attention/key_value",
-            f"{_PLUG_DECODER_BLOCK}.cross_attention.key_value",
-            split=2,
-        ),
-        *_linear(
-            "decoder/layers/cross_attention/out",
-            f"{_PLUG_DECODER_BLOCK}.cross_attention.dense",
-            inputs=2,
-            split=0,
-        ),
-        *_norm("decoder/layers/mlp_norm", f"{_PLUG_DECODER_BLOCK}.post_cross_attention_layernorm"),
-        *_linear("decoder/layers/mlp/wi", f"{_PLUG_DECODER_BLOCK}.intermediate", split=1),
-        *_linear("decoder/layers/mlp/wo", f"{_PLUG_DECODER_BLOCK}.output", split=0),
-        *_norm("decoder/final_norm", "decoder.decoder.final_layernorm"),
+        *norm("encoder/layers/mlp_norm", f"{_BERT_BLOCK}.LayerNorm"),
+        *norm("encoder/final_norm", "bert.encoder.LayerNorm"),
+        *Continuation.tensors,
     ),
     tied={"cls.predictions.decoder_weight": _WORDS},
 )
@@ -133,12 +75,12 @@ BERT = Layout(
     "bert",
     (
         *_COMMON,
-        *_norm("encoder/layers/attention_norm", f"{_BERT_BLOCK}.attention.output.LayerNorm"),
-        *_linear(
+        *norm("encoder/layers/attention_norm", f"{_BERT_BLOCK}.attention.output.LayerNorm"),
+        *linear(
             "encoder/layers/attention/qkv",
             *(f"{_BERT_BLOCK}.attention.self.{part}" for part in ("query", "key", "value")),
         ),
-        *_norm("encoder/layers/mlp_norm", f"{_BERT_BLOCK}.output.LayerNorm"),
+        *norm("encoder/layers/mlp_norm", f"{_BERT_BLOCK}.output.LayerNorm"),
     ),
     tied={
         "cls.predictions.decoder.weight": _WORDS,
@@ -201,12 +143,14 @@ class Leaf:
         return (outputs, math.prod(local[:inputs])) if inputs else (outputs,)
 
 
-def leaves_of(config: PlugConfig, layout: Layout) -> list[Leaf]:
+def leaves_of(config: PlugConfig, layout: Layout, objectives: Objectives = ()) -> list[Leaf]:
     """The parameters of a model in the order of the layout's table, every one of them.
 
-    The pooler, which PLUG has and does not use, comes too, as not `used`.
+    Those of heads that `objectives` bring come last, under the names that these give them.
+
+    The pooler, which PLUG has and does not use, comes too, as not `used`, unless a head has one.
     """
-    boxed = abstract_params(PlugModel(config))
+    boxed = abstract_params(PlugModel(config), objectives)
     params = {
         jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.value.shape, leaf.names)
         for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -219,10 +163,17 @@ def leaves_of(config: PlugConfig, layout: Layout) -> list[Leaf]:
         "pooler/bias": ((hidden,), ("mlp",)),
     }
     leaves = []
-    for entry in layout.entries:
+    brought = [entry for one in objectives for entry in one.tensors]
+    taken = {name for entry in brought if entry.leaf in params for name in entry.names}
+    for entry in dict.fromkeys((*layout.entries, *brought)):
         if entry.leaf in params:
             leaves.append(Leaf(entry, *params.pop(entry.leaf)))
-        elif entry.leaf in unused:
+        elif entry.leaf in unused and not taken.intersection(entry.names):
             leaves.append(Leaf(entry, *unused[entry.leaf], used=False))
+    if nameless := [path for path in params if path.startswith(f"{HEADS}/")]:
+        raise PlugError(
+            f"what {', '.join(nameless)} is called in PyTorch is not known: its objective has to "
+            "say so in `tensors`"
+        )
     assert not params, f"the layout {layout.name} lacks {sorted(params)}"
     return leaves

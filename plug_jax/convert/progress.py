@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from plug_jax.errors import PlugError
@@ -38,19 +38,33 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextlib.contextmanager
-def atomic_output(output: Path) -> Iterator[Path]:
+def atomic_output(output: Path, *, reads: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     """A path beside `output` to write to, which becomes `output` when all went well.
 
     What an interrupted run left there is removed first, and what fails is removed at once.
 
+    Args:
+        output: a directory that is not there, or is empty; where it is a link, what that leads to.
+        reads: what is read to write it.
+
     Raises:
-        PlugError: `output` exists.
+        PlugError: `output` exists or cannot be made; the path beside it is among what is read.
     """
+    output = Path(os.path.realpath(output))
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise PlugError(f"{output} exists; remove it, or name another --output")
     partial = output.parent / f"{output.name}.partial"
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    _remove(partial)
+    for path in reads:
+        if Path(os.path.realpath(path)).is_relative_to(partial):
+            raise PlugError(
+                f"{path} is where {output} would be written before it is complete; rename it, or "
+                "name another --output"
+            )
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+    except OSError as error:
+        raise PlugError(f"cannot write {output}: {error.strerror} ({error.filename})") from error
     try:
         yield partial
         _to_disk(partial)

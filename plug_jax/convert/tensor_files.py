@@ -11,17 +11,22 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import pickle
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from plug_jax.convert.arrange import DTYPES
+from plug_jax.convert.whole_files import (
+    CUT_SHORT,
+    check_safetensors,
+    check_safetensors_header,
+    check_torch_file,
+)
 from plug_jax.errors import PlugError
 
 
@@ -41,14 +46,15 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     A file of PyTorch before 1.6, which is no zip, cannot be read in parts: it is read whole.
 
     Raises:
-        PlugError: no such file, damaged, or a pickle that asks for more than tensors and plain
-            values, which is how a file runs code of its author's choosing.
+        PlugError: no such file, not whole, damaged, or a pickle that asks for more than tensors and
+            plain values, which is how a file runs code of its author's choosing.
     """
+    check_torch_file(path)
     torch = import_torch()
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     lazy = zipfile.is_zipfile(path)
-    if not lazy and path.is_file():
+    if not lazy:
         print(f"{path} is of PyTorch before 1.6: it is read whole into memory", file=sys.stderr)
     try:
         with (
@@ -64,8 +70,10 @@ def read_torch_file(path: Path) -> dict[str, Any]:
             "alone. "
             f"({' '.join(reason.split())[:400]})"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise PlugError(f"cannot read {path} as a PyTorch file: {error}") from error
+    except Exception as error:  # of a damaged file it raises whatever its unpickler runs into
+        if "unexpected EOF" in str(error):
+            raise PlugError(f"{path} {CUT_SHORT}") from error
+        raise PlugError(f"{path} is a damaged PyTorch file: {error!r}; fetch it again") from error
     if not isinstance(content, Mapping):
         raise PlugError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
     return {name: _lazily(path, lazy, value) for name, value in content.items()}
@@ -134,27 +142,31 @@ _SAFETENSORS = {
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. PlugError when it is not one."""
+    """The tensors of a safetensors file. PlugError when it is not one, or not whole."""
+    check_safetensors_header(path)
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > os.path.getsize(path):
-                raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        tensors = {n: _safetensor(path, 8 + length, n, entry) for n, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, PlugError):
-            raise
-        raise PlugError(f"cannot read {path} as a safetensors file: {error}") from error
-    return tensors
+        check_safetensors(
+            path,
+            max((8 + length + entry["data_offsets"][1] for entry in header.values()), default=0),
+        )
+        return {n: _safetensor(path, 8 + length, n, entry) for n, entry in header.items()}
+    except PlugError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise PlugError(
+            f"{path} is a damaged safetensors file: {error!r}; fetch it again"
+        ) from error
 
 
 def _safetensor(path: Path, data: int, name: str, entry: Mapping[str, Any]) -> Tensor:
     dtype = _numpy_dtype(_SAFETENSORS.get(entry["dtype"], entry["dtype"]), path, name)
     shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
     count = math.prod(shape)
-    if end - start != count * dtype.itemsize or data + end > os.path.getsize(path):
+    if start < 0 or end - start != count * dtype.itemsize:
         raise ValueError(f"{name} has {end - start} bytes in it, and its shape is {shape}")
 
     def read() -> np.ndarray:
@@ -166,7 +178,7 @@ def _safetensor(path: Path, data: int, name: str, entry: Mapping[str, Any]) -> T
 def _numpy_dtype(name: str, path: Path, tensor: str = "a tensor") -> np.dtype:
     try:
         return DTYPES.get(name) or np.dtype(name)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):
         raise PlugError(f"{path}: {tensor} is of type {name}, which is not supported") from None
 
 
@@ -254,29 +266,3 @@ def import_torch() -> Any:
             "do not)"
         ) from error
     return torch
-
-
-def state_dict_files(directory: Path) -> Sequence[Path]:
-    """The files of a Hugging Face directory, of one or several shards. PlugError if none."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (directory / name).is_file():
-            return [directory / name]
-        index = directory / f"{name}.index.json"
-        if index.is_file():
-            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            missing = [shard for shard in shards if not (directory / shard).is_file()]
-            if missing:
-                raise PlugError(f"{directory} lacks {', '.join(missing)}, which {index.name} names")
-            return [directory / shard for shard in shards]
-    raise PlugError(
-        f"{directory} holds neither model.safetensors nor pytorch_model.bin, nor shards"
-    )
-
-
-def tensors_in(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a state dict in either kind of file. PlugError for what is no tensor."""
-    read = read_safetensors if path.suffix == ".safetensors" else read_torch_file
-    for name, value in read(path).items():
-        if not isinstance(value, Tensor):
-            raise PlugError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
-        yield name, value

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,9 +24,14 @@ from plug_jax.convert.tensor_files import (
     create_safetensors,
     create_torch_file,
 )
-from plug_jax.data.vocabularies import WordPieceVocabulary
+from plug_jax.data.vocabularies import WordPieceVocabulary, save_vocabulary
+from plug_jax.downstream.kinds import described_format
 from plug_jax.errors import PlugError
-from plug_jax.training.checkpointing import SavedModel, open_checkpoint
+from plug_jax.objectives.composition import Objectives
+from plug_jax.objectives.task_heads import TaskObjective
+from plug_jax.training.integrity import reading
+from plug_jax.training.saved_model import SavedModel, open_checkpoint
+from plug_jax.training.state import HEADS
 
 _SHARD_BYTES = 5 * 10**9  # of a safetensors file; a larger model takes several
 _TRACKERS = ("latest", "latest_checkpointed_iteration.txt")  # DeepSpeed's, and the released code's
@@ -49,8 +53,9 @@ def export_plug(
     ranks: int | None = None,
     tag: str = "1",
     dtype: str | None = None,
+    objectives: Objectives = (),
 ) -> Exported:
-    """Write output/<tag>/mp_rank_XX_model_states.pt, config.json and, if there is one, vocab.txt.
+    """Write output/<tag>/mp_rank_XX_model_states.pt, config.json and the vocabulary, if any.
 
     Args:
         checkpoint: a MODEL_DIR, or one step of it.
@@ -58,6 +63,7 @@ def export_plug(
         ranks: model-parallel ranks; by default as many as were imported, else one.
         tag: the checkpoint's directory; the released code takes whole numbers only.
         dtype: of all tensors; by default each as it was imported, else as it is stored.
+        objectives: those whose own heads are written too, besides that of fine-tuning.
 
     Raises:
         PlugError: a post-norm model, which this layout does not have; ranks that do not divide it.
@@ -70,8 +76,8 @@ def export_plug(
     ranks = ranks or (saved.converted_from or {}).get("ranks", 1)
     if ranks < 1:
         raise PlugError(f"--ranks must be at least 1, not {ranks}")
-    job = _Export(saved, PLUG, ranks=ranks, dtype=dtype)
-    with atomic_output(output) as partial:
+    job = _Export(saved, PLUG, objectives, ranks=ranks, dtype=dtype)
+    with atomic_output(output, reads=[checkpoint]) as partial:
         (partial / tag).mkdir(parents=True)
         writers = [
             create_torch_file(
@@ -96,17 +102,20 @@ def export_hf(
     output: Path,
     *,
     dtype: str | None = None,
+    objectives: Objectives = (),
     shard_bytes: int = _SHARD_BYTES,
 ) -> Exported:
-    """Write a directory of safetensors and config.json, and vocab.txt if there is a WordPiece one.
+    """Write a directory of safetensors and config.json, and the vocabulary if there is one.
 
-    A post-norm encoder with its pooler is a BertForPreTraining, for transformers to load; any other
+    A post-norm encoder with its pooler is a BertForPreTraining, for transformers to load, or with
+    the head that it was fine-tuned with a BertForSequenceClassification and the like; any other
     model comes under the names of the released PLUG of one rank.
 
     Args:
         checkpoint: a MODEL_DIR, or one step of it.
         output: a directory, which appears when it is complete.
         dtype: of all tensors; by default each as it was imported, else as it is stored.
+        objectives: those whose own heads are written too, besides that of fine-tuning.
         shard_bytes: of tensors in one file, at most (but for a larger tensor).
 
     Raises:
@@ -114,18 +123,21 @@ def export_hf(
     """
     saved = open_checkpoint(checkpoint)
     config = saved.config
+    head = _head_of(saved)
     is_bert = (
-        config.norm_placement == "post" and config.use_pooler and not config.num_decoder_layers
+        config.norm_placement == "post"
+        and (config.use_pooler or head is not None)
+        and not config.num_decoder_layers
     )
-    job = _Export(saved, BERT if is_bert else PLUG, ranks=1, dtype=dtype)
-    with atomic_output(output) as partial:
+    job = _Export(saved, BERT if is_bert else PLUG, objectives, ranks=1, dtype=dtype)
+    with atomic_output(output, reads=[checkpoint]) as partial:
         partial.mkdir()
         writers = _sharded(partial, job.shapes, shard_bytes)
         size = job.write(lambda name, rank: writers[name])
         for writer in set(writers.values()):
             writer.close()
         job.write_config(partial)
-    if is_bert and config.num_sentence_classes != 2:
+    if is_bert and head is None and config.num_sentence_classes != 2:
         print(
             f"its sentence head has {config.num_sentence_classes} classes, transformers' "
             "BertForPreTraining 2: load it with BertForMaskedLM or BertModel",
@@ -136,15 +148,34 @@ def export_hf(
 
 
 class _Export:
-    def __init__(self, saved: SavedModel, layout: Layout, *, ranks: int, dtype: str | None) -> None:
+    def __init__(
+        self,
+        saved: SavedModel,
+        layout: Layout,
+        objectives: Objectives,
+        *,
+        ranks: int,
+        dtype: str | None,
+    ) -> None:
         self._saved, self._layout, self._ranks = saved, layout, ranks
         config, source = saved.config, saved.converted_from or {}
         all_rows = config.vocab_size if layout is BERT else config.padded_vocab_size
         self._rows = source.get("vocab_rows", all_rows)
+        saved.check("params", "unused")
         self._trees = {True: StoredTree(saved.path / "params")}
         if (saved.path / "unused").exists():
             self._trees[False] = StoredTree(saved.path / "unused")
-        leaves = leaves_of(config, layout)
+        self._head = _head_of(saved)
+        if self._head is not None:
+            objectives = (self._head, *objectives)
+        leaves = leaves_of(config, layout, objectives)
+        left_out = set(saved.param_shapes().get(HEADS, ())) - {one.name for one in objectives}
+        if left_out:
+            print(
+                f"left out: the heads of {', '.join(sorted(left_out))}; --objective names what "
+                "they belong to",
+                file=sys.stderr,
+            )
         check_ranks(leaves, ranks, rows=self._rows)
         self._dtypes = {} if dtype else dict(source.get("dtypes", {}))
         self._leaves = [(leaf, self._stored_dtype(leaf, dtype)) for leaf in leaves]
@@ -196,20 +227,33 @@ class _Export:
     def _read_layer(self, leaf: Leaf, layer: int) -> np.ndarray:
         if leaf.used not in self._trees:
             return np.zeros(leaf.layer_shape, np.float32)
-        store = self._trees[leaf.used].open(leaf.path)
-        part = store[layer] if leaf.stacked else store
-        return np.asarray(part.read().result())
+
+        def read(path: str) -> np.ndarray:
+            with reading(self._saved.path, "params" if leaf.used else "unused"):
+                store = self._trees[leaf.used].open(path)
+                part = store[layer] if leaf.stacked else store
+                return np.asarray(part.read().result())
+
+        lora, array = self._saved.lora, read(leaf.path)
+        return array if lora is None else np.asarray(lora.merged(leaf.path, array, read))
 
     def write_config(self, directory: Path) -> None:
-        """config.json, and vocab.txt."""
+        """config.json, with the head's class and labels, and the vocabulary."""
         describe = _bert_config if self._layout is BERT else _plug_config
-        text = json.dumps(describe(self._saved.config, self._rows), indent=2)
+        fields = describe(self._saved.config, self._rows)
+        if self._head is not None and self._layout is BERT:
+            fields |= _head_config(self._head)
+        text = json.dumps(fields, indent=2, ensure_ascii=False)
         (directory / "config.json").write_text(text + "\n", "utf-8")
         if self._saved.vocabulary_fingerprint is not None:
-            name = WordPieceVocabulary.FILE_NAME
-            path = Path(self._saved.vocabulary_path) / name
-            if path.exists():
-                shutil.copyfile(path, directory / name)
+            vocabulary = self._saved.vocabulary()
+            save_vocabulary(vocabulary, directory)
+            if not isinstance(vocabulary, WordPieceVocabulary):
+                print(
+                    f"the vocabulary is {vocabulary.FILE_NAME}: import-hf and import-plug read it, "
+                    "BERT's tokenizers do not",
+                    file=sys.stderr,
+                )
 
 
 def _sharded(directory: Path, shapes: Shapes, shard_bytes: int) -> Mapping[str, TensorFileWriter]:
@@ -261,6 +305,22 @@ def _bert_config(config: PlugConfig, rows: int) -> dict[str, Any]:
         "num_hidden_layers": config.num_encoder_layers,
         "layer_norm_eps": config.layer_norm_epsilon,
         **_sizes(config),
+    }
+
+
+def _head_of(saved: SavedModel) -> TaskObjective | None:
+    """The objective of the head that a checkpoint was fine-tuned with, if it was."""
+    return None if saved.task is None else described_format(saved.task).make_objective()
+
+
+def _head_config(head: TaskObjective) -> dict[str, Any]:
+    """What config.json says of a head."""
+    numbers = dict(enumerate(head.torch_labels))
+    labels = {"id2label": numbers, "label2id": {name: i for i, name in numbers.items()}}
+    return {
+        "architectures": [head.torch_class],
+        "classifier_dropout": head.dropout_rate,
+        **(labels if numbers else {}),
     }
 
 

@@ -6,7 +6,9 @@ import dataclasses
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,16 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from plug_jax.config import PlugConfig
+from plug_jax.convert.whole_files import first_bytes
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.checkpointing import SavedModel, open_checkpoint
+from plug_jax.training.saved_model import SavedModel, open_checkpoint
 from plug_jax.training.state import abstract_params
 
 _ENCODER_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 _INPUTS = (*_ENCODER_INPUTS, "decoder_input_ids")
 OUTPUTS = ("encoder_hidden", "mlm_logits", "sentence_logits", "decoder_logits")
 _OTHER_NAMES = {"last_hidden_state": "encoder_hidden", "seq_relationship_logits": "sentence_logits"}
+# The last two: of arrays that say they are larger than any memory.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, MemoryError, OverflowError)
 _BY_POSITION = ("encoder_hidden", "mlm_logits")  # of no meaning where attention_mask is 0
 
 
@@ -75,10 +80,11 @@ def verify(
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Inputs and outputs, by our names."""
+    first_bytes(Path(path))
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {_OTHER_NAMES.get(name, name): file[name] for name in file}
-    except (OSError, ValueError, zipfile.BadZipFile, TypeError) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, *_DAMAGED) as error:
         raise PlugError(f"cannot read {path} as an .npz file: {error}") from error
     inputs = {name: arrays.pop(name) for name in _INPUTS if name in arrays}
     known = {*OUTPUTS, "pooled_output"}

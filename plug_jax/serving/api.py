@@ -7,6 +7,7 @@ in `plug-jax generate`. A field that would be ignored though it changes the text
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -35,8 +36,8 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "echo": ((False,), "put the prompt before the text yourself"),
     "suffix": (("",), "the model writes forward only"),
     "logit_bias": (({},), "leave it out"),
-    "frequency_penalty": ((0,), "use repetition_penalty or no_repeat_ngram"),
-    "presence_penalty": ((0,), "use repetition_penalty or no_repeat_ngram"),
+    "frequency_penalty": ((0, 0.0), "use repetition_penalty or no_repeat_ngram"),
+    "presence_penalty": ((0, 0.0), "use repetition_penalty or no_repeat_ngram"),
     "best_of": ((1,), "ask for n texts and choose with logprobs"),
 }
 _TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
@@ -135,11 +136,12 @@ def _check_names(given: Mapping[str, Any]) -> None:
             harmless, advice = _NEUTRAL[name]
             if name == "best_of":
                 harmless = (given.get("n", 1),)
-            if value not in harmless:
+            if not any(type(value) is type(h) and value == h for h in harmless):
                 raise ApiError(400, f"{name} is not supported here; {advice}", param=name)
         elif name not in _OPTIONS and name not in _OTHERS:
             known = ", ".join(sorted([*_OPTIONS, *_OTHERS]))
-            raise ApiError(400, f"unknown field {name!r}; there are: {known}", param=name)
+            param = name.encode("utf-8", "backslashreplace").decode()  # it may be no Unicode
+            raise ApiError(400, f"unknown field {name!r}; there are: {known}", param=param)
 
 
 def _value(given: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
@@ -148,10 +150,15 @@ def _value(given: Mapping[str, Any], name: str, kind: type, default: Any) -> Any
     accepted: Any = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ApiError(400, f"{name} must be {_TYPE_NAMES[kind]}", param=name)
+    if kind is not float:
+        return value
     try:
-        return float(value) if kind is float else value
+        number = float(value)
     except OverflowError as error:
         raise ApiError(400, f"{name} is too large", param=name) from error
+    if not math.isfinite(number):  # JSON can spell 1e400
+        raise ApiError(400, f"{name} must be a finite number", param=name)
+    return number
 
 
 def _text(value: Any, name: str, what: str) -> str:

@@ -16,17 +16,28 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from plug_jax.serving.api import ApiError
+from plug_jax.serving.clients import RequireKey, Shares
 from plug_jax.serving.completions import Completions
 from plug_jax.serving.engine import Engine
 
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+_HEADERS = {  # of errors
+    401: {"WWW-Authenticate": "Bearer"},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "1"},
+}
 
 
 def make_app(
-    engine: Engine, *, model_name: str, allowed_hosts: Sequence[str] = ("*",)
+    engine: Engine,
+    *,
+    model_name: str,
+    allowed_hosts: Sequence[str] = ("*",),
+    keys: Sequence[str] = (),
+    shares: Shares | None = None,
 ) -> Starlette:
     """The application over a running engine.
 
@@ -35,6 +46,8 @@ def make_app(
         model_name: what clients call the model.
         allowed_hosts: names that a request's Host may have. On a loopback address others are the
             work of a web page whose name was made to lead here (DNS rebinding).
+        keys: one of them is needed for everything under /v1; none: no key is.
+        shares: what one client may have in hand; None: as much as the engine takes.
     """
     slots = engine.slots
     model = {
@@ -66,13 +79,24 @@ def make_app(
         }
         return JSONResponse(body, status_code=200 if engine.state == "ok" else 503)
 
-    completions = Completions(engine, model_name=model_name, max_tokens=slots.max_new_tokens)
+    completions = Completions(
+        engine,
+        model_name=model_name,
+        max_tokens=slots.max_new_tokens,
+        shares=shares or Shares(None),
+    )
     return Starlette(
         routes=[
             Route("/", _page()),
-            Route("/v1/completions", completions, methods=["POST"]),
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", one_model),
+            Mount(
+                "/v1",
+                routes=[
+                    Route("/completions", completions, methods=["POST"]),
+                    Route("/models", models),
+                    Route("/models/{name:path}", one_model),
+                ],
+                middleware=[Middleware(RequireKey, keys)] if keys else [],
+            ),
             Route("/health", health),
         ],
         middleware=[
@@ -112,8 +136,7 @@ def _hash(content: str) -> str:
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    headers = {"Retry-After": "1"} if error.status in (429, 503) else None
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+    return JSONResponse(error.body(), error.status, _HEADERS.get(error.status))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

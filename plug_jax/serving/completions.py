@@ -8,7 +8,7 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -17,9 +17,11 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from plug_jax.errors import PlugError
-from plug_jax.serving import api
+from plug_jax.inference.model import NoNumbersError
+from plug_jax.serving import api, connections
 from plug_jax.serving.api import ApiError, CompletionRequest
 from plug_jax.serving.choices import Choice, usage
+from plug_jax.serving.clients import Shares, client_of
 from plug_jax.serving.engine import (
     Engine,
     EngineFailedError,
@@ -39,13 +41,17 @@ _SSE_HEADERS = [
 class Completions:
     """The endpoint, an ASGI application: it has to hear of a client that goes away."""
 
-    def __init__(self, engine: Engine, *, model_name: str, max_tokens: int) -> None:
+    def __init__(self, engine: Engine, *, model_name: str, max_tokens: int, shares: Shares) -> None:
         self._engine = engine
+        self._shares = shares
+        self._most = min(engine.capacity, shares.most or engine.capacity)
         self._model_name = model_name
         self._max_tokens = max_tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        with _refusals():  # before work is done for it
+            self._engine.ensure_room(1)
         try:
             body = await _json(Request(scope, receive))
         except ClientDisconnect:
@@ -66,16 +72,18 @@ class Completions:
             },
         )
         updates = self._updates([choice.job for choice in answer.choices], changed, receive)
-        async with contextlib.aclosing(updates):
-            await (answer.stream if asked.stream else answer.whole)(updates, scope, receive, send)
+        send_answer = answer.stream if asked.stream else answer.whole
+        with self._shares.taken(client_of(scope), len(answer.choices)):
+            async with contextlib.aclosing(updates):
+                await send_answer(updates, scope, receive, send)
 
     def _check(self, asked: CompletionRequest) -> int:
         """Tokens of all prompts. ApiError for a request that can never be answered."""
         texts = len(asked.prompts) * asked.n
-        if texts > self._engine.capacity:
+        if texts > self._most:
             raise ApiError(
                 400,
-                f"the request is for {texts} texts; at most {self._engine.capacity} here",
+                f"the request is for {texts} texts; at most {self._most} here",
                 param="n" if asked.n > 1 else "prompt",
             )
         try:
@@ -113,7 +121,8 @@ class Completions:
         gone = asyncio.create_task(_disconnected(receive))
         gone.add_done_callback(lambda _: changed.set())
         try:
-            _submit(self._engine, jobs)
+            with _refusals():
+                self._engine.submit(jobs)
             finished = False
             while not finished:
                 await changed.wait()
@@ -146,7 +155,8 @@ class _Answer:
         async for _ in updates:
             pass
         if all(choice.job.finished for choice in self.choices):  # else the client has gone
-            parts = [choice.more() for choice in self.choices]
+            # Elsewhere: with log-probabilities of many texts it takes seconds.
+            parts = await run_in_threadpool(lambda: [choice.more() for choice in self.choices])
             body = {**self.header, "choices": parts, "usage": self._usage()}
             await JSONResponse(body)(scope, receive, send)
 
@@ -193,9 +203,11 @@ class _Answer:
         return usage(self.prompt_tokens, [p.text for p in progress if p is not None])
 
 
-def _submit(engine: Engine, jobs: list[Job]) -> None:
+@contextlib.contextmanager
+def _refusals() -> Generator[None]:
+    """What the engine raises when it takes no text, as an ApiError."""
     try:
-        engine.submit(jobs)
+        yield
     except QueueFullError as error:
         message = "too many requests are waiting; try again in a moment"
         raise ApiError(429, message, code="rate_limit_exceeded") from error
@@ -204,6 +216,8 @@ def _submit(engine: Engine, jobs: list[Job]) -> None:
 
 
 def _api_error(error: Exception) -> ApiError:
+    if isinstance(error, NoNumbersError):
+        return ApiError(500, str(error))
     if isinstance(error, PlugError):
         return ApiError(400, api.api_message(error))
     status = 500 if isinstance(error, EngineFailedError) else 503
@@ -211,18 +225,26 @@ def _api_error(error: Exception) -> ApiError:
 
 
 async def _json(request: Request) -> Any:
-    """The body. ApiError if it is too large, is not JSON, or is not said to be.
+    """The body. ApiError if it is too large or too slow, is not JSON, or is not said to be.
 
     A page of another site can post any other content type without asking the browser's leave.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "Content-Type must be application/json")
+    too_large = ApiError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
+        raise too_large  # none of it is read
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+    try:
+        async with asyncio.timeout(connections.PATIENCE_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise too_large
+    except TimeoutError as error:
+        seconds = connections.PATIENCE_SECONDS
+        raise ApiError(408, f"the body did not come within {seconds:.0f} seconds") from error
     try:
         return json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

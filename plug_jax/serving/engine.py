@@ -12,14 +12,16 @@ from types import TracebackType
 from typing import Literal, Self
 
 from plug_jax.errors import PlugError
-from plug_jax.inference.generator import GeneratedText
+from plug_jax.inference.generator import FinishReason, GeneratedText
+from plug_jax.inference.model import NoNumbersError
 from plug_jax.inference.options import GenerationOptions
 from plug_jax.inference.slots import Slots
 from plug_jax.serving import stops
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE = 30.0  # seconds for the tokens in hand; a device that hangs must not keep the process
+_PATIENCE = 5.0  # seconds for the tokens in hand; a device that hangs must not keep the process
+_UNFINISHED = "the server stopped before the text was complete"
 
 State = Literal["ok", "stopping", "failed"]
 
@@ -41,7 +43,7 @@ class Progress:
     """A text as far as it is written."""
 
     text: GeneratedText
-    finish_reason: Literal["stop", "length"] | None  # None: it goes on
+    finish_reason: FinishReason | None  # None: it goes on
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -87,10 +89,11 @@ class Engine:
         self._accepted: set[Job] = set()
         self._waiting: deque[Job] = deque()
         self._deadline: float | None = None
-        self._refusal: EngineStoppedError | None = None
+        self._refusal: str | None = None  # why no texts are taken any more
         self._failed = False
         # Of the engine's thread alone.
         self._writing: dict[int, Job] = {}  # by slot
+        self._suspects: deque[Job] = deque()  # that were in the slots when the model failed
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def __enter__(self) -> Self:
@@ -134,13 +137,18 @@ class Engine:
             EngineStoppedError: it has failed, or is stopping.
         """
         with self._changed:
-            if self._refusal is not None:
-                raise self._refusal
-            if len(self._accepted) + len(jobs) > self.capacity:
-                raise QueueFullError
+            self.ensure_room(len(jobs))
             self._accepted.update(jobs)
             self._waiting.extend(jobs)
             self._changed.notify_all()
+
+    def ensure_room(self, texts: int) -> None:
+        """Raise what `submit` would for so many texts."""
+        with self._changed:
+            if self._refusal is not None:
+                raise EngineStoppedError(self._refusal)
+            if len(self._accepted) + texts > self.capacity:
+                raise QueueFullError
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Nobody reads these jobs any more: their slots and places are for others."""
@@ -156,18 +164,30 @@ class Engine:
         with self._changed:
             deadline = time.monotonic() + grace
             self._deadline = min(deadline, self._deadline or deadline)
-            self._refusal = self._refusal or EngineStoppedError("the server is stopping")
+            self._refusal = self._refusal or "the server is stopping"
             self._changed.notify_all()
+
+    def ending(self, overtime: float) -> bool:
+        """After `stop`: whether texts may still come; not when `overtime` seconds too late."""
+        assert self._deadline is not None
+        return self._thread.is_alive() and time.monotonic() < self._deadline + overtime
+
+    def abandon(self) -> None:
+        """Fail what is in hand without waiting for the model, which may never come back."""
+        with self._changed:
+            jobs = list(self._accepted)
+        for job in jobs:
+            self._finish(job, EngineStoppedError(_UNFINISHED))
 
     def _run(self) -> None:
         try:
             while self._has_work():
                 self._round()
         except Exception as error:
-            _log.exception("the model failed; the server takes no more requests")
+            _log.error("the model has failed; the server takes no more requests")
             self._fail_all(error)
         else:
-            self._finish_all(EngineStoppedError("the server stopped before the text was complete"))
+            self._finish_all(EngineStoppedError(_UNFINISHED))
 
     def _has_work(self) -> bool:
         """Wait for jobs; False when it is time to stop."""
@@ -187,35 +207,70 @@ class Engine:
         while self.slots.free and (job := self._next()):
             try:
                 slot = self.slots.admit(job.prompt, job.options, sample=job.sample)
-            except PlugError as error:
-                self._finish(job, error)
+            except Exception as error:
+                self._finish(job, _failure(error))
+                if not self.slots.intact:
+                    self._start_over()
             else:
                 self._writing[slot] = job
-        for slot, (text, ended) in self.slots.advance(self._steps).items():
+        try:
+            written = self.slots.advance(self._steps)
+        except Exception as error:
+            failure = _failure(error)
+            if len(self._writing) == 1:  # it is this one's fault
+                self._finish(self._writing.popitem()[1], failure)
+            self._start_over()
+            return
+        for slot, (text, ended) in written.items():
             self._deliver(slot, text, ended)
 
     def _next(self) -> Job | None:
+        """The next to admit. Each suspect is written alone: one that makes the model fail shows."""
+        while self._suspects and (self._suspects[0].finished or self._suspects[0].cancelled):
+            self._suspects.popleft()
+        if self._suspects:
+            return None if self._writing else self._suspects[0]
         with self._changed:
             return self._waiting.popleft() if self._waiting else None
 
+    def _start_over(self) -> None:
+        """After a failure that may have spoilt the slots: what was in them is to be written again.
+
+        A text depends on its request alone, so what was handed out of it remains right. Raises if
+        the model does not even write a token without a prompt: then it is nobody's fault.
+        """
+        self._suspects.extend(self._writing.values())
+        self._writing.clear()
+        self.slots.reset()
+        self.slots.admit("", GenerationOptions(max_new_tokens=1))
+        self.slots.advance(1)
+
     def _deliver(self, slot: int, text: GeneratedText, ended: bool) -> None:
-        job = self._writing[slot]
+        job, failure = self._writing[slot], None
+        try:
+            job.progress = self._progress(job, text, ended)
+        except Exception as error:
+            failure = _failure(error)
+        if failure is None and not job.finished:
+            job.notify()
+            return
+        if not ended:
+            self.slots.release(slot)
+        del self._writing[slot]
+        self._finish(job, failure)
+
+    def _progress(self, job: Job, text: GeneratedText, ended: bool) -> Progress:
+        """How far a job is with this text."""
+        if not text.has_numbers:
+            raise NoNumbersError
         known = len(job.progress.text.ids) if job.progress else 0
         shorter = stops.cut(text, job.stop, self.decode, known=known)
         if shorter is not None:
-            text = shorter
-            if not ended:
-                self.slots.release(slot)
-        if shorter is None and not ended:
-            job.progress = Progress(text, None)
-            job.notify()
-            return
-        del self._writing[slot]
-        job.progress = Progress(text, "stop" if text.stopped else "length")
-        self._finish(job)
+            return Progress(shorter, "stop")
+        return Progress(text, text.finish_reason if ended else None)
 
     def _finish(self, job: Job, error: Exception | None = None) -> None:
-        job.error = error
+        job.error = job.error or error
         with self._changed:
             self._accepted.discard(job)
         job.notify()
@@ -223,15 +278,24 @@ class Engine:
     def _fail_all(self, cause: Exception) -> None:
         with self._changed:
             self._failed = True
-            self._refusal = EngineStoppedError("the model has failed; the server's log says why")
-        failure = EngineFailedError("the model failed; the server's log says why")
-        failure.__cause__ = cause
-        self._finish_all(failure)
+            self._refusal = "the model has failed; the server's log says why"
+        self._finish_all(_failure(cause))
 
     def _finish_all(self, error: Exception) -> None:
         with self._changed:
             jobs = list(self._accepted)
             self._waiting.clear()
         self._writing.clear()
+        self._suspects.clear()
         for job in jobs:
             self._finish(job, error)
+
+
+def _failure(cause: Exception) -> Exception:
+    """What a reader is told of an exception: a PlugError itself, of others that they are logged."""
+    if isinstance(cause, PlugError):
+        return cause
+    _log.error("the model failed", exc_info=cause)
+    failure = EngineFailedError("the model failed; the server's log says why")
+    failure.__cause__ = cause
+    return failure

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Generator
 from types import FrameType
@@ -15,30 +17,40 @@ import uvicorn
 from starlette.applications import Starlette
 
 from plug_jax.errors import PlugError
+from plug_jax.serving.connections import LAST_SECONDS, Connection, limited
 from plug_jax.serving.engine import Engine
 
 GRACE_SECONDS = 10.0
-_LATEST = 2.0  # after the grace, for what has failed to be sent
 
 
 class Server(uvicorn.Server):
-    """Stops at SIGINT and SIGTERM: takes no new requests, and gives those in hand some seconds.
+    """Stops at SIGINT and SIGTERM: refuses new requests, and gives those in hand some seconds.
 
     A second signal ends their time.
     """
 
-    def __init__(self, app: Starlette, engine: Engine, *, grace: float = GRACE_SECONDS) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        engine: Engine,
+        *,
+        tls: ssl.SSLContext | None = None,
+        grace: float = GRACE_SECONDS,
+    ) -> None:
         config = uvicorn.Config(
             app,
+            http=Connection,
+            ssl_context_factory=None if tls is None else lambda config, default: tls,
             log_level="warning",
             access_log=False,
             lifespan="off",
             ws="none",
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=int(grace + _LATEST),
+            timeout_graceful_shutdown=int(2 * LAST_SECONDS),  # each connection ends before
         )
         super().__init__(config)
+        config.app = limited(app, self.server_state)
         self._engine = engine
         self._grace = grace
 
@@ -49,9 +61,41 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called once it is to end."""
+        """Called once it is to end.
+
+        Until the last text is written it still listens, so that requests which come meanwhile are
+        refused by an answer, and `/health` tells that it is stopping.
+        """
         self._engine.stop(self._grace)
+        while self._engine.ending(LAST_SECONDS):
+            await asyncio.sleep(0.05)
+        self._engine.abandon()
+        await self._close(sockets or [])
         await super().shutdown(sockets)
+
+    async def _close(self, sockets: list[socket.socket]) -> None:
+        """Listen no more, and take what the system has connected already: it would be reset."""
+        connected = []
+        for sock in sockets:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    connected.append(sock.accept()[0])
+        for server in self.servers:
+            server.close()
+        for sock in sockets:
+            sock.close()
+        loop = asyncio.get_running_loop()
+        handshake = None if self.config.ssl is None else LAST_SECONDS
+        handed_over = [
+            loop.connect_accepted_socket(
+                self._connection, one, ssl=self.config.ssl, ssl_handshake_timeout=handshake
+            )
+            for one in connected
+        ]
+        await asyncio.gather(*handed_over, return_exceptions=True)
+
+    def _connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -101,7 +145,37 @@ def is_loopback(sock: socket.socket) -> bool:
     return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
 
 
-def url(sock: socket.socket, host: str) -> str:
+def url(sock: socket.socket, host: str, *, encrypted: bool = False) -> str:
     """Where a browser finds it."""
     name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{sock.getsockname()[1]}/"
+    return f"{'https' if encrypted else 'http'}://{name}:{sock.getsockname()[1]}/"
+
+
+def tls_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
+    """What encrypts connections.
+
+    Args:
+        certificate: file of the certificate and those between it and the authority (PEM).
+        key: file of its private key (PEM, not encrypted); None: it is in the same file.
+
+    Raises:
+        PlugError: a file cannot be read, is no PEM, or the two do not belong together.
+    """
+    for path in (certificate, key or certificate):
+        try:
+            open(path, "rb").close()
+        except OSError as error:  # load_cert_chain does not say which of them
+            raise PlugError(f"cannot read {path} for TLS: {error.strerror}") from error
+
+    def ask() -> str:  # by default OpenSSL asks the terminal
+        raise PlugError(f"the private key in {key or certificate} is encrypted; decrypt it first")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=ask)
+    except ssl.SSLError as error:
+        files = certificate if key is None else f"{certificate} and {key}"
+        raise PlugError(
+            f"{files} must hold a certificate and its private key as PEM: {error}"
+        ) from error
+    return context

@@ -16,7 +16,8 @@ from plug_jax.convert.sources import open_hf, open_plug
 from plug_jax.convert.tensor_files import read_torch_file
 from plug_jax.convert.to_torch import export_hf, export_plug
 from plug_jax.errors import PlugError
-from plug_jax.training.checkpointing import open_checkpoint
+from plug_jax.training.checksums import CHECKSUMS
+from plug_jax.training.saved_model import open_checkpoint
 from tests import golden_weights
 from tests.convert import weights
 
@@ -226,8 +227,8 @@ def test_ranks_that_are_missing_or_differ(tensors, tmp_path, capfd):
     assert f"error: {name} is not cut over ranks, yet differs" in error
     assert "Traceback" not in error  # though it comes up while orbax writes
     fewer = {n: a for n, a in parts[1].items() if n != name}
-    with pytest.raises(PlugError, match=f"differ in {name}"):
-        open_plug(write(tmp_path / "fewer", [parts[0], fewer]))
+    with pytest.raises(PlugError, match=f"ranks 0 and 1 of .* differ in {name}"):
+        bring_in(write(tmp_path / "fewer", [parts[0], fewer]), tmp_path / "out")
     short = parts[1] | {name: parts[1][name][:3]}
     with pytest.raises(PlugError, match=rf"{name}: \(3,\), should be \(16,\) .*mp_rank_01"):
         bring_in(write(tmp_path / "short", [parts[0], short]), tmp_path / "out")
@@ -254,7 +255,9 @@ def test_a_model_without_the_unused_pooler_exports_zeros(tensors, tmp_path, caps
         drop=("bert.pooler.*",),
         fresh=("pooler",),
     )
-    shutil.rmtree(tmp_path / "out" / "checkpoints" / "0" / "unused")
+    step = tmp_path / "out" / "checkpoints" / "0"
+    shutil.rmtree(step / "unused")
+    (step / CHECKSUMS).unlink()
     export_plug(tmp_path / "out", tmp_path / "back")
     assert "pooler/kernel: PLUG has it and does not use it" in capsys.readouterr().err
     (back,) = read(tmp_path / "back" / "1")

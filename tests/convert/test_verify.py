@@ -1,6 +1,8 @@
 """`plug-jax convert verify` on a Hugging Face checkpoint, and its complaints."""
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -88,3 +90,39 @@ def test_a_file_that_does_not_fit(checkpoint, golden, tmp_path, broken):
 def test_no_file(checkpoint, tmp_path):
     with pytest.raises(PlugError, match="cannot read .*nothing.npz"):
         verify(checkpoint, tmp_path / "nothing.npz", tolerance=1e-4)
+
+
+def npz_of_shape(size):
+    """A file whose one array says that it has so many numbers."""
+    member, content = io.BytesIO(), io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(member, header)
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("hidden.npy", member.getvalue())
+    return content.getvalue()
+
+
+def test_a_file_that_did_not_arrive_whole(checkpoint, golden, tmp_path):
+    path = tmp_path / "golden.npz"
+    np.savez(path, **golden)
+    whole = path.read_bytes()
+    for content, message in (
+        (b"version https://git-lfs.github.com/spec/v1\nsize 7\n", "is a git-lfs pointer"),
+        (b"<html>", "is a web page"),
+        (b"", "is empty"),
+        (whole[:-100], "cannot read .* as an .npz file"),
+        (whole[:400], "cannot read .* as an .npz file"),
+        (b"\x93NUMPY" + whole[:60], "cannot read .* as an .npz file"),
+        (npz_of_shape(10**12), "cannot read .* as an .npz file: Unable to allocate"),
+        (npz_of_shape(10**20), "cannot read .* as an .npz file: .* too large"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(PlugError, match=f"golden.npz {message}|{message}"):
+            verify(checkpoint, path, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "inf", "-1"])
+def test_a_tolerance_that_is_none(tmp_path, capsys, tolerance):
+    files = ["--checkpoint", str(tmp_path), "--golden", str(tmp_path / "golden.npz")]
+    assert main.main(["convert", "verify", *files, f"--tolerance={tolerance}"]) == 2
+    assert f"--tolerance {float(tolerance)}: a number of 0 or more" in capsys.readouterr().err

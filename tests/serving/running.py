@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import signal
+import socket
 import threading
 
 import httpx2
@@ -85,6 +87,18 @@ class Running:
         assert (done, rest) == ("data: [DONE]", "")
         return [json.loads(event.removeprefix("data: ")) for event in events]
 
+    @contextlib.contextmanager
+    def raw(self, content=b"", timeout=30):
+        """A socket, on which `content` was sent."""
+        host, port = self.url.split("//")[1].split(":")
+        with socket.create_connection((host, int(port)), timeout=timeout) as raw:
+            raw.sendall(content)
+            yield raw
+
+    def connections(self):
+        """How many there are now."""
+        return len(self.server.server_state.connections)
+
     def stop(self):
         """As a signal does."""
         self.server.handle_exit(signal.SIGTERM, None)
@@ -98,12 +112,27 @@ class Running:
         raise AssertionError(f"{self.engine.counts()}, not {(writing, waiting)}")
 
 
+def head(method="POST", path="/v1/completions", **fields):
+    """The head of a request that has a body of JSON; "_" in the names of fields is "-"."""
+    fields = {"Host": "127.0.0.1", "Content_Type": "application/json", **fields}
+    lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items()]
+    return f"{method} {path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode()
+
+
+def answer_of(raw):
+    """The first answer on a socket: its status, headers and JSON."""
+    response = http.client.HTTPResponse(raw)
+    response.begin()
+    return response.status, response.headers, json.loads(response.read())
+
+
 @contextlib.contextmanager
-def running(slots, *, max_queue=16, steps=4, grace=5.0, host="127.0.0.1"):
+def running(slots, *, max_queue=16, steps=4, grace=5.0, host="127.0.0.1", tls=None, **options):
+    """`options` are of `make_app`."""
     with server.listen(host, 0) as sock, Engine(slots, max_queue=max_queue, steps=steps) as engine:
         hosts = server.allowed_hosts(sock, host)
-        app = make_app(engine, model_name=NAME, allowed_hosts=hosts)
-        uvicorn_server = server.Server(app, engine, grace=grace)
+        app = make_app(engine, model_name=NAME, allowed_hosts=hosts, **options)
+        uvicorn_server = server.Server(app, engine, grace=grace, tls=tls)
         thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [sock]})
         thread.start()
         try:

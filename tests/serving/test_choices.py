@@ -75,3 +75,14 @@ def test_an_incomplete_character_waits():
     assert choice.more()["text"] == "ab"
     job.progress = progress([0, 3], "length")
     assert choice.more()["text"] == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_text_that_no_longer_begins_with_what_was_sent_adds_nothing_to_it():
+    """As where a later token makes another character of an earlier one: nothing wrong follows."""
+    job, choice = choice_of(stop=())
+    job.progress = progress([0, 1])
+    assert choice.more()["text"] == "ab cd"
+    job.progress = progress([2, 1, 0])
+    assert choice.more() is None
+    job.progress = progress([0, 1, 2], "length")
+    assert choice.more()["text"] == " e"

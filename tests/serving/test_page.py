@@ -135,6 +135,24 @@ def test_what_is_wrong_is_shown(browser):
         error.get_by_text("连不上服务器").wait_for()
 
 
+def test_the_page_asks_for_the_key_of_a_server_that_needs_one(browser):
+    key = "a-key-of-some-length"
+    with running(gated_slots(1), keys=[key]) as server:
+        page = browser.new_context().new_page()
+        page.goto(server.url)
+        page.locator("#error", has_text="API 密钥").wait_for()
+        page.fill("#prompt", "ABC")
+        page.fill("#key", "another-key-of-some-length")
+        page.click("#go")
+        page.locator("#error", has_text="API 密钥").wait_for()
+        page.fill("#key", key)
+        page.press("#key", "Enter")  # writes, as in every field of the form
+        wait_for_status(page, "词元/秒")
+        page.locator("#model", has_text=NAME).wait_for()
+        assert page.locator("#error").is_hidden()
+        page.context.close()
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_it_fits_the_screen_and_every_field_has_a_name(browser, width):
     with (
@@ -147,7 +165,7 @@ def test_it_fits_the_screen_and_every_field_has_a_name(browser, width):
         page.evaluate("document.querySelector('#settings').open = true")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         fields = page.locator("input, textarea")
-        assert fields.count() == 8
+        assert fields.count() == 9
         assert page.evaluate(
             "[...document.querySelectorAll('input, textarea')].every(e => e.labels.length === 1)"
         )

@@ -212,6 +212,33 @@ def test_a_body_must_be_json_of_moderate_size(server, content, content_type, sta
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("top_k", [2**31 - 1, 2**31, 2**63, 10**400])
+def test_a_top_k_that_no_integer_of_the_model_holds_is_every_token(server, top_k):
+    options = {"max_new_tokens": 12, "seed": 5}
+    (text,) = alone("HELLO", {**options, "top_k": 0})
+    answer = server.complete(**body_of("HELLO", options), top_k=top_k)
+    assert answer["choices"][0]["text"] == text.text
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b'{"prompt": "A", "model": "\\ud800"}', 404),
+        (b'{"prompt": "A", "\\ud800": 1}', 400),
+        (b'{"prompt": "\\ud800"}', 400),
+        (b'{"prompt": "A", "temperature": 1e400}', 400),
+        (b'{"prompt": "A", "temperature": -Infinity}', 400),
+        (b'{"prompt": "A", "seed": ' + b"9" * 5000 + b"}", 400),
+    ],
+)
+def test_json_that_no_text_or_number_is_of_gets_an_answer(server, content, status):
+    headers = {"Content-Type": "application/json"}
+    response = server.client.post("/v1/completions", content=content, headers=headers)
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert server.client.get("/health").json()["status"] == "ok"
+
+
 def test_the_other_routes(server):
     client = server.client
     (model,) = client.get("/v1/models").json()["data"]

@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # Worker processes of the tests: one a core, four at most (each imports tensorflow and jax).
 PYTEST_WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist loadfile
+AUDIT := .cache/audit
 # Further arguments for pytest, such as ARGS='-k masking'.
 ARGS ?=
 # The interpreter that makes .venv; by default python3.11, else python3.
@@ -14,15 +15,18 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-parity lint clean
+.PHONY: help setup demo demo-finetune test test-slow test-parity kills lint audit clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.installed  ## Make .venv with plug-jax and its pinned dependencies
 
 demo: $(VENV)/.installed  ## Train a small PLUG on this machine and generate with it
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/plug-jax demo
+
+demo-finetune: $(VENV)/.installed  ## Fine-tune its encoder on reviews, and compare
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/plug-jax demo-finetune
 
 test: $(VENV)/.installed  ## Run the tests, without the slow ones and those that need PyTorch
 	$(PYTEST) -m 'not parity and not slow' $(ARGS)
@@ -33,10 +37,18 @@ test-slow: $(VENV)/.installed  ## Run the slow tests
 test-parity: $(VENV)/.installed-parity  ## Install PyTorch and run the tests that compare with it
 	$(PYTEST) -m parity $(ARGS)
 
+kills: $(VENV)/.installed  ## Kill a run at 50 random moments, and compare what it leaves
+	$(BIN)/python -m tests.reliability.kills --kills 50 --report kills.json $(ARGS)
+
 lint: $(VENV)/.installed  ## Check style, format and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy plug_jax tasks
+
+# A tool that nothing else needs, so it is kept out of $(VENV). It asks PyPI about each package;
+# --strict: one that it cannot ask about is a failure too.
+audit: $(AUDIT)/.installed  ## Look for known vulnerabilities of the pinned packages
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt -r constraints-parity.txt $(ARGS)
 
 clean:  ## Remove .venv, caches and build files
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
@@ -63,6 +75,11 @@ $(VENV)/.created:
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing the pinned dependencies into $(VENV) (4.1 GB on disk; takes minutes, once)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cache,clean,demo,dev,int8,serve,tpu]'
+	@touch $@
+
+$(AUDIT)/.installed: $(VENV)/.created
+	$(BIN)/python -m venv --clear $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1
 	@touch $@
 
 # PyPI's torch brings CUDA. For a CPU build, let PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL lead to one.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
 
 NormPlacement = Literal["pre", "post"]
 RematPolicy = Literal["none", "dots", "full", "names", "offload"]
@@ -66,8 +67,7 @@ class PlugConfig:
     remat_saved_names: tuple[RematName, ...] = ("qkv", "out")
 
     def __post_init__(self) -> None:
-        # JSON and gin make lists of tuples.
-        object.__setattr__(self, "remat_saved_names", tuple(self.remat_saved_names))
+        check_fields(self)
         self.validate()
 
     @property
@@ -114,9 +114,6 @@ class PlugConfig:
         for name in ("layer_norm_epsilon", "init_std"):
             if getattr(self, name) <= 0.0:
                 problems.append(f"{name} must be positive, got {getattr(self, name)}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                problems.append(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         if self.attention == "splash" and self.attention_dropout_rate > 0.0:
             problems.append(
                 "attention='splash' has no dropout; set attention_dropout_rate = 0.0, or attention "
@@ -126,9 +123,6 @@ class PlugConfig:
             problems.append(
                 f"attention_block_size must be a multiple of 128, got {self.attention_block_size}"
             )
-        names = get_args(RematName)
-        if unknown := [n for n in self.remat_saved_names if n not in names]:
-            problems.append(f"remat_saved_names may hold {names}, got {unknown}")
         if problems:
             raise PlugError("PlugConfig: " + "; ".join(problems))
 
@@ -150,11 +144,3 @@ class PlugConfig:
         if missing:
             raise PlugError(f"PlugConfig: missing {', '.join(missing)}")
         return cls(**values)
-
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "norm_placement": get_args(NormPlacement),
-    "remat_policy": get_args(RematPolicy),
-    "dtype": get_args(ComputeDtype),
-    "attention": get_args(Attention),
-}

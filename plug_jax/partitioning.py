@@ -21,6 +21,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
 
 MESH_AXES = ("data", "fsdp", "tensor")
 LogicalRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
@@ -60,6 +61,9 @@ class Partitioner:
     rules: LogicalRules = ()  # what differs from DEFAULT_RULES
     devices: tuple[Any, ...] | None = None  # by default all there are
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The mesh over all devices. PlugError when the sizes do not multiply to their number."""
@@ -91,10 +95,16 @@ class Partitioner:
         if -1 in sizes and count % known == 0:
             sizes[sizes.index(-1)] = count // known
         elif -1 in sizes or known != count:
+            which, hint = "here", ""
+            if self.devices is not None:
+                which = "that it is for"
+            elif jax.default_backend() == "cpu":
+                hint = (
+                    " On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N makes N devices."
+                )
             raise PlugError(
-                f"mesh {wanted} does not match the {count} devices here; set the sizes so that "
-                f"their product is {count} (or one of them to -1). On a CPU, XLA_FLAGS="
-                "--xla_force_host_platform_device_count=N makes N devices."
+                f"mesh {wanted} does not match the {count} devices {which}; set the sizes so that "
+                f"their product is {count} (or one of them to -1).{hint}"
             )
         return tuple(sizes)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 
 import jax
 import numpy as np
@@ -60,6 +62,13 @@ def lively_params(config):
 def lively_model() -> InferenceModel:
     """The model of CONFIG, shared by the tests of a process for what it has compiled."""
     return InferenceModel(CONFIG, lively_params(CONFIG), Letters())
+
+
+def broken_model(number=math.nan) -> InferenceModel:
+    """`lively_model` with weights that are no numbers, or `number` times as large."""
+    model = copy.copy(lively_model())  # and what it has compiled
+    model.params = jax.tree.map(lambda leaf: leaf * number, model.params)
+    return model
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 from plug_jax.data.vocabularies import SPECIAL_PIECES, WordPieceVocabulary
 from plug_jax.training.checkpointing import CheckpointConfig, Checkpoints
 from plug_jax.training.state import TrainState
+from tests import reference_model
 from tests.inference_model import CONFIG, lively_params
 
 # Each a piece of its own, so texts and ids correspond one to one.
@@ -19,7 +22,9 @@ CHARACTERS = (
 )
 
 
-class _NoData:
+class NoData:
+    """A place in no data."""
+
     def save(self, directory: object) -> None:
         pass
 
@@ -27,19 +32,34 @@ class _NoData:
         pass
 
 
-def write_stored_model(directory: Path) -> Path:
-    """MODEL_DIR of `tests.inference_model.CONFIG`."""
-    pieces = [*SPECIAL_PIECES, "[unused1]", *CHARACTERS]
-    pieces += [f"[unused{n}]" for n in range(2, 2 + CONFIG.vocab_size - len(pieces))]
-    vocabulary = directory / "vocab.txt"
-    vocabulary.write_text("\n".join(pieces) + "\n", encoding="utf-8")
-    params = jax.tree.map(jnp.asarray, lively_params(CONFIG))
+def write_stored_model(
+    directory: Path, *, decoder: bool = True, characters: Iterable[str] = CHARACTERS
+) -> Path:
+    """MODEL_DIR of `tests.inference_model.CONFIG`, or of its encoder alone.
+
+    Its vocabulary is as large as the `characters` need.
+    """
+    vocabulary = WordPieceVocabulary(write_vocabulary(directory, CONFIG.vocab_size, characters))
+    config = dataclasses.replace(CONFIG, vocab_size=vocabulary.vocab_size)
+    if not decoder:
+        config = dataclasses.replace(config, num_decoder_layers=0)
+    params = lively_params(config) if decoder else reference_model.random_params(config, seed=0)
+    params = jax.tree.map(jnp.asarray, params)
     checkpoints = Checkpoints(
         directory,
         CheckpointConfig(every=1),
-        model=CONFIG,
-        vocabulary=WordPieceVocabulary(vocabulary),
+        model=config,
+        vocabulary=vocabulary,
     )
-    checkpoints.save(TrainState(jnp.int32(1), params, ()), _NoData())
+    checkpoints.save(TrainState(jnp.int32(1), params, ()), NoData())
     checkpoints.close()
     return directory
+
+
+def write_vocabulary(directory: Path, least: int, characters: Iterable[str] = CHARACTERS) -> Path:
+    """vocab.txt of the special pieces and characters, and of as many more as make `least`."""
+    pieces = [*SPECIAL_PIECES, "[unused1]", *characters]
+    pieces += [f"[unused{n}]" for n in range(2, 2 + least - len(pieces))]
+    path = directory / "vocab.txt"
+    path.write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return path

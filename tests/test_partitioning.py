@@ -61,6 +61,13 @@ def test_meshes_that_cannot_be(partitioner, message):
         _ = partitioner.mesh
 
 
+def test_only_devices_of_this_cpu_can_be_made_more():
+    with pytest.raises(PlugError, match="the 8 devices here; .* XLA_FLAGS=.*device_count=N makes"):
+        _ = Partitioner(data=3).mesh
+    with pytest.raises(PlugError, match=r"the 8 devices that it is for; .* to -1\)\.$"):
+        _ = Partitioner(data=3, devices=tuple(jax.devices())).mesh
+
+
 def test_rules_override_the_defaults_by_name():
     rules = dict(Partitioner(rules=(("kv", "tensor"), ("heads", None))).logical_rules)
     assert rules["kv"] == "tensor"
@@ -128,7 +135,7 @@ def test_no_device_keeps_what_another_one_keeps(optimizer):
     config = CONFIG.from_dict(
         CONFIG.to_dict() | {"hidden_size": 256, "mlp_dim": 1024, "vocab_size": 256}
     )
-    layout = state_layout(PlugModel(config), optimizer, partitioner)
+    layout = state_layout(PlugModel(config), (), optimizer, partitioner)
     kept = with_shardings(layout.abstract.opt_state, layout.shardings.opt_state)
     summed = with_shardings(layout.abstract.params, layout.gradients)
     large = 0

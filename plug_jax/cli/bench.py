@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -11,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plug_jax.cli import bench_convert, bench_decode, bench_int8
+from plug_jax.cli import bench_convert, bench_decode, bench_int8, bench_soak
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
 
     from plug_jax.benchmarks.data import Speed
 
-SUMMARY = "Measure data, generation, int8 or conversion, beside plain alternatives in the same run."
+SUMMARY = (
+    "Measure data, generation, int8 and conversion beside plain alternatives; soak a long run."
+)
 EXAMPLE = """examples:
   plug-jax bench convert --num_encoder_layers 2 --num_decoder_layers 1
   plug-jax bench data
   plug-jax bench data --input 'news/*.txt' --vocabulary vocabulary --json
   plug-jax bench decode 512x6 768x6 --json
   plug-jax bench int8 --checkpoint demo_output/stage2
+  plug-jax bench soak --steps 5000
 """
 
 _BATCHES_BEFORE_SAVING = 500  # of 8 rows
@@ -50,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     int8 = commands.add_parser("int8", help="8-bit weights of a checkpoint: agreement and speed")
     int8.set_defaults(run=bench_int8.run)
     bench_int8.add_arguments(int8)
+    soak = commands.add_parser("soak", help="what a long run holds on to: memory, files, threads")
+    soak.set_defaults(run=bench_soak.run)
+    bench_soak.add_arguments(soak)
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +105,7 @@ def _run_data(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
     import seqio
 
+    from plug_jax.benchmarks import python_sampler
     from plug_jax.benchmarks.data import in_memory, measure_resuming, measure_task
     from plug_jax.data.demo_corpus import write_corpus
     from plug_jax.data.pipeline import DatasetConfig
@@ -112,7 +120,7 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
     documents = in_memory(source, vocabulary)
     if len(documents) < 2:
         raise PlugError(f"{files} holds {len(documents)} documents; measuring needs 2 or more")
-    tasks = importlib.import_module("tasks.pretrain")
+    tasks = importlib.import_module("plug_jax.tasks.pretrain")
     cache = os.path.join(directory, "cache")
     seqio.add_global_cache_dirs([cache])
     results: dict[str, Any] = {
@@ -125,7 +133,12 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
         "tasks": {},
         "resuming": {},
     }
+    samplers = {
+        "structbert": python_sampler.structbert_examples,
+        "palm": python_sampler.palm_examples,
+    }
     for stage, all_lengths in _STAGES.items():
+        sample = functools.partial(samplers[stage], documents, vocabulary)
         task = getattr(tasks, f"add_{stage}")(
             f"bench_{stage}", source, vocabulary, max_length=args.max_length
         )
@@ -133,8 +146,7 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
         for lengths in all_lengths:
             speeds = measure_task(
                 task,
-                documents,
-                vocabulary,
+                sample,
                 row_lengths=lengths,
                 epochs=args.epochs,
                 passes=args.passes,

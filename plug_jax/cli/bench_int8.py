@@ -49,7 +49,7 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
     from plug_jax.data.demo_corpus import write_corpus
     from plug_jax.data.sources import TextSource
     from plug_jax.data.vocabularies import load_vocabulary
-    from plug_jax.training.checkpointing import vocabulary_path
+    from plug_jax.training.saved_model import vocabulary_path
 
     source = (
         TextSource(train=args.input, file_format="lines")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config, task_modules
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
 
 if TYPE_CHECKING:
     import seqio
@@ -25,7 +26,8 @@ SUMMARY = (
 )
 EXAMPLE = """examples:
   plug-jax cache --gin_file=runs/cache.gin --gin.TRAIN_FILES="'news/*.txt'" \\
-      --gin.VALIDATION_FILES="'held_out.txt'" --output_cache_dir caches --deduplicate near
+      --gin.VALIDATION_FILES="'held_out.txt'" --gin.VOCABULARY="'vocabulary'" \\
+      --output_cache_dir caches --deduplicate near
   plug-jax cache --task my_task --module my_package.my_tasks --output_cache_dir caches
   plug-jax cache --task my_task --module my_package.my_tasks --output_cache_dir caches \\
       --splits train --deduplicate near --near_threshold 0.8
@@ -38,7 +40,7 @@ A task is registered by gin, or by a module and named. Training reads the cache 
 Each file of the source becomes one file of the cache. Run the same command again after an
 interruption: what is finished is not done again. Options that are not listed go to Beam.
 """
-UNKNOWN_ARGUMENTS = True  # Beam's
+UNKNOWN_ARGUMENTS = PASSES_ON = True  # options of Beam
 
 _DEFAULT_THRESHOLD = 0.8
 
@@ -48,6 +50,9 @@ class CacheConfig:
     """What gin says of a cache: the name of the task, which a function of `tasks` registers."""
 
     task: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

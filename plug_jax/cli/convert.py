@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import re
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from plug_jax.cli.objective_names import objectives_named
+from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,9 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_import_arguments(add: Callable) -> None:
     add("--input", required=True, metavar="DIR", help="the directory of the weights")
     add("--output", required=True, metavar="DIR", help="the checkpoint to write")
-    add(
-        "--vocabulary", metavar="PATH", help="default: vocab.txt beside the weights, if it is there"
-    )
+    add("--vocabulary", metavar="PATH", help="default: the one beside the weights, if it is there")
     add("--dtype", choices=_DTYPES, help="of all arrays (default: each as it is stored)")
     add(
         "--fresh",
@@ -102,6 +105,13 @@ def _add_export_arguments(add: Callable) -> None:
     add("--checkpoint", required=True, metavar="DIR", help="a MODEL_DIR, or one step of it")
     add("--output", required=True, metavar="DIR", help="the directory to write")
     add("--dtype", choices=_DTYPES, help="of all tensors (default: each as it was imported)")
+    add(
+        "--objective",
+        action="append",
+        default=[],
+        metavar="MODULE.NAME",
+        help="an objective of your own whose head is to be written too, repeatable",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -139,13 +149,13 @@ def _import(args: argparse.Namespace, open_source: Callable) -> int:
     )
     options = ImportOptions(
         model=model,
-        vocabulary=args.vocabulary,
+        vocabulary=args.vocabulary and os.path.expanduser(args.vocabulary),
         dtype=args.dtype,
         fresh=args.fresh,
         drop=args.drop,
     )
-    source = open_source(Path(args.input).expanduser())
-    imported = import_weights(source, Path(args.output).expanduser(), options)
+    source = open_source(_local(args.input))
+    imported = import_weights(source, _local(args.output), options)
     config = imported.config
     print(
         f"{args.output}: {config.num_encoder_layers} + {config.num_decoder_layers} layers, hidden "
@@ -164,10 +174,11 @@ def _export_plug(args: argparse.Namespace) -> int:
     started = time.monotonic()
     exported = export_plug(
         args.checkpoint,
-        Path(args.output).expanduser(),
+        _local(args.output),
         ranks=args.ranks,
         tag=args.tag,
         dtype=args.dtype,
+        objectives=objectives_named(args.objective),
     )
     _say_speed("exported", exported.tensors, exported.bytes, started)
     return 0
@@ -177,10 +188,25 @@ def _export_hf(args: argparse.Namespace) -> int:
     from plug_jax.convert.to_torch import export_hf
 
     started = time.monotonic()
-    exported = export_hf(args.checkpoint, Path(args.output).expanduser(), dtype=args.dtype)
+    exported = export_hf(
+        args.checkpoint,
+        _local(args.output),
+        dtype=args.dtype,
+        objectives=objectives_named(args.objective),
+    )
     print(f"{args.output}: {exported.kind}")
     _say_speed("exported", exported.tensors, exported.bytes, started)
     return 0
+
+
+def _local(text: str) -> Path:
+    """A path on this machine. PlugError for one of a bucket."""
+    if re.match(r"\w+://", text):
+        raise PlugError(
+            f"{text} is not on this machine; only --checkpoint and --vocabulary may be elsewhere: "
+            "copy it with your cloud's tool"
+        )
+    return Path(os.path.expanduser(text))
 
 
 def _say_speed(done: str, tensors: int, size: int, started: float) -> None:
@@ -195,7 +221,9 @@ def _say_speed(done: str, tensors: int, size: int, started: float) -> None:
 def _verify(args: argparse.Namespace) -> int:
     from plug_jax.convert.verify import verify
 
-    comparison = verify(args.checkpoint, args.golden, tolerance=args.tolerance)
+    if not 0 <= args.tolerance < math.inf:
+        raise PlugError(f"--tolerance {args.tolerance}: a number of 0 or more goes here")
+    comparison = verify(args.checkpoint, _local(args.golden), tolerance=args.tolerance)
     if args.json:
         print(
             json.dumps(

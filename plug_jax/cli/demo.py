@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import shutil
 import sys
 import time
@@ -13,11 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from etils import epath
+
+from plug_jax import strict_json
+from plug_jax.atomic_files import write_whole
 from plug_jax.cli.train import configure
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
     from plug_jax.evaluation.baselines import Baselines
+    from plug_jax.objectives.masked_lm import MaskedLM
     from plug_jax.training.program import TrainConfig
 
 SUMMARY = "Train both stages on real Chinese news with a small model, and write texts."
@@ -34,8 +38,10 @@ PROMPTS = (
     "新华社北京1月5日电，记者今天从有关部门获悉，",
     "随着改革开放的深入，我国经济",
 )
+_STAGE1 = "stage1"
 _VOCABULARY_SIZE = 4096
 _NEW_TOKENS = 60
+_NGRAM_ORDERS = (2, 3, 4)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +74,7 @@ def _run_demo(output: Path, overrides: list[str]) -> None:
         corpus = write_corpus(output / "corpus")
     with _timed("vocabulary", seconds):
         _train_vocabulary(corpus.train, output / "vocabulary")
-    stage1_dir, stage2_dir = output / "stage1", output / "stage2"
+    stage1_dir, stage2_dir = output / _STAGE1, output / "stage2"
     stage1_config = configure(["demo/stage1.gin"], [*bindings, f"MODEL_DIR = {str(stage1_dir)!r}"])
     stage2_config = configure(
         ["demo/stage2.gin"],
@@ -84,7 +90,7 @@ def _run_demo(output: Path, overrides: list[str]) -> None:
     with _timed("stage 2", seconds):
         stage2 = train(stage2_config)
     with _timed("baselines", seconds):
-        baselines, lengths = _read_data(stage2_config)
+        baselines, ngrams, lengths = _read_data(stage2_config)
     with _timed("generate", seconds):
         texts = _generate(stage2_dir)
     _write_results(
@@ -94,6 +100,7 @@ def _run_demo(output: Path, overrides: list[str]) -> None:
             stage2=stage2,
             perplexity_before_last_phase=_perplexity_before_last_phase(stage2_config),
             baselines=baselines,
+            ngrams=ngrams,
             texts=texts,
             seconds=seconds,
             config={
@@ -105,6 +112,22 @@ def _run_demo(output: Path, overrides: list[str]) -> None:
     )
     _plot(output, stage1_config, stage2_config, lengths)
     print(f"\nThe report is {output / 'report.md'}", file=sys.stderr)
+
+
+def trained_stage1(output: Path) -> Path:
+    """MODEL_DIR of the demo's stage 1 in `output`; what is not there yet is made and trained."""
+    from plug_jax.data.demo_corpus import write_corpus
+    from plug_jax.training.loop import train
+    from plug_jax.training.writers import read_summary
+
+    stage1 = output / _STAGE1
+    if read_summary(epath.Path(stage1)) is None:
+        print(f"== stage 1 of the demo, to {stage1}", file=sys.stderr)
+        corpus = write_corpus(output / "corpus")
+        _train_vocabulary(corpus.train, output / "vocabulary")
+        bindings = [f"DEMO_DIR = {str(output)!r}", f"MODEL_DIR = {str(stage1)!r}"]
+        train(configure(["demo/stage1.gin"], bindings))
+    return stage1
 
 
 @contextlib.contextmanager
@@ -127,23 +150,34 @@ def _train_vocabulary(text: Path, directory: Path) -> None:
     )
 
 
-def _read_data(config: TrainConfig) -> tuple[Baselines, dict[str, list[int]]]:
-    """Baselines on the held-out text, and the lengths drawn in one pass over the training text."""
+def _read_data(
+    config: TrainConfig,
+) -> tuple[Baselines, dict[int, float], dict[str, list[int]]]:
+    """Baselines on the held-out text, and the lengths drawn in one pass over the training text.
+
+    The second are perplexities of n-grams.
+    """
     from plug_jax.data import pipeline
     from plug_jax.data.packing import unpack_examples
     from plug_jax.evaluation import baselines
 
     assert config.eval_data is not None
     once = dataclasses.replace(config.train_data, num_epochs=1, shuffle=False)
-    lengths: dict[str, list[int]] = {"encoder lengths": [], "decoder lengths": []}
-    counts = baselines.decoder_token_counts([], config.model.vocab_size)
-    for batch in pipeline.make_iterator(once):
-        counts += baselines.decoder_token_counts([batch], config.model.vocab_size)
-        for example in unpack_examples(batch):
-            lengths["encoder lengths"].append(len(example["encoder_input_tokens"]))
-            lengths["decoder lengths"].append(len(example["decoder_target_tokens"]))
-    held_out = pipeline.make_iterator(config.eval_data)
-    return baselines.context_free_baselines(counts, held_out), lengths
+    vocab_size = config.model.vocab_size
+    train, held_out = (list(pipeline.make_iterator(data)) for data in (once, config.eval_data))
+    examples = [one for batch in train for one in unpack_examples(batch)]
+    lengths = {
+        "encoder lengths": [len(one["encoder_input_tokens"]) for one in examples],
+        "decoder lengths": [len(one["decoder_target_tokens"]) for one in examples],
+    }
+    ngrams = baselines.ngram_perplexities(
+        examples,
+        (one for batch in held_out for one in unpack_examples(batch)),
+        orders=_NGRAM_ORDERS,
+        vocab_size=vocab_size,
+    )
+    counts = baselines.decoder_token_counts(train, vocab_size)
+    return baselines.context_free_baselines(counts, held_out), ngrams, lengths
 
 
 def _generate(checkpoint: Path) -> dict[str, str]:
@@ -158,11 +192,11 @@ def _generate(checkpoint: Path) -> dict[str, str]:
 
 def _check_switch_is_evaluated(config: TrainConfig) -> None:
     """The report compares the scores at the phase switch with the last ones."""
-    switch = config.step.mlm_steps(config.train_steps)
-    if not 0 < switch < config.train_steps or switch % config.eval_every:
+    switch = _masked_lm(config).last_step(config.steps)
+    if not 0 < switch < config.steps or switch % config.eval_every:
         raise PlugError(
             f"the demo reports the scores at the phase switch, step {switch} of "
-            f"{config.train_steps}, but evaluates every {config.eval_every} steps; choose "
+            f"{config.steps}, but evaluates every {config.eval_every} steps; choose "
             "TRAIN_STEPS and EVAL_EVERY so that the one falls on the other"
         )
 
@@ -170,7 +204,7 @@ def _check_switch_is_evaluated(config: TrainConfig) -> None:
 def _perplexity_before_last_phase(config: TrainConfig) -> float:
     from plug_jax.training.writers import read_metrics
 
-    switch = config.step.mlm_steps(config.train_steps)
+    switch = _masked_lm(config).last_step(config.steps)
     (value,) = (
         record["decoder_perplexity"]
         for record in read_metrics(Path(config.model_dir))
@@ -179,14 +213,20 @@ def _perplexity_before_last_phase(config: TrainConfig) -> float:
     return value
 
 
+def _masked_lm(config: TrainConfig) -> MaskedLM:
+    from plug_jax.objectives.masked_lm import MaskedLM
+
+    return next(one for one in config.objectives if isinstance(one, MaskedLM))
+
+
 def _describe(config: TrainConfig) -> dict[str, Any]:
     return {
         "model": config.model.to_dict(),
-        "train_steps": config.train_steps,
+        "train_steps": config.steps,
         "batch_size": config.train_data.batch_size,
         "feature_lengths": dict(config.train_data.feature_lengths),
         "learning_rate": config.optimizer.learning_rate,
-        "mlm_fraction": config.step.mlm_fraction,
+        "masked_lm_until": _masked_lm(config).until,
     }
 
 
@@ -198,6 +238,7 @@ class Results:
     stage2: dict[str, float]
     perplexity_before_last_phase: float
     baselines: Baselines
+    ngrams: dict[int, float]  # perplexities by order
     texts: dict[str, str]
     seconds: dict[str, float]
     config: dict[str, Any]
@@ -215,13 +256,16 @@ def _write_results(output: Path, results: Results) -> None:
         "held_out": held_out,
         "held_out_stage1": results.stage1,
         "held_out_stage2": results.stage2,
-        "baseline": dataclasses.asdict(results.baselines),
+        "baseline": {
+            **dataclasses.asdict(results.baselines),
+            "ngram_perplexity": {str(order): value for order, value in results.ngrams.items()},
+        },
         "generated": results.texts,
         "seconds": {**results.seconds, "total": round(sum(results.seconds.values()), 1)},
         "config": results.config,
     }
-    text = json.dumps(summary, indent=2, ensure_ascii=False, default=str)
-    (output / "summary.json").write_text(text + "\n", encoding="utf-8")
+    text = strict_json.dumps(summary, indent=2, ensure_ascii=False, default=str)
+    write_whole(output / "summary.json", text + "\n")
     base = results.baselines
     rows = [
         ("decoder perplexity", "decoder_perplexity", base.unigram_perplexity, "unigram"),
@@ -232,6 +276,7 @@ def _write_results(output: Path, results: Results) -> None:
         f"| {name} | {held_out[key]:.4g} | {value:.4g} ({kind}) |"
         for name, key, value, kind in rows
     )
+    ngrams = ", ".join(f"{value:.4g} ({n} characters)" for n, value in results.ngrams.items())
     generated = "\n".join(f"- {prompt} **{text}**" for prompt, text in results.texts.items())
     times = ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items())
     report = _REPORT.format(
@@ -239,6 +284,7 @@ def _write_results(output: Path, results: Results) -> None:
         before=held_out["decoder_perplexity_before_last_phase"],
         after=held_out["decoder_perplexity_after_last_phase"],
         word_order=held_out["word_order_accuracy"],
+        ngrams=ngrams,
         generated=generated,
         times=times,
     )
@@ -254,7 +300,8 @@ _REPORT = """# PLUG in small: both stages on the People's Daily of January 1998
 
 Masked LM and the decoder are measured at the end of stage 2, the sentence objective at the end of
 stage 1, as is the accuracy on shuffled positions: {word_order:.3f}. Decoder perplexity was
-{before:.1f} when masked LM was dropped, 90% through stage 2, and {after:.1f} at the end.
+{before:.1f} when masked LM was dropped, 90% through stage 2, and {after:.1f} at the end. Kneser-Ney
+n-grams of the same training text have {ngrams}.
 
 ![losses](losses.png)
 
@@ -278,7 +325,7 @@ def _plot(
     from plug_jax.training.writers import read_metrics
 
     titles = {"stage 1: StructBERT encoder": stage1, "stage 2: PALM decoder plugged on": stage2}
-    switch = stage2.step.mlm_steps(stage2.train_steps)
+    switch = _masked_lm(stage2).last_step(stage2.steps)
     plots.plot_losses(
         {title: read_metrics(Path(config.model_dir)) for title, config in titles.items()},
         output / "losses.png",

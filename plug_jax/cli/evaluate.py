@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 
+from plug_jax import strict_json
 from plug_jax.cli import gin_config
 
 SUMMARY = "Score a checkpoint on a split of a task: every metric of its stage, as JSON."
-EXAMPLE = """example:
-  plug-jax evaluate --gin_file=runs/evaluate.gin --gin_file=mesh/cpu1.gin \\
-    --gin.CHECKPOINT="'run2'" --gin.TEST_FILES="'test.txt'" \\
+EXAMPLE = """examples:
+  plug-jax evaluate --gin_file=runs/evaluate.gin --gin_file=objectives/palm.gin \\
+    --gin_file=mesh/cpu1.gin --gin.CHECKPOINT="'run2'" --gin.TEST_FILES="'test.txt'" \\
     --gin.MIXTURE_OR_TASK_NAME="@pretrain.palm_text()" \\
     --gin.TASK_FEATURE_LENGTHS="{'encoder': 1024, 'decoder': 1024}"
+  plug-jax evaluate --gin_file=runs/evaluate_finetuned.gin --gin_file=mesh/cpu1.gin \\
+    --gin.CHECKPOINT="'finetuned/tnews'" --gin.CLUE_DIR="'CLUE'"
 """
 UNKNOWN_ARGUMENTS = True
 
@@ -23,18 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the metrics as one JSON object."""
+    """Print the metrics as one JSON object; of a model that gives no numbers they are null."""
     from plug_jax.cli.main import import_tensorflow
 
     import_tensorflow()
     import jax
 
     from plug_jax.cli.processes import joined
+    from plug_jax.inference.model import NoNumbersError
 
     with joined():
         metrics = evaluate(args.gin_file, gin_config.overrides(args.unknown))
         if jax.process_index() == 0:
-            print(json.dumps(metrics, indent=2))
+            print(strict_json.dumps(metrics, indent=2))
+        if not all(map(math.isfinite, metrics.values())):
+            raise NoNumbersError
     return 0
 
 

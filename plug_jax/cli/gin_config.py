@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import importlib
-import logging
-import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import plug_jax
 from plug_jax.errors import PlugError
+from plug_jax.field_types import FieldTypeError
+
+if TYPE_CHECKING:
+    from gin.config_parser import ImportStatement
+
+    from plug_jax.cli.gin_statements import Piece
 
 T = TypeVar("T")
 
 _OVERRIDE = "--gin."
-_REQUIRED = "%gin.REQUIRED"
-_COMMENT = re.compile(r"^\s*#.*$|[ \t]#[^'\"\n]*$", re.MULTILINE)
-_STRING = re.compile(r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\"")
-_IMPORT = re.compile(r"^(?:from|import) .+", re.MULTILINE)
-_INCLUDE = re.compile(r"^include\s+['\"](.+)['\"]", re.MULTILINE)
-# Macros that a kind of file sets, rather than the command line.
+# What a kind of file sets, rather than the command line.
 _SET_BY = {
+    "PlugConfig": "by a models/ file: --gin_file=models/tiny.gin",
+    "OBJECTIVES": "by an objectives/ file: --gin_file=objectives/palm.gin",
     "PARTITIONER": "by a mesh/ file: --gin_file=mesh/cpu1.gin",
     "VOCAB_SIZE": "by a models/ file: --gin_file=models/tiny.gin",
     "DECODER_LAYERS": "by a models/ file: --gin_file=models/tiny.gin",
 }
-_DEFINED = re.compile(r"^([A-Z][A-Z0-9_]*)\s*=\s*(.*)", re.MULTILINE)
-_USED = re.compile(r"%([A-Z][A-Z0-9_]*)\b")
 
 
 def add_arguments(
@@ -43,9 +40,9 @@ def add_arguments(
         default=None if default is None else [default],
         metavar="FILE",
         help="a gin file, repeatable, later ones override; looked up in the current directory, "
-        "then among those that ship with plug-jax (runs/, models/, mesh/, demo/). --gin.NAME=VALUE "
-        "sets a macro (--gin.TRAIN_STEPS=100) or a parameter (--gin.step.StepConfig.micro_batches=2"
-        "); strings need quotes inside: \"'...'\"",
+        "then among those that ship with plug-jax (runs/, objectives/, models/, mesh/, demo/). "
+        "--gin.NAME=VALUE sets a macro (--gin.TRAIN_STEPS=100) or a parameter "
+        "(--gin.step.StepConfig.micro_batches=2); strings need quotes inside: \"'...'\"",
     )
 
 
@@ -60,37 +57,69 @@ def overrides(unknown: Iterable[str]) -> list[str]:
     return bindings
 
 
-def configured(build: Callable[..., T], *, files: Sequence[str], bindings: Sequence[str]) -> T:
+def configured(
+    build: Callable[..., T],
+    *,
+    files: Sequence[str],
+    bindings: Sequence[str],
+    replacing: Mapping[str, str] | None = None,
+    run: str = "this run",
+) -> T:
     """Parse files and bindings, then call `build` (a class or function that they configure).
 
+    Args:
+        build: what makes the result.
+        files: gin files, found by `search_paths`.
+        bindings: `NAME = VALUE` of the command line, which come after the files.
+        replacing: values of macros that the command sets itself, whatever is given.
+        run: what a message about a setting that nothing reads calls the run.
+
     Raises:
-        PlugError: a file that is not found, a misspelt or missing macro, a binding of something
-            that does not exist, a value that the object itself refuses.
+        PlugError: a file that is not found or cannot be read, a name of nothing, a setting of the
+            user that nothing reads, a macro that is required and not set, a value that the object
+            itself refuses.
     """
     import gin
 
+    from plug_jax.cli.gin_reading import Settings
+    from plug_jax.cli.gin_statements import read_bindings
+
+    pieces, imports = _read(files, bindings)
+    own = [f"{macro} = {value}" for macro, value in (replacing or {}).items()]
+    pieces.append(read_bindings(own, imports, rank=2, ours=True))
+    settings: Settings | None = None
     gin.clear_config()
-    for path in search_paths():
-        gin.add_config_file_search_path(str(path))
-    _check_macros(files, bindings)
-    # gin logs an error for each place where it looks for a file in vain before it finds it.
-    logging.disable(logging.ERROR)
     try:
-        # Names after @ are found by imports; other bindings are of what the files have registered.
-        imports = _imports(files) if any("@" in binding for binding in bindings) else []
-        gin.parse_config_files_and_bindings(list(files), [*imports, *bindings])
+        settings = Settings([s for piece in pieces for s in piece.statements], build)
+        settings.check(_SET_BY, run)
+        for piece in pieces:
+            gin.parse_config(piece.stream())
         return gin.get_configurable(build)()
+    except FieldTypeError as error:
+        macros = settings.macros_behind(error.owner, error.fields) if settings else ()
+        hint = f" (set by {', '.join(macros)})" if macros else ""
+        raise PlugError(_without_calls(error) + hint) from error
     except PlugError as error:
-        raise PlugError(str(error).split("\n  In call to configurable")[0]) from error
+        raise PlugError(_without_calls(error)) from error
     except Exception as error:  # gin raises every kind, with the place in the file in its message
         raise PlugError(_explain(error)) from error
-    finally:
-        logging.disable(logging.NOTSET)
 
 
-def macros_used(files: Sequence[str]) -> set[str]:
-    """Names of the macros that gin files read. PlugError for a file that is not found."""
-    return set(_USED.findall(_STRING.sub("''", "\n".join(_expanded(name) for name in files))))
+def macro(name: str, *, files: Sequence[str], bindings: Sequence[str]) -> Any:
+    """The value of a macro, through others that it refers to; None where that is no literal.
+
+    Raises:
+        PlugError: a file that is not found or cannot be read.
+    """
+    from plug_jax.cli.gin_statements import MACRO, Reference
+
+    pieces, _ = _read(files, bindings)
+    statements = [s for piece in pieces for s in piece.statements if s.selector == MACRO]
+    values = {statement.setting: statement.value for statement in statements}
+    value = values.pop(name, None)
+    while isinstance(value, Reference) and value.name == MACRO:
+        value = values.pop("/".join(value.scopes), None)
+    return None if isinstance(value, Reference) else value
 
 
 def operative_config() -> str:
@@ -102,54 +131,26 @@ def operative_config() -> str:
 
 def search_paths() -> list[Path]:
     """Where a relative gin file is looked up: the current directory, then our own files."""
-    gin_configs = importlib.import_module("gin_configs")
-    return [Path.cwd(), *(Path(directory) for directory in gin_configs.__path__)]
+    package = Path(plug_jax.__file__).parent
+    # Within a wheel, and beside the package in a checkout.
+    ours = (directory / "gin_configs" for directory in (package, package.parent))
+    return [Path.cwd(), next(directory for directory in ours if directory.is_dir())]
 
 
-def _check_macros(files: Sequence[str], bindings: Sequence[str]) -> None:
-    """Catch misspelt macros, which gin itself would take for new ones, and those never set."""
-    in_files = _STRING.sub("''", "\n".join(_expanded(name) for name in files))
-    on_command_line = _STRING.sub("''", "\n".join(bindings))
-    used = set(_USED.findall(f"{in_files}\n{on_command_line}"))
-    in_files_values = dict(_DEFINED.findall(in_files))
-    overridden = dict(_DEFINED.findall(on_command_line))
-    for name in overridden:
-        if name not in used | in_files_values.keys():
-            raise PlugError(f"--gin.{name}: no gin file reads such a macro{_near(name, used)}")
-    for name in sorted(in_files_values.keys() - used):
-        if _near(name, used, cutoff=0.8):
-            raise PlugError(f"macro {name} is set but nothing reads it{_near(name, used)}")
-    values = in_files_values | overridden
-    missing = [n for n in sorted(used) if values.get(n, _REQUIRED).startswith(_REQUIRED)]
-    if missing:
-        hints = [
-            f"{name} ({_SET_BY[name]})" if name in _SET_BY else f"{name} (--gin.{name}=...)"
-            for name in missing
-        ]
-        raise PlugError(f"required, but not set: {', '.join(hints)}")
+def _read(
+    files: Sequence[str], bindings: Sequence[str]
+) -> tuple[list[Piece], dict[str, ImportStatement]]:
+    """What files and then bindings set, and what the files import."""
+    from plug_jax.cli.gin_statements import read_bindings, read_files
+
+    pieces = read_files(files, search_paths())
+    imports = {name: s for piece in pieces for name, s in piece.origin.imports.items()}
+    return [*pieces, read_bindings(bindings, imports, rank=1)], imports
 
 
-def _imports(files: Sequence[str]) -> list[str]:
-    """What the files import, for the command line to name: --gin.CLEANING="(@cleaning.X(),)"."""
-    lines = dict.fromkeys(_IMPORT.findall("\n".join(_expanded(name) for name in files)))
-    return sorted(lines, key=lambda line: "__gin__" not in line)  # has to be the first
-
-
-def _expanded(name: str) -> str:
-    """The text of a gin file with its includes in their places, without comments."""
-    candidates = [Path(name)] if os.path.isabs(name) else [p / name for p in search_paths()]
-    path = next((p for p in candidates if p.is_file()), None)
-    if path is None:
-        ours = search_paths()[-1]
-        known = [str(p.relative_to(ours)) for p in ours.rglob("*.gin")]
-        raise PlugError(f"no gin file {name!r}{_near(name, known)}")
-    text = _COMMENT.sub("", path.read_text(encoding="utf-8"))
-    return _INCLUDE.sub(lambda match: _expanded(match[1]), text)
-
-
-def _near(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]}?" if close else ""
+def _without_calls(error: PlugError) -> str:
+    """The message without what gin adds to it."""
+    return str(error).split("\n  In call to configurable")[0]
 
 
 def _explain(error: Exception) -> str:

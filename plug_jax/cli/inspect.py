@@ -7,11 +7,11 @@ import dataclasses
 import datetime
 import importlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plug_jax.cli import task_modules
+from plug_jax.cli import objective_names, task_modules
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from plug_jax.data.vocabularies import PlugVocabulary
     from plug_jax.evaluation.decoded_examples import DecodedExample, Example
     from plug_jax.evaluation.task_statistics import Subject, TaskStatistics
+    from plug_jax.objectives.composition import Objectives
 
 SUMMARY = "Show what a seqio task or mixture feeds the model, decoded and counted."
 EXAMPLE = """examples:
@@ -55,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     task_modules.add_arguments(parser)
     add = parser.add_argument
+    objective_names.add_arguments(
+        parser,
+        "an objective of your own that the task is for (default: those of plug-jax whose features "
+        "the task has)",
+    )
     add("--split", default="train", help="split to read (%(default)s)")
     add(
         "--num_examples",
@@ -106,34 +112,43 @@ def run(args: argparse.Namespace) -> int:
 
 
 def registered() -> list[str]:
-    """A line for each registered task and mixture: its name, kind and stage."""
+    """A line for each registered task and mixture: its name, its kind, and what it is for."""
     import seqio
+
+    from plug_jax.objectives.composition import objectives_for, stage_of
+    from plug_jax.objectives.stages import KNOWN
 
     kinds = {
         **dict.fromkeys(seqio.TaskRegistry.names(), "task"),
         **dict.fromkeys(seqio.MixtureRegistry.names(), "mixture"),
     }
     width = max(map(len, kinds), default=0)
-    stages = {1: "stage 1 (StructBERT)", 2: "stage 2 (PALM)", None: "features of its own"}
+    stages = {1: "stage 1 (StructBERT)", 2: "stage 2 (PALM)"}
     lines = []
     for name, kind in sorted(kinds.items()):
-        stage = _stage(seqio.get_mixture_or_task(name).output_features)
-        lines.append(f"{name:{width}}  {kind:7}  {stages[stage]}")
+        found = objectives_for(seqio.get_mixture_or_task(name).output_features, KNOWN)
+        names = ", ".join(type(one).__name__ for one in found) or "features of its own"
+        lines.append(f"{name:{width}}  {kind:7}  {stages.get(stage_of(found) or 0, names)}")
     return lines or ["no task is registered; name a module that registers one with --module"]
 
 
-def sequence_lengths(text: str, features: Collection[str]) -> dict[str, int] | None:
+def sequence_lengths(
+    text: str, features: Collection[str], objectives: Objectives = ()
+) -> dict[str, int] | None:
     """The lengths of --feature_lengths by feature; None, which limits nothing, for none.
 
-    >>> sequence_lengths("encoder=512", ["encoder_input_tokens", "decoder_target_tokens"])
-    {'encoder_input_tokens': 512}
+    Those of the objectives can be named by their side too.
+
+    >>> sequence_lengths("inputs=512", ["inputs", "targets"])
+    {'inputs': 512}
     """
+    sides = {feature.name: feature.side for one in objectives for feature in one.features}
     lengths: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         key, _, value = (word.strip() for word in part.partition("="))
-        names = [name for name in features if key in (name, _side(name))]
+        names = [name for name in features if key in (name, sides.get(name))]
         if not names:
-            keys = sorted({_side(name) or name for name in features})
+            keys = sorted({sides.get(name, name) for name in features})
             raise PlugError(f"--feature_lengths has no {key!r} to limit, only {', '.join(keys)}")
         if not value.isdecimal() or int(value) < 1:
             raise PlugError(f"--feature_lengths: {part!r} should read {key}=512, or another length")
@@ -141,20 +156,25 @@ def sequence_lengths(text: str, features: Collection[str]) -> dict[str, int] | N
     return lengths or None
 
 
-def _side(feature: str) -> str | None:
-    """encoder or decoder for a feature of ours, None for others."""
-    from plug_jax.data.features import PALM_FEATURES, STRUCTBERT_FEATURES, side_of
+def _objectives(names: Sequence[str], provider: seqio.Task | seqio.Mixture) -> Objectives:
+    """Those named, all of which the task must serve; and the known ones that it serves.
 
-    return side_of(feature) if feature in {*PALM_FEATURES, *STRUCTBERT_FEATURES} else None
+    A task over records knows its own.
+    """
+    from plug_jax.downstream.record_task import record_tasks
+    from plug_jax.objectives.composition import objectives_for
+    from plug_jax.objectives.stages import KNOWN
 
-
-def _stage(features: Collection[str]) -> int | None:
-    """The stage whose features these are: 1 (StructBERT), 2 (PALM) or None."""
-    from plug_jax.data.features import PALM_FEATURES, STRUCTBERT_FEATURES
-
-    if set(PALM_FEATURES) <= set(features):
-        return 2
-    return 1 if set(STRUCTBERT_FEATURES) <= set(features) else None
+    features = provider.output_features
+    named = objective_names.objectives_named(names)
+    for one in named:
+        if missing := sorted({feature.name for feature in one.features} - set(features)):
+            raise PlugError(
+                f"the task lacks {', '.join(missing)}, which the objective "
+                f"{type(one).__name__} needs; it has {', '.join(sorted(features))}"
+            )
+    own = [task.format.make_objective() for task in record_tasks(provider)[:1]]
+    return objectives_for(features, [*named, *own, *KNOWN])
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -185,10 +205,14 @@ def _inspect(
     from plug_jax.cli.inspect_format import legend, show_example, show_statistics
     from plug_jax.data.caching.files import check_token_files
     from plug_jax.data.drops import reset_counts
-    from plug_jax.evaluation.decoded_examples import decode_example, describe_example
+    from plug_jax.evaluation.decoded_examples import (
+        decode_example,
+        describe_example,
+        without_padding,
+    )
     from plug_jax.evaluation.task_counting import count_examples
     from plug_jax.evaluation.task_report import write_report
-    from plug_jax.evaluation.task_targets import find_targets
+    from plug_jax.evaluation.task_settings import TaskSettings
 
     if args.split not in provider.splits:
         splits = ", ".join(provider.splits)
@@ -196,8 +220,9 @@ def _inspect(
     for task in seqio.get_subtasks(provider):
         check_token_files(task, args.split)
     features = provider.output_features
-    vocabulary = _vocabulary_of(features)
-    lengths = sequence_lengths(args.feature_lengths, features)
+    objectives = _objectives(args.objective, provider)
+    vocabulary = _vocabulary_of(features) if objectives else None
+    lengths = sequence_lengths(args.feature_lengths, features, objectives if vocabulary else ())
     in_terminal = _SHOWN_IN_TERMINAL if args.num_examples is None else args.num_examples
     in_report = _SHOWN_IN_REPORT if args.num_examples is None else args.num_examples
     decoded: list[DecodedExample] = []
@@ -208,7 +233,7 @@ def _inspect(
                 decoded.append(
                     describe_example(example, features)
                     if vocabulary is None
-                    else decode_example(example, vocabulary)
+                    else decode_example(example, objectives, vocabulary)
                 )
             if number <= in_terminal:
                 console.print(show_example(decoded[-1], f"example {number}"))
@@ -223,14 +248,17 @@ def _inspect(
         num_epochs=1,
         trim_output_features=False,  # the lengths are the preprocessors' business: nothing is cut
     )
-    if vocabulary is not None and in_terminal:
-        console.print(legend(shuffles="encoder_shuffled" in features))
+    fates = {fate for one in objectives for fate in one.fates}
+    if vocabulary is not None and in_terminal and fates:
+        console.print(legend(fates))
     number = max(in_terminal, args.rates_over)
     statistics = count_examples(
-        shown(dataset.take(number).as_numpy_iterator()),
+        shown(map(without_padding, dataset.take(number).as_numpy_iterator())),
+        objectives,
         vocabulary,
-        find_targets(provider, args.split, lengths),
-        row_lengths=_row_lengths(lengths or {}),
+        TaskSettings.of(provider, args.split),
+        row_lengths=_row_lengths(lengths or {}, objectives),
+        bounds=lengths,
     )
     if not statistics.examples:
         raise _no_examples(provider.name, args.split, statistics)
@@ -243,10 +271,10 @@ def _inspect(
         print(json.dumps({**dataclasses.asdict(subject), **statistics.to_json()}, indent=2))
 
 
-def _row_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
+def _row_lengths(lengths: Mapping[str, int], objectives: Objectives) -> dict[str, int]:
     """The length of each side whose features have one."""
-    by_side = {_side(name): length for name, length in lengths.items()}
-    return {side: length for side, length in by_side.items() if side is not None}
+    features = {feature.name: feature for one in objectives for feature in one.features}
+    return {features[name].side: length for name, length in lengths.items() if name in features}
 
 
 def _subject(name: str, args: argparse.Namespace, vocabulary: PlugVocabulary | None) -> Subject:
@@ -288,7 +316,7 @@ def _own_task(args: argparse.Namespace) -> seqio.Task:
     from plug_jax.data.token_source import TokenSource
     from plug_jax.data.vocabularies import default_vocabulary, load_vocabulary
 
-    pretrain = importlib.import_module("tasks.pretrain")
+    pretrain = importlib.import_module("plug_jax.tasks.pretrain")
     vocabulary = load_vocabulary(args.vocabulary) if args.vocabulary else default_vocabulary()
     source = (
         TokenSource(train=args.input)
@@ -300,10 +328,8 @@ def _own_task(args: argparse.Namespace) -> seqio.Task:
 
 
 def _vocabulary_of(features: Mapping[str, seqio.Feature]) -> PlugVocabulary | None:
-    """The vocabulary of a task of stage 1 or 2, None for any other task."""
+    """The vocabulary of a task's encoder, None for one that is not ours."""
     from plug_jax.data.vocabularies import PlugVocabulary
 
-    if _stage(features) is None:
-        return None
     vocabulary = features["encoder_input_tokens"].vocabulary
     return vocabulary if isinstance(vocabulary, PlugVocabulary) else None

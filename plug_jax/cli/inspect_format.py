@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.rule import Rule
@@ -47,8 +47,8 @@ _TOP_PIECES = 10
 _Row = tuple[Text, Text, Text, Text, Text]  # name, found, bounds, asked, verdict
 
 
-def legend(*, shuffles: bool) -> RenderableType:
-    """What the marks mean."""
+def legend(fates: Collection[Fate]) -> RenderableType:
+    """What the marks of these fates mean."""
     meanings = {
         Fate.MASKED: (Span("天", "", Fate.MASKED), "masked, the model sees [MASK]"),
         Fate.REPLACED: (Span("天", "地", Fate.REPLACED), "replaced, it sees 地"),
@@ -57,7 +57,7 @@ def legend(*, shuffles: bool) -> RenderableType:
     }
     grid = Table.grid(padding=(0, 2))
     for fate, (span, meaning) in meanings.items():
-        if shuffles or fate is not Fate.SHUFFLED:
+        if fate in fates:
             grid.add_row("", _marked(span), meaning)
     return Group("The model predicts what is in braces:", grid, Text())
 

@@ -1,18 +1,21 @@
-"""What `plug-jax score` and `plug-jax classify` share: their options, and how they show results."""
+"""What `plug-jax infer`, `score` and `classify` share: options, and how they show results."""
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, TypeVar
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from plug_jax.cli import gin_config
 from plug_jax.errors import PlugError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from plug_jax.inference.jobs import Job
 
-_STATUS_WITH_ERRORS = 3  # of a command that is done, but for rows with an error
+STATUS_WITH_ERRORS = 3  # of a command that is done, but for rows with an error
 
 OPTIONS: dict[str, tuple[type, str]] = {
     "checkpoint": (str, "checkpoint directory (a run's MODEL_DIR, or one step)"),
@@ -45,13 +48,10 @@ def add_arguments(
     gin_config.add_arguments(parser, default=gin_file)
 
 
-def configured(
-    build: Callable[..., T],
-    args: argparse.Namespace,
-    options: Iterable[str],
-    given: Mapping[str, str] | None,
-) -> T:
-    """What the gin files, options and overrides describe.
+def bindings_of(
+    args: argparse.Namespace, options: Iterable[str], given: Mapping[str, str] | None
+) -> list[str]:
+    """What options and overrides set.
 
     `given`: the fields of a single row on the command line, None without.
     """
@@ -63,9 +63,29 @@ def configured(
     bindings = [f"{macro} = {value!r}" for macro, value in values.items() if value is not None]
     if given is not None:
         bindings += ["ROWS = [@rows.Row()]", f"rows.Row.fields = {dict(given)!r}"]
-    return gin_config.configured(
-        build, files=args.gin_file, bindings=[*bindings, *gin_config.overrides(args.unknown)]
-    )
+    return [*bindings, *gin_config.overrides(args.unknown)]
+
+
+def fine_tuned_for(files: Sequence[str], bindings: Sequence[str]) -> Mapping[str, Any] | None:
+    """The task of CHECKPOINT, where it was fine-tuned. PlugError where there is no checkpoint."""
+    from plug_jax.training.saved_model import open_checkpoint
+
+    checkpoint = gin_config.macro("CHECKPOINT", files=files, bindings=bindings)
+    if not isinstance(checkpoint, str):
+        return None  # the command itself says what is wrong with it
+    return open_checkpoint(checkpoint).task
+
+
+def prediction_job(task: Mapping[str, Any], files: Sequence[str], bindings: Sequence[str]) -> Job:
+    """The job of a checkpoint that was fine-tuned for `task`.
+
+    Raises:
+        PlugError: as `gin_config.configured`, also for settings of texts that are not written.
+    """
+    from plug_jax.inference.jobs import Job
+
+    run = f"this run, where a checkpoint fine-tuned for {task['name']!r} answers by its own head,"
+    return gin_config.configured(Job, files=files, bindings=bindings, run=run)
 
 
 def report(
@@ -93,7 +113,9 @@ def report(
     total = summary.fields()
     if prints and as_json:
         shown = {"rows": kept, "total": total} if with_rows else {"total": total}
-        print(json.dumps(shown, indent=2, ensure_ascii=False))
+        # What a terminal cannot show would be escaped as Python does it, not as JSON.
+        escaped = codecs.lookup(sys.stdout.encoding).name != "utf-8"
+        print(json.dumps(shown, indent=2, ensure_ascii=escaped, allow_nan=False))
     elif prints:
         print("  ".join(f"{name} {_shown(value)}" for name, value in total.items()))
     return status(total["errors"])
@@ -110,7 +132,7 @@ def status(errors: int) -> int:
 
     if jax.process_count() > 1:
         errors = int(multihost_utils.broadcast_one_to_all(np.int32(errors)))
-    return _STATUS_WITH_ERRORS if errors else 0
+    return STATUS_WITH_ERRORS if errors else 0
 
 
 def _shown(value: Any) -> str:

@@ -1,8 +1,9 @@
 """The `plug-jax` command: finds the module of the command asked for, and runs it.
 
 Each command is a module with `SUMMARY`, `EXAMPLE`, `add_arguments(parser)` and `run(args)`; one
-that takes gin overrides sets `UNKNOWN_ARGUMENTS = True` and finds them in `args.unknown`. It
-imports jax and tensorflow inside `run`, so that help is instant.
+that takes gin overrides sets `UNKNOWN_ARGUMENTS = True` and finds them in `args.unknown`, and with
+`PASSES_ON = True` all options that it does not know. It imports jax and tensorflow inside `run`, so
+that help is instant.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
 import plug_jax
-from plug_jax.errors import PlugError
+from plug_jax.cli import task_modules
+from plug_jax.cli.arguments import Parser, decoded
+from plug_jax.errors import Interrupted, PlugError
 
 COMMANDS = {
     "train": "plug_jax.cli.train",
@@ -28,15 +33,22 @@ COMMANDS = {
     "serve": "plug_jax.cli.serve",
     "infer": "plug_jax.cli.infer",
     "score": "plug_jax.cli.score",
+    "score-generation": "plug_jax.cli.score_generation",
     "classify": "plug_jax.cli.classify",
+    "clue": "plug_jax.cli.clue",
+    "zero-shot": "plug_jax.cli.zero_shot",
     "inspect": "plug_jax.cli.inspect",
+    "debug-nans": "plug_jax.cli.debug_nans",
     "vocab": "plug_jax.cli.vocab",
+    "sweep": "plug_jax.cli.sweep",
+    "ensemble": "plug_jax.cli.ensemble",
+    "checkpoint": "plug_jax.cli.checkpoint",
     "bench": "plug_jax.cli.bench",
     "cache": "plug_jax.cli.cache",
     "demo": "plug_jax.cli.demo",
+    "demo-finetune": "plug_jax.cli.demo_finetune",
 }
 
-_USER_ERROR = 2
 _INTERRUPTED = 130  # what a shell reports for SIGINT
 _STDERR = 2  # the file descriptor, which C++ writes to
 
@@ -45,11 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `plug-jax` with the given arguments (default: the command line's); return its status.
 
     Status 0 when all went well, else what the command returns; 2 for a mistake of the user (an
-    unknown command, or a `PlugError`, whose message goes to standard error); 130 when interrupted.
+    unknown command, or a `PlugError`, whose message goes to standard error and whose kind may have
+    another status) and for a file that the system refuses; 130 when interrupted, 143 by SIGTERM.
     `--help`, `--version` and argparse's errors end in `SystemExit`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _quiet_tensorflow()
+    _print_anything()
     if not arguments:
         _main_parser().print_help()
         return 0
@@ -58,10 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _main_parser().parse_args([name])  # --help, --version and unknown options end here
     if name not in COMMANDS:
         return _fail(_unknown_command(name))
+    task_modules.allow_short_name()
     try:
         command = importlib.import_module(COMMANDS[name])
-        status: int = command.run(_parse(name, command, rest))
-    except (PlugError, KeyboardInterrupt) as error:
+        status: int = command.run(_parse(name, command, decoded(rest)))
+    except (PlugError, KeyboardInterrupt, OSError) as error:
         return report(error)
     return status
 
@@ -69,12 +84,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(error: BaseException) -> int:
     """Say on standard error what ended a command; return the status to exit with."""
     if isinstance(error, PlugError):
-        return _fail(str(error))
+        return _fail(str(error), error.status)
+    if isinstance(error, Interrupted):
+        print(f"plug-jax: interrupted by {error}{_saved(error)}", file=sys.stderr)
+        return error.status
     if isinstance(error, KeyboardInterrupt):
         print("plug-jax: interrupted", file=sys.stderr)
         return _INTERRUPTED
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        return _fail(f"{error.strerror}: {error.filename}")  # a name too long, a full disk
     traceback.print_exception(error)
     return 1
+
+
+def _saved(error: Interrupted) -> str:
+    if error.step is None or error.came is None:
+        return ""
+    seconds = time.monotonic() - error.came
+    return f": the checkpoint of step {error.step} was saved {seconds:.1f} s later"
 
 
 def import_tensorflow() -> None:
@@ -124,19 +151,19 @@ def _main_parser() -> argparse.ArgumentParser:
 
 def _parse(name: str, command: ModuleType, arguments: Sequence[str]) -> argparse.Namespace:
     """The command's options; those it does not know are errors unless it takes gin overrides."""
-    # No abbreviations: `--gin` must not be taken for some option that starts with it.
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"plug-jax {name}",
         description=command.SUMMARY,
         epilog=command.EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        passes_on=getattr(command, "PASSES_ON", False),
     )
     command.add_arguments(parser)
+    parsed: argparse.Namespace
     if not getattr(command, "UNKNOWN_ARGUMENTS", False):
-        return parser.parse_args(arguments)
-    parsed, unknown = parser.parse_known_args(arguments)
-    parsed.unknown = unknown
+        parser.refuse_settings(arguments)
+        parsed = parser.parse_args(arguments)
+    else:
+        parsed, parsed.unknown = parser.parse_known_args(arguments)
     return parsed
 
 
@@ -146,9 +173,16 @@ def _unknown_command(name: str) -> str:
     return f"no command '{name}'; {hint}"
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = PlugError.status) -> int:
     print(f"plug-jax: error: {message}", file=sys.stderr)
-    return _USER_ERROR
+    return status
+
+
+def _print_anything() -> None:
+    r"""Characters that the terminal has not are printed as escapes (\u5929)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _quiet_tensorflow() -> None:

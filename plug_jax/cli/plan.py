@@ -43,6 +43,7 @@ _SWEPT = ("fsdp", "tensor", "batch", "micro_batches")
 _UNREAD = {
     "MODEL_DIR": "'plan'",
     "TRAIN_STEPS": "1000000",
+    "EPOCHS": "None",
     "INITIAL_CHECKPOINT": "None",
     "EVAL_DATA": "None",
     "MIXTURE_OR_TASK_NAME": "'plan'",
@@ -102,6 +103,12 @@ def run(args: argparse.Namespace) -> int:
     from plug_jax.planning.sweep import Grid, sweep
 
     config = configure(args.gin_file, gin_config.overrides(args.unknown))
+    longest, positions = max(config.train_data.feature_lengths.values()), config.model.max_positions
+    if longest > positions and not args.decode:
+        _say(
+            f"rows of {longest:,} tokens hold several examples, each of at most {positions:,}: "
+            "positions begin anew with each, and the model has no more"
+        )
     if args.sweep:
         grid = Grid.of(config, topology, **swept)
         plans = sweep(config, topology, grid, _say)
@@ -129,9 +136,7 @@ def configure(files: list[str], bindings: list[str]) -> TrainConfig:
     """The run that gin files and bindings describe, without what only a run itself needs."""
     from plug_jax.training.program import TrainConfig
 
-    used = gin_config.macros_used(files)
-    unread = [f"{name} = {value}" for name, value in _UNREAD.items() if name in used]
-    return gin_config.configured(TrainConfig, files=files, bindings=[*bindings, *unread])
+    return gin_config.configured(TrainConfig, files=files, bindings=bindings, replacing=_UNREAD)
 
 
 def _say(text: str) -> None:
@@ -163,7 +168,7 @@ def _print_plan(plan: Plan) -> None:
     console = _console()
     lengths = " + ".join(str(n) for n in plan.lengths.values())
     console.print(
-        f"stage {plan.stage}: {plan.parameters:,} parameters, rows of {lengths} tokens, "
+        f"{_what(plan)}: {plan.parameters:,} parameters, rows of {lengths} tokens, "
         f"micro-batches {plan.micro_batches}, remat {plan.remat}, attention "
         f"{plan.attention}\n{plan.verdict}"
     )
@@ -236,11 +241,21 @@ def _print_speed(console: Console, plan: Plan, speed: Speed) -> None:
         f"MFU at most {speed.mfu_bound:.1%}, as compiled {speed.mfu_scheduled:.1%}: "
         f"{speed.model_flops:.4g} model FLOPs a step. Compute can "
         f"{hidden} the interconnect ({roofline.interconnect / roofline.compute:.2f} of it).\n"
-        f"At most {speed.tokens_per_second:,.0f} tokens/s: {speed.days:,.1f} days for the "
-        f"{speed.stage_tokens / 1e9:.0f}B tokens of stage {plan.stage}, padding included.\n"
+        f"At most {speed.tokens_per_second:,.0f} tokens/s, padding included{_days(plan, speed)}.\n"
         f"Bounds from published peaks, not predictions. Traced in {plan.trace_seconds:.1f} s, "
         f"compiled in {plan.compile_seconds:.1f} s."
     )
+
+
+def _what(plan: Plan) -> str:
+    return " + ".join(plan.objectives) if plan.stage is None else f"stage {plan.stage}"
+
+
+def _days(plan: Plan, speed: Speed) -> str:
+    if speed.days is None or speed.stage_tokens is None:
+        return ""
+    billions = speed.stage_tokens / 1e9
+    return f": {speed.days:,.1f} days for the {billions:.0f}B tokens of stage {plan.stage}"
 
 
 def _console() -> Console:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import sys
-import threading
-from collections.abc import Iterator
-from typing import Any, NoReturn
+import time
+from collections.abc import Iterator, Sequence
 
 import jax
+from jax.errors import JaxRuntimeError
 
 from plug_jax.cli.main import report
-from plug_jax.errors import PlugError
-from plug_jax.training.interrupts import Interrupted
+from plug_jax.errors import Interrupted, PlugError
+from plug_jax.hosts.coordinator import Coordinator
+from plug_jax.hosts.errors import HostError
+from plug_jax.hosts.peers import Note, Peers, among
+from plug_jax.training.interrupts import ended_by_termination
 
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"  # host:port of the first process; JAX reads it too
 NUM_PROCESSES = "JAX_NUM_PROCESSES"
 PROCESS_ID = "JAX_PROCESS_ID"
+_LOCAL_DEVICES = "JAX_LOCAL_DEVICE_IDS"
 
-_ENDED = "plug_jax/ended/"  # key by process: why it ended the run
-_SECONDS_BETWEEN_LOOKS = 1.0
-_SECONDS_TO_HEAR = 10.0  # at most, for the other processes to learn why the run ends
+# The coordinator's address, the number of processes, that of this one, and its devices.
+_Place = tuple[str | None, int | None, int | None, Sequence[int] | None]
+
+_SECONDS_TO_MEET = 300
+# Peers find a lost process long before JAX, which would abort this one.
+_JAX_HEARTBEAT_SECONDS = 3600
+_SECONDS_TO_BE_SURE = 5.0  # beyond LOST_AFTER, whether an error comes of a lost process
 
 
 @contextlib.contextmanager
@@ -33,101 +39,95 @@ def joined() -> Iterator[None]:
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them. Without any of these,
     or with JAX_NUM_PROCESSES=1, the process is alone. Enter before anything uses a device.
 
+    A process that only raised would leave the others waiting for it in a collective operation; so
+    it tells them why, and all exit at once.
+
     Raises:
         PlugError: the processes cannot be found, or do not find each other.
+        Interrupted: SIGTERM came.
     """
-    _connect()
-    if not jax.distributed.is_initialized():
+    others = _connect()
+    if others is None:
         yield
         return
-    others = _Others()
-    others.start()
-    try:
-        yield
-    except Interrupted:  # they stop as well
-        raise
-    except BaseException as error:
-        others.end(report(error), str(error) or type(error).__name__)
-    finally:
-        others.leave()
+    with ended_by_termination(), among(others):
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, Interrupted) and error.step is not None:
+                raise  # all of them stop
+            if _may_come_of_a_lost_process(error):
+                # A collective operation fails when a process is lost: then the others end this one
+                # meanwhile, and say which.
+                time.sleep(others.lost_after + _SECONDS_TO_BE_SURE)
+            reason = str(error) or type(error).__name__
+            text = f"process {others.process} ended the run: {reason}"
+            others.end(Note(text, report(error)))
 
 
-def _connect() -> None:
+def _may_come_of_a_lost_process(error: BaseException | None) -> bool:
+    """Whether JAX's runtime is behind an error, for any reason but its memory."""
+    while error is not None:
+        if isinstance(error, JaxRuntimeError):
+            return not str(error).startswith("RESOURCE_EXHAUSTED")
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _connect() -> Peers | None:
     """jax.distributed.initialize(), if there are other processes."""
     count, process = os.environ.get(NUM_PROCESSES), os.environ.get(PROCESS_ID)
     # For a Slurm job of one process JAX would take one GPU, not all.
     if count == "1" or (count is None and os.environ.get("SLURM_NTASKS") == "1"):
-        return
+        return None
     if (count is None) != (process is None) or (count and not os.environ.get(COORDINATOR)):
         raise PlugError(
             f"set all of {COORDINATOR} (host:port of the first process), {NUM_PROCESSES} and "
             f"{PROCESS_ID} (from 0), or none of them where JAX finds the processes by itself"
         )
+    if count is not None and process is not None:
+        place: _Place = (os.environ[COORDINATOR], int(count), int(process), None)
+    else:
+        place = _found_by_jax()
+    address, processes, number, devices = place
+    if address is None or processes is None or number is None:
+        return None
+    # Its own notices would take SIGTERM from us, and know of nothing else.
+    jax.config.update("jax_enable_preemption_service", False)
+    coordinator = None
+    if number == 0:
+        coordinator = Coordinator(address, processes, heartbeat_timeout=_JAX_HEARTBEAT_SECONDS)
     try:
-        if count is None or process is None:
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(
-                num_processes=int(count),
-                process_id=int(process),
-                cluster_detection_method="deactivate",
-            )
-    except (ValueError, RuntimeError) as error:
-        if str(error) == "coordinator_address should be defined.":
-            return  # JAX has found no cluster
-        raise PlugError(
+        jax.distributed.initialize(
+            address,
+            processes,
+            number,
+            local_device_ids=devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=_SECONDS_TO_MEET,
+            heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS,
+            # The first process would serve itself: nobody asks what it serves here.
+            coordinator_bind_address="127.0.0.1:0",
+        )
+    except ValueError as error:
+        raise PlugError(f"{COORDINATOR}, {NUM_PROCESSES} or {PROCESS_ID}: {error}") from error
+    except RuntimeError as error:
+        raise HostError(
             f"this process could not join the others of its run: {error}. Check that all of them "
             f"were started and can reach the first; to run it alone set {NUM_PROCESSES}=1."
         ) from error
+    # The coordinator's store of keys and values has no public name in JAX.
+    from jax._src import distributed
+
+    return Peers(distributed.global_state.client, number, processes, coordinator)
 
 
-class _Others(threading.Thread):
-    """Listens for the end of another process, and tells the others of the end of this one.
+def _found_by_jax() -> _Place:
+    """What jax.distributed would find; without a cluster there is no address."""
+    from jax._src.clusters import ClusterEnv
 
-    A process that only raised would leave the others waiting for it in a collective operation until
-    JAX misses its heartbeat. So it leaves a note with the coordinator, waits until all have read
-    it, and then they exit at once, whatever their threads and devices are doing.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        # The coordinator's store of keys and values has no public name in JAX.
-        from jax._src import distributed
-
-        self._client: Any = distributed.global_state.client
-        self._process = distributed.global_state.process_id
-        self._left = threading.Event()
-        self._ending = threading.Lock()
-
-    def run(self) -> None:
-        """Look for notes until this process leaves."""
-        while not self._left.wait(_SECONDS_BETWEEN_LOOKS):
-            try:
-                notes = self._client.key_value_dir_get(_ENDED)
-            except RuntimeError:
-                return  # the coordinator is gone: JAX ends the process
-            if notes and self._ending.acquire(blocking=False):
-                key, note = notes[0]
-                status, reason = json.loads(note)
-                process = key.removeprefix(_ENDED)
-                print(f"plug-jax: process {process} ended the run: {reason}", file=sys.stderr)
-                self._exit(status)
-
-    def end(self, status: int, reason: str) -> NoReturn:
-        """End all processes with `status`; the others print `reason`."""
-        self._ending.acquire()  # from now on the listening thread does nothing
-        with contextlib.suppress(RuntimeError):
-            self._client.key_value_set(f"{_ENDED}{self._process}", json.dumps([status, reason]))
-        self._exit(status)
-
-    def leave(self) -> None:
-        """Stop to listen."""
-        self._left.set()
-        self.join()
-
-    def _exit(self, status: int) -> NoReturn:
-        with contextlib.suppress(RuntimeError):
-            self._client.wait_at_barrier("plug_jax/end", int(_SECONDS_TO_HEAR * 1000))
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    named = os.environ.get(_LOCAL_DEVICES)
+    devices = [int(one) for one in named.split(",")] if named else None
+    return ClusterEnv.auto_detect_unset_distributed_params(
+        os.environ.get(COORDINATOR), None, None, devices, None, _SECONDS_TO_MEET
+    )

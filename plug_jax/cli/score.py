@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from plug_jax.cli import jobs
+from plug_jax.cli import gin_config, jobs
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
 
 if TYPE_CHECKING:
     from plug_jax.inference.jobs import Job
@@ -38,6 +39,12 @@ class ScoreConfig:
     job: Job
     work: Scoring
 
+    def __post_init__(self) -> None:
+        from plug_jax.inference.jobs import Job
+        from plug_jax.inference.scoring import Scoring
+
+        check_fields(self, {"Job": Job, "Scoring": Scoring})
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax score`."""
@@ -59,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
         raise PlugError("--prompt and --target go together")
     given = None if args.prompt is None else {"prompt": args.prompt, "target": args.target}
     with joined():
-        config = jobs.configured(ScoreConfig, args, _OPTIONS, given)
+        config = gin_config.configured(
+            ScoreConfig, files=args.gin_file, bindings=jobs.bindings_of(args, _OPTIONS, given)
+        )
         return jobs.report(
             results(config.job, config.work),
             Total(),

@@ -10,10 +10,11 @@ import time
 from typing import TYPE_CHECKING
 
 from plug_jax.cli import gin_config
+from plug_jax.config import ComputeDtype
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
 
 if TYPE_CHECKING:
-    from plug_jax.config import ComputeDtype
     from plug_jax.inference.slots import Slots
     from plug_jax.partitioning import Partitioner
 
@@ -21,6 +22,8 @@ SUMMARY = "Serve a stage-2 checkpoint: a page to try it, and OpenAI's /v1/comple
 EXAMPLE = """examples:
   plug-jax serve --checkpoint /path/to/model_dir
   plug-jax serve --checkpoint /path/to/model_dir --slots 16 --gin_file=mesh/cpu8.gin
+  plug-jax serve --checkpoint /path/to/model_dir --host 0.0.0.0 --api_keys keys.txt \\
+    --ssl_certfile cert.pem --ssl_keyfile key.pem
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
     -d '{"prompt": "今天天气", "max_tokens": 64}'
 
@@ -42,10 +45,21 @@ class ServeConfig:
     max_prompt_tokens: int | None = None  # with [CLS] and [SEP]; None: the model's limit
     max_new_tokens: int | None = None  # None: the model's limit
     model_name: str | None = None  # None: the directory's name
+    api_keys: str | None = None  # file of keys; None: PLUG_JAX_API_KEY's, if it is set
+    max_client_texts: int | None = None  # in hand; None: no limit
+    ssl_certfile: str | None = None  # PEM; None: not encrypted
+    ssl_keyfile: str | None = None  # PEM; None: the key is with the certificate
     warm_up: bool = True
     partitioner: Partitioner | None = None  # from a mesh/ file; None: the first device
     dtype: ComputeDtype | None = None  # None: the one that the model was trained in
     int8: bool = False  # weights in 8 bits
+
+    def __post_init__(self) -> None:
+        from plug_jax.partitioning import Partitioner
+
+        check_fields(self, {"Partitioner": Partitioner})
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise PlugError("ssl_keyfile is of use only with ssl_certfile")
 
 
 # Each option sets the macro of its name in the gin file, which has the defaults.
@@ -58,6 +72,10 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     "max_prompt_tokens": (int, "longest prompt, with [CLS] and [SEP] (the model's limit)"),
     "max_new_tokens": (int, "longest text (the model's limit)"),
     "model_name": (str, "what clients call the model (the directory's name)"),
+    "api_keys": (str, "file of API keys, one a line (PLUG_JAX_API_KEY's; without, none is needed)"),
+    "max_client_texts": (int, "texts that one client may have at a time; beyond, 429 (no limit)"),
+    "ssl_certfile": (str, "certificate, PEM: makes it https"),
+    "ssl_keyfile": (str, "its private key, PEM (in the certificate's file)"),
 }
 
 
@@ -96,14 +114,17 @@ def serve(config: ServeConfig) -> None:
     """
     from plug_jax.serving import server
     from plug_jax.serving.app import make_app
+    from plug_jax.serving.clients import Shares, read_keys
     from plug_jax.serving.engine import Engine
 
-    with server.listen(config.host, config.port) as sock:  # before the model, which takes time
+    # What can be wrong is found before the model is loaded, which takes time.
+    keys, shares = read_keys(config.api_keys), Shares(config.max_client_texts)
+    tls = None
+    if config.ssl_certfile is not None:
+        tls = server.tls_context(config.ssl_certfile, config.ssl_keyfile)
+    with server.listen(config.host, config.port) as sock:
         if not server.is_loopback(sock):
-            _say(
-                f"warning: {config.host} is not this machine alone: whoever reaches the port can "
-                "use the model, without a password and unencrypted"
-            )
+            _warn(config.host, keys=bool(keys), encrypted=tls is not None)
         slots = _slots(config)
         name = config.model_name or os.path.basename(os.path.abspath(config.checkpoint))
         with Engine(slots, max_queue=config.max_queue) as engine:
@@ -111,10 +132,26 @@ def serve(config: ServeConfig) -> None:
                 engine,
                 model_name=name,
                 allowed_hosts=server.allowed_hosts(sock, config.host),
+                keys=keys,
+                shares=shares,
             )
-            address = server.url(sock, config.host)
+            address = server.url(sock, config.host, encrypted=tls is not None)
             print(f"Serving {name} at {address} (Ctrl-C stops it)", flush=True)
-            server.Server(app, engine).run(sockets=[sock])
+            server.Server(app, engine, tls=tls).run(sockets=[sock])
+
+
+def _warn(host: str, *, keys: bool, encrypted: bool) -> None:
+    """Say what nothing guards against on an address that others can reach."""
+    if not keys:
+        _say(
+            f"warning: {host} is not this machine alone: whoever reaches the port can use the "
+            "model, without a password (--api_keys asks for one)"
+        )
+    if not encrypted:
+        _say(
+            f"warning: {host} is not this machine alone: what is sent can be read on its way, "
+            "unless a proxy or --ssl_certfile encrypts it"
+        )
 
 
 def _slots(config: ServeConfig) -> Slots:

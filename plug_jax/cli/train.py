@@ -1,21 +1,29 @@
-"""`plug-jax train`: pre-train a stage from gin files."""
+"""`plug-jax train`: pre-train a stage, or fine-tune, from gin files."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from plug_jax.cli import gin_config
+from plug_jax.cli.supervise import supervise
+from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
     from plug_jax.training.program import TrainConfig
 
-SUMMARY = "Pre-train the encoder (stage 1) or encoder and decoder (stage 2) from gin files."
+SUMMARY = "Pre-train the encoder (stage 1) or encoder and decoder (stage 2), or fine-tune them."
 EXAMPLE = """example:
   plug-jax train --gin_file=runs/structbert_pretrain.gin --gin_file=models/tiny.gin \\
     --gin_file=mesh/cpu1.gin --gin.MODEL_DIR="'run1'" --gin.TRAIN_STEPS=1000 \\
     --gin.TRAIN_FILES="'news/*.txt'" --gin.VALIDATION_FILES="'held_out.txt'" \\
     --gin.VOCABULARY="'vocabulary'" --gin.VOCAB_SIZE=8000 --gin.BATCH_SIZE=16
+
+  plug-jax train --gin_file=runs/finetune.gin --gin_file=clue/tnews.gin --gin_file=mesh/cpu1.gin \\
+    --gin.CLUE_DIR="'CLUE'" --gin.INITIAL_CHECKPOINT="'run1'" --gin.MODEL_DIR="'tnews'"
 
 The same command again continues from the newest checkpoint in MODEL_DIR. On a TPU slice or a
 cluster start it on every host: docs/tpu.md.
@@ -26,31 +34,49 @@ UNKNOWN_ARGUMENTS = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax train`."""
     gin_config.add_arguments(parser)
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="train in a child process, and start it again up to N times when it is killed, or a "
+        "host was lost or hung: docs/reliability.md (default: 0)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Train to the end."""
-    from plug_jax.cli.main import import_tensorflow
+    if args.restarts:
+        return supervise(_unsupervised(args), args.restarts)
+    from plug_jax.cli.main import import_tensorflow, report
 
     import_tensorflow()
     from plug_jax.cli.processes import joined
     from plug_jax.training.loop import train
+    from plug_jax.training.saving import SaveHangs
 
-    with joined():
-        train(configure(args.gin_file, gin_config.overrides(args.unknown)))
+    try:
+        with joined():
+            train(configure(args.gin_file, gin_config.overrides(args.unknown)))
+    except SaveHangs as error:
+        status = report(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # a thread that waits for the file system would hold the process
     return 0
 
 
-def configure(files: list[str], bindings: list[str]) -> TrainConfig:
-    """The run that gin files and bindings describe; what was read goes to MODEL_DIR/config.gin."""
-    import jax
-    from etils import epath
+def _unsupervised(args: argparse.Namespace) -> list[str]:
+    """The same command without --restarts."""
+    if args.restarts < 0:
+        raise PlugError(f"--restarts must be 0 or more, got {args.restarts}")
+    files = (f"--gin_file={file}" for file in args.gin_file)
+    return [sys.executable, "-m", "plug_jax", "train", *files, *args.unknown]
 
+
+def configure(files: list[str], bindings: list[str]) -> TrainConfig:
+    """The run that gin files and bindings describe."""
     from plug_jax.training.program import TrainConfig
 
     config = gin_config.configured(TrainConfig, files=files, bindings=bindings)
-    if jax.process_index() == 0:
-        model_dir = epath.Path(config.model_dir)
-        model_dir.mkdir(parents=True, exist_ok=True)
-        (model_dir / "config.gin").write_text(gin_config.operative_config())
-    return config
+    return dataclasses.replace(config, config_gin=gin_config.operative_config())

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import functools
+import glob
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import seqio
 import tensorflow as tf
 
+from plug_jax.data.caching.files import cached_shards
 from plug_jax.data.documents import unbatch_examples, unbatch_padded
 from plug_jax.data.features import length_name, side_of
 
 
-class BatchedTask(seqio.Task):
+class CachedTask(seqio.Task):
+    """A task whose cache may be in a directory of any name, such as `lr=[1e-4]`."""
+
+    def _get_cached_source(self, split: str, *args: Any, **options: Any) -> seqio.DataSource:
+        source = super()._get_cached_source(split, *args, **options)
+        # seqio would take the directory for a part of a glob.
+        source._split_to_filepattern = {split: list(map(glob.escape, cached_shards(self, split)))}
+        return source
+
+
+class BatchedTask(CachedTask):
     """A task whose preprocessors make batches of examples, ragged int32 [n, None] each.
 
     As any task it gives examples of rank 1. Its `padded` gives the very same examples, padded with
@@ -41,7 +54,7 @@ class BatchedTask(seqio.Task):
         self.max_lengths = max_lengths
         padded = functools.partial(unbatch_padded, features=names, max_lengths=max_lengths)
         lengths = {length_name(side_of(feature)): _LENGTH for feature in names}
-        self.padded = seqio.Task(
+        self.padded = CachedTask(
             name,
             source=source,
             preprocessors=[*preprocessors, padded],

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import functools
 import os
 import re
+import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
 
+from plug_jax.data.caching.files import read_json, write_json
+from plug_jax.data.drops import DatasetCounts
+from plug_jax.data.places import (
+    counts_file,
+    place_of,
+    read_place,
+    saved_streams,
+    write_place,
+)
+from plug_jax.data.stream_settings import Settings, changes
 from plug_jax.errors import PlugError
 
-# What TensorFlow raises for an iterator's checkpoint that is damaged or of another pipeline.
-_RESTORE_ERRORS = (tf.errors.OpError, AssertionError, IndexError, RuntimeError, ValueError)
 # (stream, of so many streams) to batches of that stream's rows.
 OpenStream = Callable[[int, int], tf.data.Dataset]
+# How much by its name, under "dropped" and "changed": see `plug_jax.data.drops`.
+Counts = Mapping[str, Mapping[str, int]]
+
+_SETTINGS = "settings.json"
+# What TensorFlow raises for files that are damaged, gone, or out of reach.
+_UNREADABLE = (
+    tf.errors.DataLossError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.UnavailableError,
+    tf.errors.FailedPreconditionError,
+)
+_PATIENCE = 10.0  # seconds for a stream to rest, so that its counts are those of its place
 
 
 def rows_of_process(
@@ -49,6 +74,23 @@ def rows_of_process(
     ]
 
 
+@dataclasses.dataclass
+class _Stream:
+    """A stream that a process reads."""
+
+    index: int
+    rows: slice  # of its part of a batch: those that the process takes
+    iterator: Iterator
+    counts: DatasetCounts
+    # Those on the way to the place that was last saved or restored.
+    placed: Counts = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process, of those that read the stream, is the first and speaks for it."""
+        return self.rows.start == 0
+
+
 class BatchIterator:
     """Iterates over the batches of one process; `plug_jax.data.pipeline.make_iterator` makes it.
 
@@ -62,6 +104,7 @@ class BatchIterator:
         open_stream: OpenStream,
         *,
         check_stream: Callable[[int, int], None],
+        settings: Callable[[], Settings],
         endless: bool,
         batch_size: int,
         streams: int,
@@ -72,9 +115,12 @@ class BatchIterator:
 
         `check_stream` raises if a stream has no example. It is asked before the first batch of
         `endless` streams, which would never give one, and after finite ones that gave none.
+        `settings` gives what goes with a place, see `plug_jax.data.stream_settings`; the number of
+        "streams" among them is None if a place's own is to be kept.
         """
         self._open_stream = open_stream
         self._check_stream = check_stream
+        self._settings = functools.cache(settings)
         self._endless = endless
         self._under_way = False
         self._shape = {
@@ -82,11 +128,11 @@ class BatchIterator:
             "process_index": process_index,
             "process_count": process_count,
         }
-        self._iterators: list[Iterator] = []
+        self._opened: list[_Stream] = []
         self._open(streams)
         # Threads of tf.data that call Python while the interpreter shuts down would never end, and
         # the program neither: the iterators have to go before.
-        weakref.finalize(self, self._iterators.clear)
+        weakref.finalize(self, self._opened.clear)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """The iterator itself."""
@@ -99,8 +145,9 @@ class BatchIterator:
         """
         try:
             if self._endless and not self._under_way:
+                self._settings()  # as they are when reading begins
                 self._check_streams()
-            parts = [next(iterator) for iterator in self._iterators]
+            parts = [next(stream.iterator) for stream in self._opened]
         except StopIteration:
             if not self._under_way:
                 self._check_streams()
@@ -110,78 +157,137 @@ class BatchIterator:
             if found := re.search(r"PlugError: (.*)", error.message):
                 raise PlugError(found[1]) from error
             raise
+        except _UNREADABLE as error:
+            raise PlugError(
+                f"the data cannot be read any more: {error.message.splitlines()[0]}. See what "
+                "became of their files; the same command goes on from the newest checkpoint, and "
+                "looks through them first"
+            ) from error
         self._under_way = True
         return {
             name: np.concatenate(
                 [
-                    part[name].numpy()[rows]
-                    for part, (_, rows) in zip(parts, self._rows, strict=True)
+                    part[name].numpy()[stream.rows]
+                    for part, stream in zip(parts, self._opened, strict=True)
                 ]
             )
             for name in parts[0]
         }
 
+    def counts(self) -> Counts:
+        """What was dropped and changed on the way to the place last saved or restored.
+
+        A place holds batches that were prepared and not yet asked for: so do the counts. Of several
+        processes that read a stream, the first has its counts.
+        """
+        return add_counts(stream.placed for stream in self._opened if stream.is_ours)
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the places of the process's streams to `directory`/stream_<i>-of-<streams>.*.
 
-        Of several processes that read a stream, the first writes.
+        With the counts of each stream, and with the first the settings. Of several processes that
+        read a stream, the first writes.
         """
         tf.io.gfile.makedirs(os.fspath(directory))
-        for iterator, (stream, rows) in zip(self._iterators, self._rows, strict=True):
-            if rows.start == 0:
-                place = _place(directory, stream, self._streams)
-                tf.train.Checkpoint(iterator=iterator).write(place)
+        for stream in self._opened:
+            if not stream.is_ours:
+                continue
+            place = place_of(directory, stream.index, self._streams)
+            # Threads read ahead, and what they count meanwhile could lie on either side of the
+            # place. They soon rest, for nobody takes batches from them; where reading is slow, the
+            # run does not wait for ever, and a restored one may lack what was counted in between.
+            deadline = time.monotonic() + _PATIENCE
+            while True:
+                stream.placed = stream.counts.read()
+                write_place(stream.iterator, place)
+                if stream.counts.read() == stream.placed or time.monotonic() > deadline:
+                    break
+            write_json(counts_file(place), stream.placed)
+            if stream.index == 0:
+                settings = {**self._settings(), "streams": self._streams}
+                write_json(os.path.join(directory, _SETTINGS), settings)
+
+    def changes_since(self, directory: str | os.PathLike[str]) -> list[str] | None:
+        """What the batches depend on and is not as it was when `save` wrote to `directory`.
+
+        In words, see `plug_jax.data.stream_settings.changes`; None if it was not kept, by a version
+        of plug-jax that did not.
+        """
+        then = read_json(os.path.join(directory, _SETTINGS))
+        if then is None:
+            return None
+        now = dict(self._settings())
+        if now["streams"] is None:
+            now["streams"] = then["streams"]
+        return changes(then, now)
 
     def restore(self, directory: str | os.PathLike[str]) -> None:
         """Goes to the place that `save` wrote: the batches that followed it follow again.
 
-        Task, settings, batch size and seed must be those of the run that saved; the number of
-        streams becomes that run's. Raises PlugError if `directory` holds no place, or one that so
-        many processes cannot share.
+        The number of streams becomes that of the run that saved. Raises PlugError if `directory`
+        holds no place, one in other data or of other settings, or one that so many processes cannot
+        share.
         """
-        saved = _saved_streams(directory)
+        saved = saved_streams(directory)
         if saved is None:
             raise PlugError(
                 f"{os.fspath(directory)} holds no place in the data (stream_*.index); restore a "
                 "complete checkpoint."
             )
+        if found := self.changes_since(directory):
+            raise PlugError(
+                f"{os.fspath(directory)} is a place in other data than this run's:\n  "
+                + "\n  ".join(found)
+                + "\nContinue with what it was saved with. Or, if you want the change, set "
+                "RESTART_CHANGED_DATA = True: the model stays, and the data start from their "
+                "beginning (docs/data.md)."
+            )
         if saved != self._streams:
             self._open(saved)
-        for iterator, (stream, _) in zip(self._iterators, self._rows, strict=True):
-            place = _place(directory, stream, saved)
-            try:
-                checkpoint = tf.train.Checkpoint(iterator=iterator)
-                checkpoint.read(place).assert_existing_objects_matched()
-            except _RESTORE_ERRORS as error:
-                raise PlugError(
-                    f"The place in the data in {place}.* cannot be restored: it is missing or "
-                    "damaged, or was saved with another task or other settings of the data. "
-                    f"({error})"
-                ) from error
+        for stream in self._opened:
+            place = place_of(directory, stream.index, saved)
+            read_place(stream.iterator, place)
+            self._count_from(stream, read_json(counts_file(place)) or {})
         self._under_way = True
 
+    def start_after(self, directory: str | os.PathLike[str]) -> None:
+        """Stays at the beginning, after other data of which `directory` is a place.
+
+        Counts go on from there.
+        """
+        saved = saved_streams(directory) or 0
+        places = [place_of(directory, index, saved) for index in range(saved)]
+        for stream in self._opened:
+            if stream.index == 0:
+                total = add_counts(read_json(counts_file(place)) or {} for place in places)
+                self._count_from(stream, total)
+
+    def _count_from(self, stream: _Stream, counts: Counts) -> None:
+        stream.counts.start_from(counts)
+        stream.placed = counts
+
     def _check_streams(self) -> None:
-        for stream, _ in self._rows:
-            self._check_stream(stream, self._streams)
+        for stream in self._opened:
+            self._check_stream(stream.index, self._streams)
 
     def _open(self, streams: int) -> None:
-        self._rows = rows_of_process(streams=streams, **self._shape)
+        rows_by_stream = rows_of_process(streams=streams, **self._shape)
         self._streams = streams
         options = tf.data.Options()
         options.deterministic = True
-        self._iterators[:] = [
-            iter(
-                self._open_stream(stream, streams).prefetch(tf.data.AUTOTUNE).with_options(options)
-            )
-            for stream, _ in self._rows
-        ]
+        self._opened.clear()
+        for index, rows in rows_by_stream:
+            counts = DatasetCounts()
+            with counts.building():
+                batches = self._open_stream(index, streams)
+            batches = batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+            self._opened.append(_Stream(index, rows, iter(batches), counts))
 
 
-def _place(directory: str | os.PathLike[str], stream: int, streams: int) -> str:
-    return os.path.join(os.fspath(directory), f"stream_{stream:05d}-of-{streams:05d}")
-
-
-def _saved_streams(directory: str | os.PathLike[str]) -> int | None:
-    """Of how many streams `directory` holds the places; None without any."""
-    files = tf.io.gfile.glob(os.path.join(os.fspath(directory), "stream_*-of-*.index"))
-    return int(files[0].removesuffix(".index")[-5:]) if files else None
+def add_counts(parts: Iterable[Counts]) -> Counts:
+    """The counts of several streams together."""
+    total: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for part in parts:
+        for kind, counts in part.items():
+            total[kind].update(counts)
+    return {kind: dict(sorted(counts.items())) for kind, counts in total.items()}

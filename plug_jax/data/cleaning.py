@@ -32,6 +32,7 @@ import tensorflow_text as tf_text
 
 from plug_jax.data.drops import count_changes, count_drops
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
 
 _LINE_BREAKS = r"\r\n|[\r\x{85}\x{2028}\x{2029}]"
 _SPACES = r"[\t\v\f\p{Zs}]"
@@ -144,6 +145,7 @@ class MinLength:
     characters: int = 32
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.characters < 0:
             raise PlugError(f"MinLength.characters must be 0 or more, not {self.characters}.")
 
@@ -172,6 +174,7 @@ class ChineseRatio:
     minimum: float = 0.6
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.minimum <= 1:
             raise PlugError(f"ChineseRatio.minimum must be between 0 and 1, not {self.minimum}.")
 

@@ -71,7 +71,7 @@ def write_corpus(directory: str | os.PathLike[str]) -> DemoCorpus:
     train = [text for text in texts if text not in held_out]
     validation = [text for text in texts if text in held_out]
     for name, articles in ((TRAIN_FILE, train), (VALIDATION_FILE, validation)):
-        _write(directory / name, ("\n\n".join(articles) + "\n").encode())
+        write_file(directory / name, ("\n\n".join(articles) + "\n").encode())
     return DemoCorpus(
         train=directory / TRAIN_FILE,
         validation=directory / VALIDATION_FILE,
@@ -185,7 +185,7 @@ def _source_file() -> Path:
     return path
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Writes a file at once, unless it holds `content` already."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -55,6 +55,7 @@ def clean_documents(dataset: tf.data.Dataset, *, steps: Sequence[CleaningStep]) 
     return seqio.map_over_dataset(clean)(dataset)
 
 
+@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
 def tokenize_documents(dataset: tf.data.Dataset, *, vocabulary: PlugVocabulary) -> tf.data.Dataset:
     """Blocks of texts, {"text": tf.string [d]}, to blocks of tokens.
 
@@ -92,6 +93,7 @@ def tokenize_documents(dataset: tf.data.Dataset, *, vocabulary: PlugVocabulary) 
     return seqio.map_over_dataset(tokenize)(dataset)
 
 
+@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
 def unbatch_examples(dataset: tf.data.Dataset, *, features: Sequence[str]) -> tf.data.Dataset:
     """Batches of examples, ragged int32 [n, None] each, to examples int32 [None] with `features`.
 
@@ -118,6 +120,7 @@ def unbatch_examples(dataset: tf.data.Dataset, *, features: Sequence[str]) -> tf
     return dataset.flat_map(examples)
 
 
+@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
 def unbatch_padded(
     dataset: tf.data.Dataset, *, features: Sequence[str], max_lengths: Mapping[str, int]
 ) -> tf.data.Dataset:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import contextvars
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +19,37 @@ Amounts = Mapping[str, tf.Tensor | int]
 _lock = threading.Lock()
 _drops: collections.Counter[str] = collections.Counter()
 _changes: collections.Counter[str] = collections.Counter()
+_building: contextvars.ContextVar[DatasetCounts | None] = contextvars.ContextVar("building")
+
+
+class DatasetCounts:
+    """What certain datasets drop and change, which all counts of the process hold as well."""
+
+    def __init__(self) -> None:
+        """Nothing is counted yet."""
+        self._drops: collections.Counter[str] = collections.Counter()
+        self._changes: collections.Counter[str] = collections.Counter()
+
+    @contextlib.contextmanager
+    def building(self) -> Iterator[None]:
+        """The datasets that are built within are those, whenever they are read."""
+        token = _building.set(self)
+        try:
+            yield
+        finally:
+            _building.reset(token)
+
+    def read(self) -> dict[str, dict[str, int]]:
+        """A copy of the counts so far: {"dropped": by reason, "changed": by step}."""
+        with _lock:
+            return {"dropped": dict(self._drops), "changed": dict(self._changes)}
+
+    def start_from(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Forget the counts, and go on from what `read` gave."""
+        with _lock:
+            for counter, name in ((self._drops, "dropped"), (self._changes, "changed")):
+                counter.clear()
+                counter.update(counts.get(name, {}))
 
 
 def count_drops(value: T, amounts: Amounts) -> T:
@@ -41,12 +74,14 @@ def count_drops(value: T, amounts: Amounts) -> T:
       amounts: how many were dropped, int scalars by reason, a short snake_case name such as
         "document_too_short". Only those above 0 are counted.
     """
-    return _count(_drops, value, amounts)
+    counts = _building.get(None)
+    return _count([_drops, *([counts._drops] if counts else [])], value, amounts)
 
 
 def count_changes(value: T, amounts: Amounts) -> T:
     """`count_drops` for what was rewritten and kept, by the step that did it."""
-    return _count(_changes, value, amounts)
+    counts = _building.get(None)
+    return _count([_changes, *([counts._changes] if counts else [])], value, amounts)
 
 
 def drop_counts() -> dict[str, int]:
@@ -68,7 +103,7 @@ def reset_counts() -> None:
         _changes.clear()
 
 
-def _count(counter: collections.Counter[str], value: T, amounts: Amounts) -> T:
+def _count(counters: list[collections.Counter[str]], value: T, amounts: Amounts) -> T:
     components = [
         tf.convert_to_tensor(part) for part in tf.nest.flatten(value, expand_composites=True)
     ]
@@ -79,7 +114,8 @@ def _count(counter: collections.Counter[str], value: T, amounts: Amounts) -> T:
         with _lock:
             for name, number in zip(names, numbers.tolist(), strict=True):
                 if number > 0:
-                    counter[name] += number
+                    for counter in counters:
+                        counter[name] += number
         return arrays
 
     def counted() -> list[tf.Tensor]:

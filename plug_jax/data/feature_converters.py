@@ -1,4 +1,4 @@
-"""seqio feature converters: from the examples of a task to rows that the model takes."""
+"""The seqio feature converter: from the examples of a task to rows that the model takes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,101 @@ import tensorflow as tf
 from plug_jax.data.features import (
     DECODER,
     ENCODER,
-    PALM_FEATURES,
-    STRUCTBERT_FEATURES,
-    feature_lengths,
+    Feature,
     length_name,
+    row_features,
     side_of,
 )
 from plug_jax.data.packing import DEFAULT_WINDOW, pack_examples, pad_examples
 from plug_jax.errors import PlugError
 
 
-def _int32(names: Iterable[str]) -> dict[str, seqio.FeatureConverter.FeatureSpec]:
-    return {name: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=1) for name in names}
-
-
 class RowFeatureConverter(seqio.FeatureConverter):
-    """Keeps the features of a task and adds segment ids and positions, packed or padded.
+    """Keeps features of a task and adds segment ids and positions of their sides.
 
-    Takes examples of their own length or, as `BatchedTask.padded` gives them, padded ones. seqio's
-    own length check is off: packing makes it, with a message that says what to do.
+    With `pack=True` a row holds several whole examples, with `pack=False` one; both are padded with
+    0 and have `encoder_segment_ids` (0 at padding) and `encoder_positions`, and the decoder's where
+    there are features of that side; examples of several texts bring their own, and are not packed.
+    An example has to fit on both sides of its row, and has the
+    same segment id on both.
+
+    Takes examples of their own length or, as `BatchedTask.padded` gives them, padded ones. A
+    feature that is missing or of another type raises ValueError; other features of the examples are
+    left out. seqio's own length check is off: packing makes it, with a message that says what to
+    do. An example longer than the row ends the iteration with an InvalidArgumentError; seqio must
+    not trim it before (`trim_output_features=False`).
+
+    Two examples of stage 1, `features.STRUCTBERT` ([CLS] = 2, [SEP] = 3, [MASK] = 4; label 1 at
+    the first [CLS], 0 at the second):
+
+        encoder_input_tokens     [2, 4, 3, 8, 3]   [2, 9, 3]
+        encoder_original_tokens  [2, 7, 3, 8, 3]   [2, 9, 3]
+        encoder_loss_weights     [0, 1, 0, 0, 0]   [0, 0, 0]
+        encoder_shuffled         [0, 0, 0, 0, 0]   [0, 0, 0]
+        encoder_token_types      [0, 0, 0, 1, 1]   [0, 0, 0]
+        sentence_labels          [1, 0, 0, 0, 0]   [0, 0, 0]
+        sentence_weights         [1, 0, 0, 0, 0]   [1, 0, 0]
+
+    become this row with every length in `task_feature_lengths` 10:
+
+        encoder_input_tokens     [2, 4, 3, 8, 3, 2, 9, 3, 0, 0]
+        encoder_original_tokens  [2, 7, 3, 8, 3, 2, 9, 3, 0, 0]
+        encoder_loss_weights     [0, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+        encoder_shuffled         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        encoder_token_types      [0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
+        sentence_labels          [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        sentence_weights         [1, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+        encoder_segment_ids      [1, 1, 1, 1, 1, 2, 2, 2, 0, 0]
+        encoder_positions        [0, 1, 2, 3, 4, 0, 1, 2, 0, 0]
+
+    Two of stage 2, `features.PALM`:
+
+        encoder_input_tokens     [2, 4, 8, 3]   [2, 9, 3]
+        encoder_original_tokens  [2, 7, 8, 3]   [2, 9, 3]
+        encoder_loss_weights     [0, 1, 0, 0]   [0, 0, 0]
+        encoder_token_types      [0, 0, 0, 0]   [0, 0, 0]
+        decoder_input_tokens     [2, 6]         [2, 5, 5]
+        decoder_target_tokens    [6, 3]         [5, 5, 3]
+        decoder_loss_weights     [1, 1]         [1, 1, 1]
+
+    become this row with encoder lengths of 8 and decoder lengths of 6:
+
+        encoder_input_tokens     [2, 4, 8, 3, 2, 9, 3, 0]
+        encoder_original_tokens  [2, 7, 8, 3, 2, 9, 3, 0]
+        encoder_loss_weights     [0, 1, 0, 0, 0, 0, 0, 0]
+        encoder_token_types      [0, 0, 0, 0, 0, 0, 0, 0]
+        encoder_segment_ids      [1, 1, 1, 1, 2, 2, 2, 0]
+        encoder_positions        [0, 1, 2, 3, 0, 1, 2, 0]
+        decoder_input_tokens     [2, 6, 2, 5, 5, 0]
+        decoder_target_tokens    [6, 3, 5, 5, 3, 0]
+        decoder_loss_weights     [1, 1, 1, 1, 1, 0]
+        decoder_segment_ids      [1, 1, 2, 2, 2, 0]
+        decoder_positions        [0, 1, 0, 1, 2, 0]
     """
 
     TASK_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {}
     MODEL_FEATURES: Mapping[str, seqio.FeatureConverter.FeatureSpec] = {}
     PACKING_FEATURE_DTYPES: Mapping[str, tf.DType] = {}
 
-    def __init__(self, *, pack: bool = True, window: int = DEFAULT_WINDOW) -> None:
+    def __init__(
+        self, features: Iterable[Feature], *, pack: bool = True, window: int = DEFAULT_WINDOW
+    ) -> None:
         """`window` is how many examples are packed together; unused when `pack` is false."""
+        features = tuple(features)
+        added = row_features(features)[len(features) :]
+        if pack and len(added) < 2 * len({feature.side for feature in features}):
+            raise PlugError(
+                "examples that bring segment ids and positions of their own are rows already: set "
+                "DatasetConfig.pack to False"
+            )
+        # seqio reads these of the instance, too.
+        self.TASK_FEATURES = _specs(features)
+        self.MODEL_FEATURES = _specs(row_features(features))
+        self.PACKING_FEATURE_DTYPES = {
+            name: spec.dtype
+            for name, spec in self.MODEL_FEATURES.items()
+            if name not in self.TASK_FEATURES
+        }
         super().__init__(pack=pack, apply_length_check=False)
         self._window = window
 
@@ -74,90 +142,11 @@ class RowFeatureConverter(seqio.FeatureConverter):
         return {name: lengths[side_of(name)] for name in self.MODEL_FEATURES}
 
 
-class StructBertFeatureConverter(RowFeatureConverter):
-    """Stage 1: examples of a StructBERT task to rows int32 [E] for the encoder.
-
-    With `pack=True` a row holds several whole examples, with `pack=False` one; both are padded with
-    0 and have `encoder_segment_ids` (0 at padding) and `encoder_positions`. A task feature that is
-    missing or of another type raises ValueError. An example longer than the row ends the iteration
-    with an InvalidArgumentError; seqio must not trim it before (`trim_output_features=False`).
-
-    Two examples ([CLS] = 2, [SEP] = 3, [MASK] = 4; label 1 at the first [CLS], 0 at the second):
-
-        encoder_input_tokens     [2, 4, 3, 8, 3]   [2, 9, 3]
-        encoder_original_tokens  [2, 7, 3, 8, 3]   [2, 9, 3]
-        encoder_loss_weights     [0, 1, 0, 0, 0]   [0, 0, 0]
-        encoder_shuffled         [0, 0, 0, 0, 0]   [0, 0, 0]
-        encoder_token_types      [0, 0, 0, 1, 1]   [0, 0, 0]
-        sentence_labels          [1, 0, 0, 0, 0]   [0, 0, 0]
-        sentence_weights         [1, 0, 0, 0, 0]   [1, 0, 0]
-
-    become this row with every length in `task_feature_lengths` 10:
-
-        encoder_input_tokens     [2, 4, 3, 8, 3, 2, 9, 3, 0, 0]
-        encoder_original_tokens  [2, 7, 3, 8, 3, 2, 9, 3, 0, 0]
-        encoder_loss_weights     [0, 1, 0, 0, 0, 0, 0, 0, 0, 0]
-        encoder_shuffled         [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
-        encoder_token_types      [0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
-        sentence_labels          [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
-        sentence_weights         [1, 0, 0, 0, 0, 1, 0, 0, 0, 0]
-        encoder_segment_ids      [1, 1, 1, 1, 1, 2, 2, 2, 0, 0]
-        encoder_positions        [0, 1, 2, 3, 4, 0, 1, 2, 0, 0]
-    """
-
-    TASK_FEATURES = _int32(STRUCTBERT_FEATURES)
-    PACKING_FEATURE_DTYPES = dict.fromkeys(["encoder_segment_ids", "encoder_positions"], tf.int32)
-    MODEL_FEATURES = _int32([*TASK_FEATURES, *PACKING_FEATURE_DTYPES])
-
-
-class PalmFeatureConverter(RowFeatureConverter):
-    """Stage 2: examples of a PALM task to rows int32 [E] for the encoder and [D] for the decoder.
-
-    Like `StructBertFeatureConverter`. An example has to fit on both sides of its row, and has the
-    same segment id on both.
-
-    Two examples ([CLS] = 2, [SEP] = 3, [MASK] = 4):
-
-        encoder_input_tokens     [2, 4, 8, 3]   [2, 9, 3]
-        encoder_original_tokens  [2, 7, 8, 3]   [2, 9, 3]
-        encoder_loss_weights     [0, 1, 0, 0]   [0, 0, 0]
-        encoder_token_types      [0, 0, 0, 0]   [0, 0, 0]
-        decoder_input_tokens     [2, 6]         [2, 5, 5]
-        decoder_target_tokens    [6, 3]         [5, 5, 3]
-        decoder_loss_weights     [1, 1]         [1, 1, 1]
-
-    become this row with encoder lengths of 8 and decoder lengths of 6:
-
-        encoder_input_tokens     [2, 4, 8, 3, 2, 9, 3, 0]
-        encoder_original_tokens  [2, 7, 8, 3, 2, 9, 3, 0]
-        encoder_loss_weights     [0, 1, 0, 0, 0, 0, 0, 0]
-        encoder_token_types      [0, 0, 0, 0, 0, 0, 0, 0]
-        encoder_segment_ids      [1, 1, 1, 1, 2, 2, 2, 0]
-        encoder_positions        [0, 1, 2, 3, 0, 1, 2, 0]
-        decoder_input_tokens     [2, 6, 2, 5, 5, 0]
-        decoder_target_tokens    [6, 3, 5, 5, 3, 0]
-        decoder_loss_weights     [1, 1, 1, 1, 1, 0]
-        decoder_segment_ids      [1, 1, 2, 2, 2, 0]
-        decoder_positions        [0, 1, 0, 1, 2, 0]
-    """
-
-    TASK_FEATURES = _int32(PALM_FEATURES)
-    PACKING_FEATURE_DTYPES = dict.fromkeys(
-        ["encoder_segment_ids", "encoder_positions", "decoder_segment_ids", "decoder_positions"],
-        tf.int32,
-    )
-    MODEL_FEATURES = _int32([*TASK_FEATURES, *PACKING_FEATURE_DTYPES])
-
-
-def model_feature_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
-    """The row length of every feature of a batch, from lengths by side as in `DatasetConfig`.
-
-    Rows with a decoder are stage 2's, for `PalmFeatureConverter`; {"encoder": 512} is stage 1's,
-    for `StructBertFeatureConverter`.
-    """
-    converter_class = PalmFeatureConverter if DECODER in lengths else StructBertFeatureConverter
-    task_lengths = feature_lengths(lengths, converter_class.TASK_FEATURES)
-    return converter_class().get_model_feature_lengths(task_lengths)
+def _specs(features: Iterable[Feature]) -> dict[str, seqio.FeatureConverter.FeatureSpec]:
+    return {
+        feature.name: seqio.FeatureConverter.FeatureSpec(dtype=tf.as_dtype(feature.dtype), rank=1)
+        for feature in features
+    }
 
 
 def _row_lengths(task_feature_lengths: Mapping[str, int]) -> dict[str, int]:

@@ -1,13 +1,15 @@
-"""The features of one example, shared by tasks and feature converters.
+"""The features of one example, shared by tasks, feature converters and objectives.
 
-Every feature is a rank-1 int32 vector without padding, and all features of one side (encoder or
-decoder) of an example have the same length. `sentence_*` features belong to the encoder side.
+Every feature is a rank-1 vector without padding, and all features of one side (encoder or decoder)
+of an example have the same length. The name tells the side: `decoder_*` is the decoder's, all
+others, `sentence_*` among them, are the encoder's.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import seqio
 import tensorflow as tf
@@ -19,49 +21,89 @@ if TYPE_CHECKING:
 
 ENCODER, DECODER = "encoder", "decoder"
 
-# Features that hold no tokens, with how many values each may take.
-_SIDE_FEATURE_SIZES = {
-    "encoder_loss_weights": 2,
-    "encoder_shuffled": 2,
-    "encoder_token_types": 2,
-    "sentence_labels": 3,
-    "sentence_weights": 2,
-    "decoder_loss_weights": 2,
-}
 
-STRUCTBERT_FEATURES = (
-    "encoder_input_tokens",
-    "encoder_original_tokens",
-    "encoder_loss_weights",
-    "encoder_shuffled",
-    "encoder_token_types",
-    "sentence_labels",
-    "sentence_weights",
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """A vector with a value for each token of its side."""
+
+    name: str
+    values: int | None = None  # it takes 0, 1, ... below this; None: the ids of the vocabulary
+    dtype: Literal["int32", "float32"] = "int32"
+
+    @property
+    def side(self) -> str:
+        """The side, "encoder" or "decoder", whose length it shares."""
+        return side_of(self.name)
+
+    def declared(self, vocabulary: PlugVocabulary) -> seqio.Feature:
+        """As a task declares it in its `output_features`."""
+        plain = self.values is not None or self.dtype != "int32"
+        return seqio.Feature(
+            seqio.PassThroughVocabulary(self.values or 1) if plain else vocabulary,
+            add_eos=False,
+            dtype=tf.as_dtype(self.dtype),
+            rank=1,
+        )
+
+
+# At each token of an example: which of its split it is, to know whose predictions are whose.
+EXAMPLE_INDEX = Feature("example_index", 2**31 - 1)
+# What the encoder reads, whatever the objective.
+ENCODER_TEXT = (Feature("encoder_input_tokens"), Feature("encoder_token_types", 2))
+MASKED_LM = (Feature("encoder_original_tokens"), Feature("encoder_loss_weights", 2))
+WORD_STRUCTURAL = (Feature("encoder_shuffled", 2),)
+SENTENCE_STRUCTURAL = (Feature("sentence_labels", 3), Feature("sentence_weights", 2))
+CONTINUATION = (
+    Feature("decoder_input_tokens"),
+    Feature("decoder_target_tokens"),
+    Feature("decoder_loss_weights", 2),
 )
-PALM_FEATURES = (
-    "encoder_input_tokens",
-    "encoder_original_tokens",
-    "encoder_loss_weights",
-    "encoder_token_types",
-    "decoder_input_tokens",
-    "decoder_target_tokens",
-    "decoder_loss_weights",
-)
+
+STRUCTBERT = (*ENCODER_TEXT, *MASKED_LM, *WORD_STRUCTURAL, *SENTENCE_STRUCTURAL)
+PALM = (*ENCODER_TEXT, *MASKED_LM, *CONTINUATION)
 
 
-def structbert_features(vocabulary: PlugVocabulary) -> dict[str, seqio.Feature]:
-    """`output_features` of a stage-1 (StructBERT) task: seven features int32 [e]."""
-    return {name: _feature(name, vocabulary) for name in STRUCTBERT_FEATURES}
+def output_features(
+    features: Iterable[Feature], vocabulary: PlugVocabulary
+) -> dict[str, seqio.Feature]:
+    """The `output_features` of a task with these features, such as `STRUCTBERT` or `PALM`."""
+    return {feature.name: feature.declared(vocabulary) for feature in features}
 
 
-def palm_features(vocabulary: PlugVocabulary) -> dict[str, seqio.Feature]:
-    """`output_features` of a stage-2 (PALM) task: four features int32 [e] and three int32 [d]."""
-    return {name: _feature(name, vocabulary) for name in PALM_FEATURES}
+def features_declared(declared: Mapping[str, seqio.Feature]) -> tuple[Feature, ...]:
+    """The features of a task, from its `output_features`.
+
+    Raises:
+        PlugError: one that is no vector of int32 or float32, a value for each token of a side.
+    """
+    for name, feature in declared.items():
+        if feature.rank != 1 or feature.dtype not in (tf.int32, tf.float32):
+            raise PlugError(
+                f"The task's feature {name!r} is of rank {feature.rank} and type "
+                f"{tf.as_dtype(feature.dtype).name}; rows are made of vectors of int32 or float32."
+            )
+    return tuple(
+        Feature(name, dtype="float32" if feature.dtype == tf.float32 else "int32")
+        for name, feature in declared.items()
+    )
 
 
 def side_of(feature: str) -> str:
     """The side, "encoder" or "decoder", whose length a feature shares."""
     return DECODER if feature.startswith("decoder_") else ENCODER
+
+
+def row_features(features: Iterable[Feature]) -> tuple[Feature, ...]:
+    """What a row has for these features of examples: segment ids and positions of each side too.
+
+    Examples of several texts bring these themselves.
+    """
+    features = tuple(features)
+    used = {feature.side for feature in features}
+    sides = [side for side in (ENCODER, DECODER) if side in used]
+    added = [Feature(f"{side}_{what}") for side in sides for what in ("segment_ids", "positions")]
+    names = {feature.name for feature in features}
+    return (*features, *(feature for feature in added if feature.name not in names))
 
 
 def length_name(side: str) -> str:
@@ -81,20 +123,10 @@ def feature_lengths(lengths: Mapping[str, int], features: Iterable[str]) -> dict
     sides = {side_of(name) for name in names}
     if sides != set(lengths):
         raise PlugError(
-            f"The feature lengths are {dict(lengths)}, but the task's features need lengths for "
+            f"The feature lengths are {dict(lengths)}, but the features of a row need lengths for "
             f"{' and '.join(sorted(sides))}, such as {dict.fromkeys(sorted(sides), 1024)}."
         )
     for side, length in lengths.items():
         if length < 1:
             raise PlugError(f"The {side} length of a row must be positive, not {length}.")
     return {name: lengths[side_of(name)] for name in names}
-
-
-def _feature(name: str, vocabulary: seqio.Vocabulary) -> seqio.Feature:
-    size = _SIDE_FEATURE_SIZES.get(name)
-    return seqio.Feature(
-        vocabulary if size is None else seqio.PassThroughVocabulary(size),
-        add_eos=False,
-        dtype=tf.int32,
-        rank=1,
-    )

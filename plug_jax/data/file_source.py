@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -12,13 +14,16 @@ import tensorflow as tf
 
 from plug_jax.errors import PlugError
 
+_log = logging.getLogger(__name__)
+
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class FileSource(seqio.FileDataSource):
     """A seqio source over the files of a train and maybe a validation split, sharded by file.
 
-    Paths and globs may be on any file system of tf.io.gfile, such as gs://. Raises PlugError when a
+    Paths and globs may be on any file system of tf.io.gfile, such as gs://. What exists as it is
+    written, a file `a[1].txt` or a directory `lr=[1e-4]`, is no pattern. Raises PlugError when a
     split is listed or read, before any training, for one that matches no file.
     """
 
@@ -46,14 +51,21 @@ class FileSource(seqio.FileDataSource):
             )
         return matching_files(self._split_to_filepattern[split], kind=self.KIND)
 
+    def damage(self, path: str, *, to_end: bool) -> str | None:
+        """What its bytes tell to be wrong with a file, such as "is cut short"; None: nothing.
+
+        `to_end`: all of it is read where its beginning does not tell.
+        """
+        raise NotImplementedError
+
 
 def as_list(paths: Paths, *, kind: str) -> list[str]:
-    """Paths and globs, at least one; `kind` is what the files are called in messages."""
+    """Paths and globs, at least one, `~` being the home directory; `kind` is for messages."""
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
     if not paths:
         raise PlugError(f"Name at least one {kind}.")
-    return [os.fspath(path) for path in paths]
+    return [os.path.expanduser(os.fspath(path)) for path in paths]
 
 
 def matching_files(patterns: Sequence[str], *, kind: str) -> list[str]:
@@ -61,15 +73,34 @@ def matching_files(patterns: Sequence[str], *, kind: str) -> list[str]:
     return list(dict.fromkeys(file for pattern in patterns for file in _match(pattern, kind)))
 
 
+def literal_directories(pattern: str) -> str:
+    """A glob of which the part is escaped that is a directory as it is written."""
+    directory, name = os.path.split(pattern)
+    if not glob.has_magic(directory):
+        return pattern
+    if tf.io.gfile.isdir(directory):
+        return os.path.join(glob.escape(directory.replace("\\", r"\\")), name)
+    return os.path.join(literal_directories(directory), name)
+
+
 def _match(pattern: str, kind: str) -> list[str]:
     if tf.io.gfile.isdir(pattern):
         raise PlugError(f"{pattern} is a directory; name files, for example {pattern}/*.")
+    files = (
+        sorted(tf.io.gfile.glob(literal_directories(pattern))) if glob.has_magic(pattern) else []
+    )
     if tf.io.gfile.exists(pattern):
+        if others := [file for file in files if os.path.normpath(file) != pattern]:
+            _say_once(f"{pattern} is read as the file of that name, not for {name_some(others)}")
         return [pattern]
-    files = sorted(tf.io.gfile.glob(pattern)) if glob.has_magic(pattern) else []
     if not files:
         raise PlugError(f"No {kind} matches {pattern}.")
     return files
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    _log.warning(message)
 
 
 def name_some(files: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ _ENCODER_SPECIALS = 2  # [CLS] text [SEP]
 _DECODER_SPECIALS = 1  # [CLS] text in the inputs, text [SEP] in the targets
 
 
+@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
 def sample_lengths(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int] | None = None,

@@ -20,6 +20,7 @@ MASK_SHARE = 0.8
 RANDOM_SHARE = 0.1
 
 
+@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
 def masked_language_model(
     dataset: tf.data.Dataset, *, vocabulary: PlugVocabulary, mask_rate: float = 0.15
 ) -> tf.data.Dataset:

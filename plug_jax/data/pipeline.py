@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -18,14 +17,13 @@ from plug_jax.data.batched_task import BatchedMixture, BatchedTask
 from plug_jax.data.batches import BatchIterator
 from plug_jax.data.caching.files import check_cache, check_token_files
 from plug_jax.data.drops import drop_counts
-from plug_jax.data.feature_converters import (
-    PalmFeatureConverter,
-    RowFeatureConverter,
-    StructBertFeatureConverter,
-)
-from plug_jax.data.features import feature_lengths
+from plug_jax.data.feature_converters import RowFeatureConverter
+from plug_jax.data.features import Feature, feature_lengths, features_declared
 from plug_jax.data.packing import DEFAULT_WINDOW
+from plug_jax.data.stream_settings import stream_settings
 from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
+from plug_jax.named_modules import import_named
 
 if TYPE_CHECKING:
     from plug_jax.data.vocabularies import PlugVocabulary
@@ -61,7 +59,8 @@ class DatasetConfig:
     module: str | None = None  # imported first, for the tasks that it registers
 
     def __post_init__(self) -> None:
-        """Raises PlugError for a number below 1."""
+        """Raises PlugError for a value of another type, or a number below 1."""
+        check_fields(self)
         for name in ("batch_size", "packing_window", "num_epochs", "streams"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -69,34 +68,39 @@ class DatasetConfig:
 
 
 def make_iterator(
-    config: DatasetConfig, *, process_index: int = 0, process_count: int = 1
+    config: DatasetConfig,
+    features: Sequence[Feature] | None = None,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> BatchIterator:
     """The batches of one of `process_count` processes; the same arguments give the same batches.
 
-    The converter follows from the task: PALM's if it has `decoder_target_tokens`, else
-    StructBERT's. Raises PlugError for an unknown task or split, features or lengths that fit no
-    converter, a missing cache or one of another vocabulary, data without an example, and numbers
-    of rows, streams and processes that cannot be divided.
+    Rows hold `features`, such as the objectives of a run ask for; None: all that the task has.
+    Raises PlugError for an unknown task or split, features that the task lacks or that have no row
+    length, a missing cache or one of another vocabulary, data without an example, and numbers of
+    rows, streams and processes that cannot be divided.
     """
-    if config.module is not None:
-        import_tasks(config.module)
-    if missing := set(config.cache_dirs) - set(seqio.get_global_cache_dirs()):
-        seqio.add_global_cache_dirs(sorted(missing))
+    register_tasks(config)
     streams = 1 if config.num_epochs is not None else config.streams or process_count
+    rows = _Rows.of(config, features)
     _check_tasks(config)
 
     def open_stream(stream: int, of: int) -> tf.data.Dataset:
-        return _batches(config, seqio.ShardInfo(stream, of))
+        return _batches(config, rows, seqio.ShardInfo(stream, of))
 
     def check_stream(stream: int, of: int) -> None:
         shard = seqio.ShardInfo(stream, of)
         if config.num_epochs is not None:  # it ended before its first batch
             raise _no_examples(config.mixture_or_task_name, config, shard)
-        _check_examples(config, shard)
+        _check_examples(config, rows, shard)
 
     return BatchIterator(
         open_stream,
         check_stream=check_stream,
+        settings=lambda: stream_settings(
+            config, find_task(config.mixture_or_task_name), list(rows.lengths)
+        ),
         endless=config.num_epochs is None,
         batch_size=config.batch_size,
         streams=streams,
@@ -105,14 +109,22 @@ def make_iterator(
     )
 
 
+def register_tasks(config: DatasetConfig) -> None:
+    """Import the module of the tasks, and tell seqio where caches are. PlugError as below."""
+    if config.module is not None:
+        import_tasks(config.module)
+    if missing := set(config.cache_dirs) - set(seqio.get_global_cache_dirs()):
+        seqio.add_global_cache_dirs(sorted(missing))
+
+
 def import_tasks(module: str) -> None:
-    """Import a module that registers tasks. Raises PlugError if there is none of that name."""
+    """Import a module that registers tasks. PlugError for none of that name, or a broken one."""
     try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
+        import_named(module)
+    except PlugError as error:
         raise PlugError(
             f"The module of tasks {module!r} cannot be imported: {error}. Name an importable "
-            "module, such as 'tasks.demo', or put its directory on PYTHONPATH."
+            "module, such as 'plug_jax.tasks.demo', or put its directory on PYTHONPATH."
         ) from error
 
 
@@ -132,35 +144,60 @@ def vocabulary_of(mixture_or_task_name: str, *, module: str | None = None) -> Pl
     return features["encoder_input_tokens"].vocabulary
 
 
-def _batches(config: DatasetConfig, stream: seqio.ShardInfo) -> tf.data.Dataset:
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """How examples become rows: the length of every feature, and what packs them."""
+
+    lengths: Mapping[str, int]
+    converter: RowFeatureConverter
+
+    @classmethod
+    def of(cls, config: DatasetConfig, features: Sequence[Feature] | None) -> _Rows:
+        declared = find_task(config.mixture_or_task_name).output_features
+        if features is None:
+            features = features_declared(declared)
+        names = [feature.name for feature in features]
+        if missing := sorted(set(names) - set(declared)):
+            raise PlugError(
+                f"{config.mixture_or_task_name!r} lacks the output features {', '.join(missing)}, "
+                "which the run's objectives need: name a task that has them in "
+                "MIXTURE_OR_TASK_NAME, or other OBJECTIVES (gin_configs/objectives/). It has "
+                f"{', '.join(sorted(declared))}."
+            )
+        lengths = feature_lengths(config.feature_lengths, names)
+        converter = RowFeatureConverter(features, pack=config.pack, window=config.packing_window)
+        return cls(lengths, converter)
+
+
+def _batches(config: DatasetConfig, rows: _Rows, stream: seqio.ShardInfo) -> tf.data.Dataset:
     """The batches of one stream, [batch_size // streams, row length] of each feature."""
-    tasks = _tasks(config)
+    tasks = tasks_of(config)
     if config.num_epochs is None:
         seed = _stream_seed(config, tasks, stream)
-        return _rows(config, find_task(config.mixture_or_task_name), seed, stream)
+        return _stream_rows(config, rows, find_task(config.mixture_or_task_name), seed, stream)
     # seqio would end a mixture with the first task that ends.
-    parts = [_rows(config, task, config.seed) for task in tasks]
-    rows = functools.reduce(tf.data.Dataset.concatenate, parts)
+    parts = [_stream_rows(config, rows, task, config.seed) for task in tasks]
+    whole = functools.reduce(tf.data.Dataset.concatenate, parts)
     empty = {
         name: tf.zeros([config.batch_size - 1, *spec.shape[1:]], spec.dtype)
-        for name, spec in rows.element_spec.items()
+        for name, spec in whole.element_spec.items()
     }
-    rows = rows.concatenate(tf.data.Dataset.from_tensors(empty))
-    return rows.rebatch(config.batch_size, drop_remainder=True)
+    whole = whole.concatenate(tf.data.Dataset.from_tensors(empty))
+    return whole.rebatch(config.batch_size, drop_remainder=True)
 
 
-def _rows(
+def _stream_rows(
     config: DatasetConfig,
+    rows: _Rows,
     provider: seqio.Task | seqio.Mixture,
     seed: int,
     stream: seqio.ShardInfo | None = None,
 ) -> tf.data.Dataset:
     """Rows in batches, of which only the last may be smaller than a stream's part of a batch."""
-    lengths, converter = _lengths_and_converter(config)
     if isinstance(provider, BatchedTask | BatchedMixture):
         provider = provider.padded
     examples = provider.get_dataset(
-        lengths,
+        rows.lengths,
         split=config.split,
         use_cached=config.use_cached,
         shuffle=config.shuffle,
@@ -171,7 +208,7 @@ def _rows(
         try_in_mem_cache=False,  # It would be written to every checkpoint of the iterator.
     )
     streams = 1 if stream is None else stream.num_shards
-    return converter.batches(examples, lengths, config.batch_size // streams)
+    return rows.converter.batches(examples, rows.lengths, config.batch_size // streams)
 
 
 def _stream_seed(
@@ -196,23 +233,6 @@ def _stream_seed(
     return int(np.random.SeedSequence([config.seed, stream.index]).generate_state(1)[0] >> 1)
 
 
-def _lengths_and_converter(
-    config: DatasetConfig,
-) -> tuple[dict[str, int], RowFeatureConverter]:
-    """The length of every task feature, and the converter that the task's features ask for."""
-    features = find_task(config.mixture_or_task_name).output_features
-    palm = "decoder_target_tokens" in features
-    converter_class = PalmFeatureConverter if palm else StructBertFeatureConverter
-    if missing := sorted(set(converter_class.TASK_FEATURES) - set(features)):
-        raise PlugError(
-            f"{config.mixture_or_task_name!r} lacks the output features {', '.join(missing)}, "
-            f"which {'stage 2 (PALM)' if palm else 'stage 1 (StructBERT)'} needs; see "
-            f"{'palm' if palm else 'structbert'}_features in plug_jax.data.features."
-        )
-    lengths = feature_lengths(config.feature_lengths, converter_class.TASK_FEATURES)
-    return lengths, converter_class(pack=config.pack, window=config.packing_window)
-
-
 def find_task(name: str) -> seqio.Task | seqio.Mixture:
     """The registered task or mixture. Raises PlugError with near matches if there is none."""
     names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
@@ -226,8 +246,11 @@ def find_task(name: str) -> seqio.Task | seqio.Mixture:
     )
 
 
-def _tasks(config: DatasetConfig) -> list[seqio.Task]:
-    """The tasks that have the split; seqio leaves out the others of a mixture."""
+def tasks_of(config: DatasetConfig) -> list[seqio.Task]:
+    """The tasks that have the split; seqio leaves out the others of a mixture.
+
+    Raises PlugError where none has it.
+    """
     name, split = config.mixture_or_task_name, config.split
     provider = find_task(name)
     tasks = [task for task in seqio.get_subtasks(provider) if split in task.splits]
@@ -237,9 +260,8 @@ def _tasks(config: DatasetConfig) -> list[seqio.Task]:
 
 
 def _check_tasks(config: DatasetConfig) -> None:
-    """Raises for features, lengths, a split or a cache that do not fit."""
-    _lengths_and_converter(config)
-    for task in _tasks(config):
+    """Raises for a split or a cache that does not fit."""
+    for task in tasks_of(config):
         if config.use_cached and task.supports_caching and not task.cache_dir:
             directories = ", ".join(seqio.get_global_cache_dirs()) or "none is named"
             raise PlugError(
@@ -251,12 +273,11 @@ def _check_tasks(config: DatasetConfig) -> None:
         check_token_files(task, config.split)
 
 
-def _check_examples(config: DatasetConfig, stream: seqio.ShardInfo) -> None:
+def _check_examples(config: DatasetConfig, rows: _Rows, stream: seqio.ShardInfo) -> None:
     """Raises if a task gives an endless stream no example: repeating it would never end."""
-    lengths, _ = _lengths_and_converter(config)
-    for task in _tasks(config):
+    for task in tasks_of(config):
         examples = task.get_dataset(
-            sequence_length=lengths,
+            sequence_length=rows.lengths,
             split=config.split,
             use_cached=config.use_cached,
             shuffle=False,

@@ -30,6 +30,7 @@ _BLOCKS_JOINED = 4  # A call costs as much as some thousand tokens.
 _MOST_DOCUMENTS = 1 << 32  # of joined blocks, for numbers that no two documents share
 
 
+@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
 def sentence_pairs(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int] | None = None,

@@ -100,6 +100,21 @@ class TextSource(FileSource):
             self._splits_with_text.add(split)
         return files
 
+    def damage(self, path: str, *, to_end: bool) -> str | None:
+        """What is wrong with a compressed file, or one that cannot be opened.
+
+        Text that is not compressed is what it is: nothing tells that it is cut short.
+        """
+        try:
+            for _ in _contents(path):
+                if not (to_end and path.endswith(".gz")):
+                    break
+        except (EOFError, zlib.error) as error:
+            return f"is damaged or not compressed with gzip ({error})"
+        except tf.errors.OpError as error:
+            return f"cannot be read ({error.message})"
+        return None
+
 
 def _has_text(path: str) -> bool:
     """Whether the file holds more than white space; reads no further than the first of it."""
@@ -150,6 +165,7 @@ def _decompress(chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise EOFError("It was cut short.")
 
 
+@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
 def _read(path: tf.Tensor, *, file_format: FileFormat, text_key: str) -> tf.data.Dataset:
     """One file's documents, as {"text": tf.string []}."""
     collect = _collect_paragraphs if file_format == "paragraphs" else _collect_lines

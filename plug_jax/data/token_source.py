@@ -18,6 +18,7 @@ from plug_jax.errors import PlugError
 if TYPE_CHECKING:
     from plug_jax.data.vocabularies import PlugVocabulary
 
+_RECORDS_A_LOOK = 64
 _LENGTHS = ("sentence_lengths", "document_lengths")
 _FEATURES = {
     name: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for name in ("tokens", *_LENGTHS)
@@ -69,6 +70,10 @@ class TokenSource(FileSource):
             self._has_blocks[split] = "document_lengths" in _first_features(split, files)
         return files
 
+    def damage(self, path: str, *, to_end: bool) -> str | None:
+        """See `damage_of_records`."""
+        return damage_of_records(path, to_end=to_end)
+
     def get_dataset(
         self,
         split: str = "train",
@@ -86,6 +91,7 @@ class TokenSource(FileSource):
         )
 
 
+@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
 def check_tokens(dataset: tf.data.Dataset, *, vocabulary: PlugVocabulary) -> tf.data.Dataset:
     """Ends with an error at tokens that no text has in this vocabulary; blocks stay as they are.
 
@@ -128,6 +134,18 @@ def check_tokens(dataset: tf.data.Dataset, *, vocabulary: PlugVocabulary) -> tf.
     return seqio.map_over_dataset(check)(dataset)
 
 
+def damage_of_records(path: str, *, to_end: bool) -> str | None:
+    """What is wrong with a TFRecord file by its checksums, of all records or the first one."""
+    try:
+        for _ in tf.data.TFRecordDataset(path).batch(_RECORDS_A_LOOK).take(-1 if to_end else 1):
+            pass
+    except tf.errors.DataLossError:
+        return "is cut short or damaged"
+    except tf.errors.OpError as error:
+        return f"cannot be read ({error.message.splitlines()[0]})"
+    return None
+
+
 def _first_features(split: str, files: list[str]) -> set[str]:
     """Names of what the split's first record has. Raises PlugError if it is of no use."""
     for path in files:
@@ -162,6 +180,7 @@ def _features(record: bytes) -> dict[str, str]:
     return {name: value.WhichOneof("kind") or "int64_list" for name, value in features}
 
 
+@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
 def _join(records: tf.Tensor, *, has_blocks: bool) -> dict[str, tf.Tensor]:
     """Records, tf.string [n], to one block of tokens."""
     parsed = tf.io.parse_example(records, _FEATURES)

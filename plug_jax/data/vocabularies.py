@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import abc
 import functools
-import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,16 @@ import seqio
 import tensorflow as tf
 import tensorflow_text as tf_text
 
+from plug_jax.atomic_files import write_whole
+from plug_jax.data.fetched_files import read_file
+from plug_jax.data.tokenizer_files import (
+    SETTINGS,
+    TOKENIZER,
+    VOCAB,
+    other_than_default,
+    read_tokenizer,
+    tokenizer_config,
+)
 from plug_jax.data.wordpiece import WordPieces
 from plug_jax.errors import PlugError
 
@@ -28,7 +37,7 @@ class PlugVocabulary(seqio.Vocabulary, abc.ABC):
 
     The ids of the five are found by the text of their pieces; [PAD] has to be 0, which seqio pads
     with. `encode` and `encode_tf` never add a special token and never make one, apart from [UNK],
-    out of text that spells it. Two vocabularies are equal when class and file content are.
+    out of text that spells it. Two vocabularies are equal when class and files' content are.
 
     Models and tables are loaded eagerly, outside of any graph under construction, so an object can
     be used in the functions of a `tf.data` pipeline, by many threads at once.
@@ -37,12 +46,18 @@ class PlugVocabulary(seqio.Vocabulary, abc.ABC):
     FILE_NAME: ClassVar[str]  # the file's name in a directory written by `save_vocabulary`
 
     def __init__(
-        self, path: str, content: bytes, pieces: Sequence[str], controls: Iterable[int]
+        self,
+        path: str,
+        files: Mapping[str, bytes],
+        pieces: Sequence[str],
+        controls: Iterable[int],
+        settings: Mapping[str, bool] | None = None,
     ) -> None:
         super().__init__()
         self._path = path
-        self._content = content
-        self._hash = hash((type(self).__name__, hashlib.sha256(content).digest()))
+        self._files = dict(files)
+        self._settings = dict(settings or {})
+        self._hash = hash((type(self).__name__, *sorted(self._files.items())))
         self._pieces = tuple(pieces)
         missing = [piece for piece in SPECIAL_PIECES if piece not in self._pieces]
         if missing:
@@ -70,6 +85,16 @@ class PlugVocabulary(seqio.Vocabulary, abc.ABC):
     @abc.abstractmethod
     def _join(self, ids: list[int]) -> str:
         """Text of ids that are all in the vocabulary and none of [PAD], [CLS], [SEP], [MASK]."""
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """All that it is made of: names in a directory of its own, and what these files hold."""
+        return self._files
+
+    @property
+    def settings(self) -> Mapping[str, bool]:
+        """What else than the pieces decides on the ids of a text, where it is not the default."""
+        return self._settings
 
     @property
     def pad_id(self) -> int:
@@ -137,7 +162,14 @@ class PlugVocabulary(seqio.Vocabulary, abc.ABC):
         return self._pieces[token_id]
 
     def encode(self, s: str) -> list[int]:
-        """Ids of a text, the same as `encode_tf` gives; no special token is added."""
+        """Ids of a text, the same as `encode_tf` gives; no special token is added.
+
+        Raises PlugError for half of a surrogate pair, which Python makes of bytes that are no text.
+        """
+        try:
+            s.encode()
+        except UnicodeEncodeError as error:
+            raise PlugError(f"{s!r} is no Unicode text: {error.reason}") from error
         with tf.init_scope():
             return self.encode_tf(tf.constant(s)).numpy().tolist()
 
@@ -193,7 +225,7 @@ class PlugVocabulary(seqio.Vocabulary, abc.ABC):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PlugVocabulary):
             return NotImplemented
-        return type(self) is type(other) and self._content == other._content
+        return type(self) is type(other) and self._files == other._files
 
     def __hash__(self) -> int:
         return self._hash
@@ -215,23 +247,28 @@ class WordPieceVocabulary(PlugVocabulary):
     than 100 characters, is one [UNK]. No random replacement draws the [unusedN] pieces: they count
     as special.
 
+    Settings in the files of `transformers` beside it, such as `do_lower_case` in
+    tokenizer_config.json, are kept to (`plug_jax.data.tokenizer_files`). A tokenizer.json will do
+    in place of the vocab.txt.
+
     `decode` is not lossless (case, accents and spacing are gone): it joins '##' pieces to what
     precedes them, puts a space between two words of letters or digits, and none next to Chinese
     characters and punctuation; [UNK] is kept as "[UNK]".
 
     Raises PlugError if the file is missing, empty, not UTF-8, has blank or duplicated lines, or
-    lacks a special piece.
+    lacks a special piece; and for settings beside it that are not honoured here.
     """
 
-    FILE_NAME = "vocab.txt"
+    FILE_NAME = VOCAB
 
     def __init__(self, vocab_file: str | os.PathLike[str]) -> None:
         path = os.fspath(vocab_file)
-        content = _read(path)
-        pieces = _vocab_lines(path, content)
-        unused = [i for i, piece in enumerate(pieces) if re.fullmatch(r"\[unused\d+\]", piece)]
-        super().__init__(path, content, pieces, unused)
-        self._word_pieces = WordPieces(pieces, UNK)
+        read = read_tokenizer(path)
+        unused = [i for i, piece in enumerate(read.pieces) if re.fullmatch(r"\[unused\d+\]", piece)]
+        files = {VOCAB: read.content, SETTINGS: tokenizer_config(read.rules)}
+        super().__init__(path, files, read.pieces, unused, other_than_default(read.rules))
+        self.rules = read.rules
+        self._word_pieces = WordPieces(read.pieces, UNK, read.rules)
 
     def _tokenize(self, strings: tf.Tensor) -> tf.RaggedTensor:
         return self._word_pieces(strings)
@@ -262,7 +299,7 @@ class SentencePieceVocabulary(PlugVocabulary):
 
     def __init__(self, model_file: str | os.PathLike[str]) -> None:
         path = os.fspath(model_file)
-        content = _read(path)
+        content = read_file(path)
         model = sentencepiece.SentencePieceProcessor()
         try:
             model.LoadFromSerializedProto(content)
@@ -273,7 +310,7 @@ class SentencePieceVocabulary(PlugVocabulary):
         controls = [
             i for i in range(size) if model.IsControl(i) or model.IsUnknown(i) or model.IsUnused(i)
         ]
-        super().__init__(path, content, pieces, controls)
+        super().__init__(path, {self.FILE_NAME: content}, pieces, controls)
         if model.unk_id() != self.unk_id:
             raise PlugError(f"The unknown piece of {path} is {pieces[model.unk_id()]}, not {UNK}.")
         for piece in (PAD, CLS, SEP, MASK):
@@ -294,29 +331,43 @@ class SentencePieceVocabulary(PlugVocabulary):
 
 
 def load_vocabulary(path: str | os.PathLike[str]) -> PlugVocabulary:
-    """Loads `*.model` as SentencePiece and `*.txt` as WordPiece.
+    """Loads `*.model` as SentencePiece, and `*.txt` or a tokenizer.json as WordPiece.
 
     Args:
-      path: such a file, or a directory that holds one, named sentencepiece.model or vocab.txt.
+      path: such a file, or a directory that holds sentencepiece.model, vocab.txt or, instead of the
+        latter, tokenizer.json.
 
     Raises:
-      PlugError: the path is neither, the directory holds none or both, or the file is bad.
+      PlugError: the path is neither, the directory holds none or two, or the file is bad.
     """
-    path = os.fspath(path)
-    classes = (SentencePieceVocabulary, WordPieceVocabulary)
+    path = os.path.expanduser(os.fspath(path))
     if tf.io.gfile.isdir(path):
-        files = [os.path.join(path, cls.FILE_NAME) for cls in classes]
-        found = [file for file in files if tf.io.gfile.exists(file)]
-        if len(found) != 1:
+        found = find_vocabulary(path)
+        if found is None:
             raise PlugError(
-                f"The directory {path} holds {'both' if found else 'none of'} "
-                f"{' and '.join(cls.FILE_NAME for cls in classes)}; name the file itself."
+                f"The directory {path} holds none of {SentencePieceVocabulary.FILE_NAME}, {VOCAB} "
+                f"and {TOKENIZER}; name the file itself."
             )
-        path = found[0]
-    for cls in classes:
-        if os.path.splitext(path)[1] == os.path.splitext(cls.FILE_NAME)[1]:
-            return cls(path)
-    raise PlugError(f"{path} is no vocabulary: expected a *.model or *.txt file, or a directory.")
+        path = found
+    if path.endswith(".model"):
+        return SentencePieceVocabulary(path)
+    if path.endswith(".txt") or os.path.basename(path) == TOKENIZER:
+        return WordPieceVocabulary(path)
+    raise PlugError(
+        f"{path} is no vocabulary: expected a *.model or *.txt file, {TOKENIZER}, or a directory."
+    )
+
+
+def find_vocabulary(directory: str | os.PathLike[str]) -> str | None:
+    """The vocabulary's file in a directory; None without one, PlugError when there are two."""
+    directory = os.fspath(directory)
+    names = (SentencePieceVocabulary.FILE_NAME, VOCAB, TOKENIZER)
+    found = [name for name in names if tf.io.gfile.exists(os.path.join(directory, name))]
+    if found[:2] == [SentencePieceVocabulary.FILE_NAME, VOCAB]:
+        raise PlugError(
+            f"The directory {directory} holds both {' and '.join(found[:2])}; name the file itself."
+        )
+    return os.path.join(directory, found[0]) if found else None
 
 
 @functools.cache
@@ -330,42 +381,11 @@ def default_vocabulary() -> WordPieceVocabulary:
 
 
 def save_vocabulary(vocabulary: PlugVocabulary, directory: str | os.PathLike[str]) -> None:
-    """Writes the vocabulary's file into `directory`, for `load_vocabulary` to find there."""
+    """Writes the vocabulary's files into `directory`, for `load_vocabulary` to find there."""
     directory = os.fspath(directory)
     tf.io.gfile.makedirs(directory)
-    path = os.path.join(directory, vocabulary.FILE_NAME)
-    with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(vocabulary._content)
-
-
-def _read(path: str) -> bytes:
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            content = file.read()
-    except tf.errors.OpError as error:
-        raise PlugError(f"Cannot read the vocabulary {path}: {error.message}") from error
-    if not content:
-        raise PlugError(f"The vocabulary {path} is empty.")
-    return content
-
-
-def _vocab_lines(path: str, content: bytes) -> list[str]:
-    """The pieces of a vocab.txt, split at line feeds only: other separators can be pieces."""
-    try:
-        lines = content.decode("utf-8-sig").rstrip("\r\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise PlugError(f"The vocabulary {path} is not UTF-8: {error}") from error
-    pieces: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        piece = line.removesuffix("\r")
-        if not piece:
-            raise PlugError(f"The vocabulary {path} has no piece on line {number}.")
-        if piece in pieces:
-            raise PlugError(
-                f"The vocabulary {path} has {piece!r} twice, on lines {pieces[piece]} and {number}."
-            )
-        pieces[piece] = number
-    return list(pieces)
+    for name, content in vocabulary.files.items():
+        write_whole(os.path.join(directory, name), content)
 
 
 def _is_word(char: str) -> bool:

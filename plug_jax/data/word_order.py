@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from plug_jax.data.vocabularies import PlugVocabulary
 
 
+@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
 def shuffle_windows(
     dataset: tf.data.Dataset,
     *,

@@ -1,13 +1,14 @@
 """BERT's WordPiece as TensorFlow ops: the clean-up of text, its words, and their pieces.
 
-The ids equal those of Hugging Face's `BertTokenizer` (do_lower_case=True), which is what PLUG's
-released weights are used with. Its character classes are those of Unicode 8 and, where the Rust
+The ids equal those of Hugging Face's `BertTokenizer`, which is what PLUG's released weights are
+used with (and with its defaults). Its character classes are those of Unicode 8 and, where the Rust
 code deviates, its own; they are spelt out here, so that a new release of TensorFlow or of Unicode
 changes no ids.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -63,6 +64,15 @@ _JOINED = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class TextRules:
+    """How text becomes words, in the names of `BertTokenizer`; PLUG's are the defaults."""
+
+    do_lower_case: bool = True
+    strip_accents: bool = True
+    tokenize_chinese_chars: bool = True  # each of them a word
+
+
 def _ranges(table: str) -> list[tuple[int, int]]:
     pairs = (entry.split("-") for entry in table.split())
     return [(int(pair[0], 16), int(pair[-1], 16)) for pair in pairs]
@@ -79,8 +89,9 @@ def _class(table: str) -> str:
 
 
 # Characters that are a word each, apart from `_JOINED`: ASCII symbols, punctuation, ideographs.
-_ALONE = r"!-/:-@\[-`{-~\p{P}" + _class(
-    "166D 111C9 3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2B81F 2B820-2CEAF 2F800-2FA1F"
+_PUNCTUATION = r"!-/:-@\[-`{-~\p{P}" + _class("166D 111C9")
+_ALONE = _PUNCTUATION + _class(
+    "3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2B81F 2B820-2CEAF 2F800-2FA1F"
 )
 # Punctuation to BERT, but not to the tokenizer's own splitting.
 _PADDED = r"[\x{166D}\x{111C9}]"
@@ -92,8 +103,8 @@ _LONG_RUN = (
 )
 _LONG_WORD = rf"[^\t\n\r ]{{{_MAX_WORD_CHARACTERS + 1},}}"
 
-# Texts that the clean-up would leave as they are once ASCII is in lower case, as nearly all Chinese
-# text is: characters that end a word, and at most 100 others between two of them.
+# Texts that the clean-up would leave as they are (but for ASCII's case), as nearly all Chinese text
+# is: characters that end a word, and at most 100 others between two of them.
 _PLAIN_BREAK = (
     r"[\t\n\r -/:-@\[-`{-~"
     + _class(
@@ -102,33 +113,32 @@ _PLAIN_BREAK = (
     )
     + "]"
 )
-_PLAIN_OTHER = (
-    "[0-9a-z"
-    + _class(
-        "00B0-00B1 00D7 00F7 03B1-03C9 0430-0438 043A-044F 20AC 2103 2122 2150-215F 2170-217F "
-        "2208 220F 2211 221A 221E 2236 2248 2264-2265 "
-        "2190-2199 2460-24B5 2500-27BF 3005-3007 FF04 FF0B FF10-FF19 FF1C-FF1E FF41-FF5A FFE5 "
-        "1F300-1F64F"
-    )
-    + "]"
+_PLAIN_OTHER = "0-9a-z" + _class(
+    "00B0-00B1 00D7 00F7 03B1-03C9 0430-0438 043A-044F 20AC 2103 2122 2150-215F 2170-217F "
+    "2208 220F 2211 221A 221E 2236 2248 2264-2265 "
+    "2190-2199 2460-24B5 2500-27BF 3005-3007 FF04 FF0B FF10-FF19 FF1C-FF1E FF41-FF5A FFE5 "
+    "1F300-1F64F"
 )
-_PLAIN = (
-    f"(?:{_PLAIN_OTHER}{{0,{_MAX_WORD_CHARACTERS}}}{_PLAIN_BREAK})*"
-    f"{_PLAIN_OTHER}{{0,{_MAX_WORD_CHARACTERS}}}"
-)
+# Whose lower case ICU has depend on the word, and on the language that it takes to be the user's.
+_SIGMA = {"Σ": "σ"}
+_DOTTED = {"İ": "i\u0307", "Ì": "ì", "Í": "í", "Ĩ": "ĩ", "Į": "į"}
 
 
-def clean(strings: tf.Tensor) -> tf.Tensor:
+def clean(strings: tf.Tensor, rules: TextRules = TextRules()) -> tf.Tensor:
     """Removes control characters, splits off and removes accents, lower-cases: tf.string [s].
 
     `\\t`, `\\n`, `\\r` and every Unicode space stay. Example: "Ça\\u200b，İ" -> "ca，i".
     """
     strings = tf.strings.regex_replace(strings, f"[{_class(_CONTROLS)}]", "")
-    strings = tf_text.normalize_utf8(strings, "NFD")
-    strings = tf.strings.regex_replace(strings, f"[{_class(_ACCENTS)}]", "")
-    # Twice: ICU follows the user's language, to which I can be ı, and knows a final sigma.
-    strings = tf.strings.regex_replace(tf.strings.lower(strings), "Σ", "σ")
-    return tf.strings.lower(strings, encoding="utf-8")
+    if rules.strip_accents:
+        strings = tf_text.normalize_utf8(strings, "NFD")
+        strings = tf.strings.regex_replace(strings, f"[{_class(_ACCENTS)}]", "")
+    if rules.do_lower_case:
+        strings = tf.strings.lower(strings)  # of ASCII: to ICU, I can be ı
+        for upper, lower in (_SIGMA if rules.strip_accents else _SIGMA | _DOTTED).items():
+            strings = tf.strings.regex_replace(strings, upper, lower)
+        strings = tf.strings.lower(strings, encoding="utf-8")
+    return strings
 
 
 def split_words(strings: tf.Tensor) -> tf.RaggedTensor:
@@ -146,13 +156,18 @@ class WordPieces:
     Example, with the pieces [PAD], [UNK], 天, play, ##ed: "Played天靐" -> [3, 4, 2, 1].
     """
 
-    def __init__(self, pieces: Sequence[str], unknown: str) -> None:
+    def __init__(self, pieces: Sequence[str], unknown: str, rules: TextRules = TextRules()) -> None:
         """Builds the tables, eagerly even while a graph is built.
 
         Args:
           pieces: the vocabulary, in the order of the ids.
           unknown: the piece for words that cannot be cut into pieces.
+          rules: how text becomes words.
         """
+        self._rules = rules
+        other = _PLAIN_OTHER if rules.do_lower_case else f"A-Z{_PLAIN_OTHER}"
+        run = f"[{other}]{{0,{_MAX_WORD_CHARACTERS}}}"
+        self._plain = f"(?:{run}{_PLAIN_BREAK})*{run}"
         # Letters to BERT, while the tokenizer would split at them: both it and the texts get
         # private characters in their place, which `clean` has removed from all texts.
         used = {char for piece in pieces for char in piece}
@@ -165,23 +180,38 @@ class WordPieces:
                 vocab=[piece.translate(table) for piece in pieces],
                 token_out_type=tf.int32,
                 unknown_token=unknown,
+                no_pretokenization=not rules.tokenize_chinese_chars,
                 max_bytes_per_word=_MAX_WORD_CHARACTERS * _MAX_CHARACTER_BYTES,
             )
 
     def __call__(self, strings: tf.Tensor) -> tf.RaggedTensor:
         """See the class."""
-        strings = tf.strings.lower(strings)  # of ASCII alone: quick
-        is_plain = tf.strings.regex_full_match(strings, _PLAIN)
-        return self._tokenizer.tokenize(_update(strings, ~is_plain, self._prepare))
+        if not self._rules.tokenize_chinese_chars:
+            return self._pieces_of_words(self._prepare(strings))
+        if self._rules.do_lower_case:
+            strings = tf.strings.lower(strings)  # of ASCII alone: quick
+        is_plain = tf.strings.regex_full_match(strings, self._plain)
+        return self._tokenizer.tokenize(_update(strings, ~is_plain, self._prepare_to_split))
 
     def _prepare(self, strings: tf.Tensor) -> tf.Tensor:
-        """Cleans texts and marks what the tokenizer would treat otherwise than BERT."""
-        strings = clean(strings)
+        """Cleans texts and marks the letters that TensorFlow would take for punctuation."""
+        strings = clean(strings, self._rules)
         for char, stand_in in self._stand_ins.items():
             strings = tf.strings.regex_replace(strings, char, stand_in)
-        strings = tf.strings.regex_replace(strings, f"[{_class(_JOINED)}]", self._unknown_stand_in)
-        strings = tf.strings.regex_replace(strings, _PADDED, r" \0 ")
+        return tf.strings.regex_replace(strings, f"[{_class(_JOINED)}]", self._unknown_stand_in)
+
+    def _prepare_to_split(self, strings: tf.Tensor) -> tf.Tensor:
+        """Cleans texts and marks all that the tokenizer would split otherwise than BERT."""
+        strings = tf.strings.regex_replace(self._prepare(strings), _PADDED, r" \0 ")
         return _update(strings, tf.strings.regex_full_match(strings, _LONG_RUN), _lengthen)
+
+    def _pieces_of_words(self, strings: tf.Tensor) -> tf.RaggedTensor:
+        """Where Chinese is not split, the tokenizer cannot be left to find the words."""
+        strings = tf.strings.regex_replace(strings, f"[{_PUNCTUATION}]", r" \0 ")
+        words = tf.strings.split(tf.strings.regex_replace(strings, r"\p{Z}", " "))
+        too_long = tf.strings.length(words.flat_values, "UTF8_CHAR") > _MAX_WORD_CHARACTERS
+        flat = tf.where(too_long, self._unknown_stand_in, words.flat_values)
+        return self._tokenizer.tokenize(words.with_flat_values(flat)).merge_dims(1, 2)
 
 
 def _update(

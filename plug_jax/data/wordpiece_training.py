@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import tensorflow as tf
 from tensorflow_text.tools.wordpiece_vocab import wordpiece_tokenizer_learner_lib as learner
 
+from plug_jax.data.tokenizer_files import BESIDE, SETTINGS, tokenizer_config
 from plug_jax.data.vocabularies import SPECIAL_PIECES, WordPieceVocabulary
-from plug_jax.data.wordpiece import clean, split_words
+from plug_jax.data.wordpiece import TextRules, clean, split_words
 from plug_jax.errors import PlugError
 
 # What BERT's and PLUG's released Chinese vocabularies have.
@@ -115,10 +116,12 @@ def train_wordpiece(
 
 def output_path(directory: str | os.PathLike[str], *, overwrite: bool) -> str:
     """Where the vocabulary goes; PlugError if there is one that may not be replaced."""
-    path = os.path.join(os.fspath(directory), WordPieceVocabulary.FILE_NAME)
-    if tf.io.gfile.exists(path) and not overwrite:
-        raise PlugError(f"{path} exists; choose another directory or ask to overwrite it.")
-    return path
+    directory = os.fspath(directory)
+    for name in (WordPieceVocabulary.FILE_NAME, *BESIDE):
+        path = os.path.join(directory, name)
+        if tf.io.gfile.exists(path) and not overwrite:
+            raise PlugError(f"{path} exists; choose another directory or ask to overwrite it.")
+    return os.path.join(directory, WordPieceVocabulary.FILE_NAME)
 
 
 def _count(texts: Iterable[str]) -> tuple[Counter[str], Counter[str]]:
@@ -179,7 +182,10 @@ def _filled(pieces: list[str], size: int) -> list[str]:
 
 
 def _write(pieces: list[str], path: str) -> WordPieceVocabulary:
-    tf.io.gfile.makedirs(os.path.dirname(path))
+    directory = os.path.dirname(path)
+    tf.io.gfile.makedirs(directory)
     with tf.io.gfile.GFile(path, "w") as file:
         file.write("\n".join(pieces) + "\n")
+    with tf.io.gfile.GFile(os.path.join(directory, SETTINGS), "wb") as file:
+        file.write(tokenizer_config(TextRules()))
     return WordPieceVocabulary(path)

@@ -6,6 +6,7 @@ prompt next to each other.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from plug_jax.decoding.constraints import Constraints, constrain
-from plug_jax.decoding.generate import Cache, TokensToLogits
+from plug_jax.decoding.generate import Cache, TokensToLogits, has_numbers
 
 
 @flax.struct.dataclass
 class Hypotheses:
-    """Texts of each prompt, the best first; -inf scores are places that no text took."""
+    """Texts of each prompt, the best first; -inf scores are places that no text took.
+
+    Scores and log_probs of a prompt are NaN if some logits of its texts were no finite numbers.
+    """
 
     tokens: jax.Array  # int32 [P, K, N]; the end token from lengths on
     lengths: jax.Array  # int32 [P, K]: tokens before the end token
@@ -33,6 +37,7 @@ class _State:
     step: jax.Array  # int32 []: tokens in every live text
     live: jax.Array  # int32 [P, K, N]
     live_log_probs: jax.Array  # float32 [P, K]; -inf: no such text
+    broken: jax.Array  # bool [P]: some logits were no finite numbers
     finished: Hypotheses
     last_tokens: jax.Array  # int32 [B]
     cache: Any
@@ -49,6 +54,7 @@ def beam_search(
     max_new_tokens: int,
     end_token: int,
     length_penalty: float | jax.Array,
+    length_offset: float | jax.Array = 0.0,
     penalties: bool,
 ) -> Hypotheses:
     """The `num_beams` best texts of each prompt that are found by keeping as many at every step.
@@ -66,7 +72,9 @@ def beam_search(
       num_beams: K, static.
       max_new_tokens: N, static.
       end_token: the id that ends a text.
-      length_penalty: exponent of the length; 0 compares sums, 1 means, above 1 prefers long texts.
+      length_penalty: exponent p of the length; 0 compares sums, 1 means, above 1 prefers long
+        texts.
+      length_offset: k of the penalty ((k + length) / (k + 1)) ** p; GNMT's and PLUG's has 5.
       penalties: static, see `constrain`.
     """
     beams, places = num_beams, jnp.arange(max_new_tokens)
@@ -74,7 +82,8 @@ def beam_search(
     max_length = constraints.max_length.reshape(prompts, beams)
 
     def score(log_probs: jax.Array, count: jax.Array) -> jax.Array:
-        return log_probs / jnp.maximum(count, 1).astype(jnp.float32) ** length_penalty
+        length = jnp.maximum(count, 1).astype(jnp.float32)
+        return log_probs / ((length_offset + length) / (length_offset + 1)) ** length_penalty
 
     def unfinished(state: _State) -> jax.Array:
         # Log-probabilities only fall, so the length that flatters most bounds what may come.
@@ -85,6 +94,7 @@ def beam_search(
     def write_one(state: _State) -> _State:
         active = (state.live_log_probs > -jnp.inf).reshape(-1)
         logits, cache = tokens_to_logits(state.last_tokens, state.cache, active)
+        broken = (active & ~has_numbers(logits)).reshape(prompts, beams).any(axis=1)
         log_probs = constrain(
             jax.nn.log_softmax(logits, axis=-1),
             constraints,
@@ -119,6 +129,7 @@ def beam_search(
             step=count,
             live=jnp.take_along_axis(texts, kept[:, :, None], axis=1),
             live_log_probs=live_values,
+            broken=state.broken | broken,
             finished=_best(state.finished, new, beams),
             last_tokens=jnp.take_along_axis(drawn, kept, axis=1).reshape(-1),
             cache=reorder(cache, rows.reshape(-1)),
@@ -131,11 +142,21 @@ def beam_search(
         step=jnp.int32(0),
         live=blank,
         live_log_probs=empty.at[:, 0].set(0.0),  # the beams of a prompt start from one text
+        broken=jnp.zeros(prompts, bool),
         finished=Hypotheses(blank, none, empty, empty, none.astype(bool)),
         last_tokens=start_tokens.astype(jnp.int32),
         cache=cache,
     )
-    return jax.lax.while_loop(unfinished, write_one, state).finished
+    state = jax.lax.while_loop(unfinished, write_one, state)
+
+    def unless_broken(values: jax.Array) -> jax.Array:
+        return jnp.where(state.broken[:, None], jnp.nan, values)
+
+    return dataclasses.replace(
+        state.finished,
+        scores=unless_broken(state.finished.scores),
+        log_probs=unless_broken(state.finished.log_probs),
+    )
 
 
 def _best(old: Hypotheses, new: Hypotheses, count: int) -> Hypotheses:

@@ -122,7 +122,12 @@ def advance(
     return jax.lax.while_loop(unfinished, write_one, (jnp.int32(0), decoding))[1]
 
 
+def has_numbers(logits: jax.Array) -> jax.Array:
+    """bool [B]: whether logits [B, V] make probabilities: no NaN, no infinity, not all are -inf."""
+    return jnp.isfinite(jax.nn.logsumexp(logits, axis=-1))
+
+
 def log_probability(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """float32 [B]: log softmax(logits [B, V]) at int32 tokens [B]."""
+    """float32 [B]: log softmax(logits [B, V]) at int32 tokens [B]; NaN without `has_numbers`."""
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -19,7 +19,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from plug_jax.decoding.generate import Cache, TokensToLogits
+from plug_jax.decoding.generate import Cache, TokensToLogits, has_numbers
 from plug_jax.decoding.sampling import Sampling, sample_token
 
 
@@ -42,6 +42,7 @@ class Chunk:
     tokens: jax.Array  # int32 [B, N]
     lengths: jax.Array  # int32 [B]
     ended: jax.Array  # bool [B]: the row drew a [SEP] that counts
+    broken: jax.Array  # bool [B]: some logits that the row drew from were no finite numbers
 
 
 def write_chunk(
@@ -73,7 +74,8 @@ def write_chunk(
     start = jnp.full(rows, scheme.cls_id, jnp.int32)
     logits, cache = tokens_to_logits(start, cache, active)
     blank = jnp.full((rows, scheme.chunk), scheme.sep_id, jnp.int32)
-    state = (jnp.int32(0), Chunk(blank, jnp.zeros(rows, jnp.int32), ~active), logits, cache)
+    chunk = Chunk(blank, jnp.zeros(rows, jnp.int32), ~active, jnp.zeros(rows, bool))
+    state = (jnp.int32(0), chunk, logits, cache)
 
     def going(done: jax.Array, chunk: Chunk) -> jax.Array:
         return ~chunk.ended & (draws + done < asked)
@@ -88,13 +90,14 @@ def write_chunk(
         drawn = sample_token(logits, sampling, draws + done, candidates=candidates)
         drawn = jnp.where(drawn >= scheme.vocab_size, scheme.unk_id, drawn)
         is_sep = drawn == scheme.sep_id
-        late = written + chunk.lengths > asked * 4 // 5
+        late = written + chunk.lengths > asked - -(-asked // 5)  # 4/5, which stays in int32
         kept = goes & ~is_sep
         here = kept[:, None] & (places == chunk.lengths[:, None])
         chunk = Chunk(
             tokens=jnp.where(here, drawn[:, None], chunk.tokens),
             lengths=chunk.lengths + kept,
             ended=chunk.ended | (goes & is_sep & late),
+            broken=chunk.broken | (goes & ~has_numbers(logits)),
         )
         after, cache = tokens_to_logits(drawn, cache, kept)
         # A row that threw its draw away draws from the same logits again.

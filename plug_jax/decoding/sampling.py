@@ -54,7 +54,8 @@ def sample_token(
     if candidates == 1:
         return ids[:, 0].astype(jnp.int32)
     greedy = sampling.temperature == 0
-    values = values / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
+    # Less the largest, so that no temperature makes an infinity of what may be drawn.
+    values = (values - values[:, :1]) / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
     count = jnp.where(sampling.top_k > 0, sampling.top_k, candidates)
     values = jnp.where(jnp.arange(candidates) < count[:, None], values, -jnp.inf)
     probabilities = jax.nn.softmax(values, axis=-1)

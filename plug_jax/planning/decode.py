@@ -90,6 +90,13 @@ def decode_program(
     """
     if not config.num_decoder_layers:
         raise PlugError("--decode is for models with a decoder: use runs/palm_pretrain.gin")
+    for what, length in (("prompts", encoder_length), ("new texts", max_length)):
+        if length > config.max_positions:
+            raise PlugError(
+                f"--decode: {what} of {length:,} tokens are more than the model's "
+                f"{config.max_positions:,} positions; set TASK_FEATURE_LENGTHS, such as "
+                f"{ {'encoder': config.max_positions, 'decoder': config.max_positions} }"
+            )
     partitioner.check_batch(batch_size)
     model = PlugModel(config, layers_apart=True)
 

@@ -1,8 +1,4 @@
-"""Floating-point operations of a training step: those that the model needs, and those executed.
-
-Axis letters: B rows, E and D encoder and decoder length, P predictions a row, M model, H heads,
-K head size, F feed-forward, V vocabulary, C sentence classes.
-"""
+"""Floating-point operations of a training step: those that the model needs, and those executed."""
 
 from __future__ import annotations
 
@@ -14,25 +10,23 @@ from typing import Any
 from jax.extend.core import JaxprEqn, jaxprs_in_params
 
 from plug_jax.config import PlugConfig
-from plug_jax.training.objectives import num_predictions
-from plug_jax.training.step import StepConfig
+from plug_jax.models.flops import RowShape, encoder_flops, total
+from plug_jax.objectives.composition import Objectives
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFlops:
-    """FLOPs of one forward pass over a batch, by part."""
+    """FLOPs of one forward pass over a batch, by part of the model.
 
-    encoder: int
-    decoder: int
-    attention: int  # scores and weighted values, of both sides
-    mlm_head: int
-    sentence_head: int
-    decoder_logits: int
+    `attention` is scores and weighted values of all stacks; the other parts are matmuls.
+    """
+
+    parts: Mapping[str, int]
 
     @property
     def forward(self) -> int:
         """The sum."""
-        return sum(dataclasses.astuple(self))
+        return sum(self.parts.values())
 
     @property
     def train_step(self) -> int:
@@ -41,45 +35,18 @@ class ModelFlops:
 
 
 def model_flops(
-    config: PlugConfig, step: StepConfig, lengths: Mapping[str, int], batch_size: int
+    config: PlugConfig, objectives: Objectives, lengths: Mapping[str, int], batch_size: int
 ) -> ModelFlops:
     """What the objectives need, whatever the implementation does: the numerator of MFU.
 
-    Every matmul parameter costs 2 FLOPs a token that goes through it, every pair of tokens that
-    attend 4 H K (scores, weighted values). A causal pair counts once, so half a square. The MLM
-    head counts at the predicted positions, with the vocabulary before padding. Whole rows count,
-    padding and other segments included. Embedding lookups, norms and softmax are left out, and so
-    is whatever remat computes again; the number of micro-batches changes nothing.
+    The encoder, and what each objective says of its part (see `plug_jax.models.flops` for what
+    counts). Whatever remat computes again is left out; the number of micro-batches changes nothing.
 
     `lengths` is that of a row by side: {"encoder": E} or {"encoder": E, "decoder": D}.
     """
-    c = config
-    hidden, heads = c.hidden_size, c.num_heads * c.head_dim
-    encoder_tokens = batch_size * lengths["encoder"]
-    decoder_tokens = batch_size * lengths.get("decoder", 0)
-    predictions = batch_size * num_predictions(
-        lengths["encoder"], capacity=step.prediction_capacity
-    )
-    mlp = 2 * hidden * c.mlp_dim
-    encoder_layer = 4 * hidden * heads + mlp
-    decoder_layer = 4 * hidden * heads + 2 * hidden * heads + mlp  # self, cross (query, out), MLP
-    cross_key_value = 2 * hidden * heads
-    pairs = encoder_tokens * lengths["encoder"] * c.num_encoder_layers
-    if decoder_tokens:
-        causal, cross = decoder_tokens * lengths["decoder"] / 2, decoder_tokens * lengths["encoder"]
-        pairs += int((causal + cross) * c.num_decoder_layers)
-    sentence = hidden * c.num_sentence_classes + (hidden * hidden if c.use_pooler else 0)
-    return ModelFlops(
-        encoder=2 * encoder_tokens * encoder_layer * c.num_encoder_layers,
-        decoder=2
-        * c.num_decoder_layers
-        * (decoder_tokens * decoder_layer + encoder_tokens * cross_key_value)
-        * bool(decoder_tokens),
-        attention=4 * heads * pairs,
-        mlm_head=2 * predictions * (hidden * hidden + hidden * c.vocab_size),
-        sentence_head=0 if decoder_tokens else 2 * encoder_tokens * sentence,
-        decoder_logits=2 * decoder_tokens * hidden * c.vocab_size,
-    )
+    rows = RowShape(batch_size, lengths["encoder"], lengths.get("decoder", 0))
+    of_objectives = (one.flops(config, rows) for one in objectives)
+    return ModelFlops(total(encoder_flops(config, rows), *of_objectives))
 
 
 def executed_flops(jaxpr: Any) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from plug_jax.errors import PlugError
+from plug_jax.objectives.composition import stage_of
 from plug_jax.partitioning import Partitioner
 from plug_jax.planning.compile import Compiled, DoesNotFit, Memory, compile_step, memory_of
 from plug_jax.planning.cost import Cost, cost_of
@@ -30,8 +31,8 @@ class Speed(Cost):
     mfu_bound: float  # model FLOPs at the peak of all chips, as a part of the step's lower bound
     mfu_scheduled: float  # the same, with collectives that compute waits for
     tokens_per_second: float  # places in rows, padding included, at the bound
-    stage_tokens: float  # that PLUG was trained on in this stage
-    days: float  # for those tokens, at the bound
+    stage_tokens: float | None  # that PLUG was trained on in this stage, if it is one of PLUG's
+    days: float | None  # for those tokens, at the bound
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,8 @@ class Plan:
     chips: int
     devices: int
     mesh: dict[str, int]
-    stage: int
+    stage: int | None  # of PLUG's training; None: objectives of another kind
+    objectives: tuple[str, ...]  # their names
     parameters: int
     batch_size: int
     micro_batches: int
@@ -121,7 +123,8 @@ def _plan(
         chips=topology.num_chips,
         devices=topology.num_devices,
         mesh=dict(mesh.shape),
-        stage=_stage(config),
+        stage=stage_of(config.objectives),
+        objectives=tuple(one.name for one in config.objectives),
         parameters=sum(
             math.prod(leaf.shape) for leaf in jax.tree.leaves(program.layout.abstract.params)
         ),
@@ -143,11 +146,12 @@ def _plan(
 def _speed(config: TrainConfig, topology: Topology, compiled: Compiled) -> Speed:
     data = config.train_data
     cost = cost_of(compiled, topology, config.partitioner.mesh)
-    needed = model_flops(config.model, config.step, data.feature_lengths, data.batch_size)
+    needed = model_flops(config.model, config.objectives, data.feature_lengths, data.batch_size)
     at_peak = needed.train_step / topology.peak_flops
     tokens = data.batch_size * sum(data.feature_lengths.values())
     per_second = tokens / cost.roofline.overlapped
-    stage_tokens = _STAGE_TOKENS[_stage(config)]
+    stage = stage_of(config.objectives)
+    stage_tokens = None if stage is None else _STAGE_TOKENS[stage]
     return Speed(
         **vars(cost),
         model_flops=needed.train_step,
@@ -155,7 +159,7 @@ def _speed(config: TrainConfig, topology: Topology, compiled: Compiled) -> Speed
         mfu_scheduled=at_peak / cost.roofline.scheduled,
         tokens_per_second=per_second,
         stage_tokens=stage_tokens,
-        days=stage_tokens / per_second / _DAY,
+        days=None if stage_tokens is None else stage_tokens / per_second / _DAY,
     )
 
 
@@ -212,7 +216,3 @@ def _row_shards(partitioner: Partitioner) -> int:
     """How many parts the rows of a batch are in."""
     devices: int = partitioner.mesh.size
     return devices // partitioner.batch_sharding.shard_shape((devices,))[0]
-
-
-def _stage(config: TrainConfig) -> int:
-    return 2 if "decoder" in config.train_data.feature_lengths else 1

@@ -11,7 +11,7 @@ import pytest
 from plug_jax.cli import demo
 from plug_jax.errors import PlugError
 from plug_jax.evaluation.baselines import Baselines
-from plug_jax.training.step import StepConfig
+from plug_jax.objectives.stages import PALM
 
 
 def test_summary_and_report(tmp_path: Path, capsys) -> None:
@@ -22,6 +22,7 @@ def test_summary_and_report(tmp_path: Path, capsys) -> None:
         stage2=stage2,
         perplexity_before_last_phase=160.0,
         baselines=Baselines(700.0, 0.04, 1 / 3),
+        ngrams={2: 115.0, 3: 66.0},
         texts={"今天": "天气好"},
         seconds={"stage1": 3.0, "stage2": 4.5},
         config={"stage1": {}, "stage2": {}},
@@ -37,17 +38,18 @@ def test_summary_and_report(tmp_path: Path, capsys) -> None:
         "decoder_perplexity_after_last_phase": 150.0,
     }
     assert summary["baseline"]["unigram_perplexity"] == 700.0
+    assert summary["baseline"]["ngram_perplexity"] == {"2": 115.0, "3": 66.0}
     assert summary["seconds"] == {"stage1": 3.0, "stage2": 4.5, "total": 7.5}
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| decoder perplexity | 150 | 700 (unigram) |" in report
+    assert "have 115 (2 characters), 66 (3 characters)." in report
     assert "今天 **天气好**" in report
     assert capsys.readouterr().out.strip() == report.strip()
 
 
 def test_steps_that_miss_the_phase_switch_are_refused_before_training() -> None:
     def config(train_steps: int, eval_every: int) -> SimpleNamespace:
-        step = StepConfig(mlm_fraction=0.9)
-        return SimpleNamespace(step=step, train_steps=train_steps, eval_every=eval_every)
+        return SimpleNamespace(objectives=PALM, steps=train_steps, eval_every=eval_every)
 
     demo._check_switch_is_evaluated(config(400, 120))
     for train_steps, eval_every in ((100, 120), (400, 100), (1, 1)):

@@ -9,7 +9,7 @@ from plug_jax.cli.main import main
 from plug_jax.inference import model as inference_model
 from plug_jax.inference.generator import GeneratedText, generate, generate_long
 from plug_jax.inference.options import GenerationOptions
-from tests.inference_model import lively_model
+from tests.inference_model import broken_model, lively_model
 
 LIMIT = ["--max_new_tokens", "6"]
 
@@ -50,17 +50,76 @@ def test_texts_go_to_stdout_and_speed_to_stderr(run):
 
 def test_options_of_every_kind_reach_generation(run):
     options = {"num_beams": 2, "length_penalty": 0.5, "forced_text": "AB", "no_repeat_ngram": 2}
+    options["length_offset"] = 5.0
     arguments = [f"--{name}={value}" for name, value in options.items()]
     _, out, err = run("--prompt", "HELLO", *arguments, "--verbose", *LIMIT)
     assert out.splitlines() == expected("HELLO", **options)
     assert "log-probability -" in err and "score -" in err
 
 
-def test_each_line_of_standard_input_is_a_prompt(run, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("ABC\n\nHELLO\r\n"))
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_each_line_of_standard_input_is_a_prompt(run, monkeypatch, mark):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(mark + b"ABC\n\nHELLO\r\n")))
     status, out, _ = run("--temperature", "0", *LIMIT)
     assert status == 0
     assert out.splitlines() == [expected(p, temperature=0)[0] for p in ("ABC", "", "HELLO")]
+
+
+def test_a_line_of_standard_input_that_is_not_utf8_ends_it_after_those_before(run, monkeypatch):
+    content = "ABC\n天气\n".encode("gbk")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    status, out, err = run("--temperature", "0", *LIMIT)
+    assert status == 2
+    assert out.splitlines() == expected("ABC", temperature=0)
+    assert err.splitlines()[-1] == "plug-jax: error: standard input, line 2 is not UTF-8"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--verbose"], ["--num_samples=2"], ["--num_beams=2"], ["--long"]]
+)
+def test_a_model_without_numbers_is_said_and_nothing_written(run, monkeypatch, arguments):
+    load = lambda *args, **kwargs: broken_model()  # noqa: E731
+    monkeypatch.setattr(inference_model.InferenceModel, "load", load)
+    status, out, err = run("--prompt", "ABC", *arguments, *LIMIT)
+    assert (status, out) == (2, "")
+    assert err.startswith("plug-jax: error: the model gives no numbers")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--gin.TEMPERATURE=1e400"],
+            "temperature must be a finite number, not inf (set by TEMPERATURE)",
+        ),
+        (["--top_p", "1e-400"], "top_p is 0.0; it must be above 0"),
+        (["--repetition_penalty", "1e39"], "repetition_penalty is 1e+39"),
+        (["--length_penalty=-1e30"], "length_penalty is -1e+30"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--num_samples", "9999999999"], "num_samples is 9999999999"),
+        (["--gin.TOP_K=2.5"], "top_k must be a whole number, not 2.5"),
+        (["--gin.MAX_NEW_TOKENS=True"], "max_new_tokens must be a whole number, not True"),
+        (["--gin.TEMPERATURE='hot'"], "temperature must be a finite number, not 'hot'"),
+    ],
+)
+def test_a_number_that_cannot_be_is_named(run, arguments, message):
+    status, out, err = run("--prompt", "A", *arguments)
+    assert (status, out) == (2, "")
+    assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e400"])
+def test_an_option_that_is_no_finite_number_is_named(run, capsys, value):
+    with pytest.raises(SystemExit) as exit_info:
+        run("--prompt", "A", "--temperature", value)
+    assert exit_info.value.code == 2
+    expected = f"error: argument --temperature: {value} is no finite number\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
+def test_a_huge_top_k_is_every_token(run):
+    _, out, _ = run("--prompt", "HELLO", "--top_k", str(2**63), *LIMIT)
+    assert out.splitlines() == expected("HELLO", top_k=0)
 
 
 def test_a_terminal_is_asked_until_it_ends_and_mistakes_do_not_end_it(run, monkeypatch):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import math
 import os
 import random
 import signal
@@ -12,9 +14,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from plug_jax.cli import evaluate
 from plug_jax.cli.main import main
+from plug_jax.inference.model import InferenceModel
+from plug_jax.training.saved_model import SavedModel
 from tests.stored_model import CHARACTERS, write_stored_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +101,13 @@ def test_infer_writes_a_text_for_every_row(model_dir, tmp_path, capsys):
 def test_a_mistake_is_named_and_leaves_no_rows(model_dir, tmp_path, capsys, changes, message):
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "天"}])
     output = tmp_path / "out.jsonl"
-    assert main([*infer_command(model_dir, str(source), output), *changes]) == 2
+    changed = tuple(change.partition("=")[0] for change in changes)
+    command = [
+        a
+        for a in infer_command(model_dir, str(source), output)
+        if a.partition("=")[0] not in changed
+    ]
+    assert main([*command, *changes]) == 2
     assert message in capsys.readouterr().err
     # And does not stand in the way of the command without it.
     assert main(infer_command(model_dir, str(source), output)) == 0
@@ -141,6 +154,80 @@ def test_classify_texts(model_dir, tmp_path, capsys):
     first = capsys.readouterr().out.splitlines()[0].split()
     assert {first[0], first[2]} == {"风雪", "土"}
     assert float(first[1]) + float(first[3]) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("command", ["infer", "score", "classify"])
+def test_a_model_without_numbers_ends_it_with_one_error(
+    model_dir, tmp_path, monkeypatch, capsys, command
+):
+    model = InferenceModel.load(model_dir)
+    model.params = jax.tree.map(lambda leaf: leaf * jnp.nan, model.params)
+    monkeypatch.setattr(InferenceModel, "load", lambda *args, **kwargs: model)
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "天"}])
+    commands = {
+        "infer": infer_command(model_dir, str(source), tmp_path / "out.jsonl"),
+        "score": ["score", "--prompt", "天", "--target", "地", "--json"],
+        "classify": ["classify", "--text", "天", "--labels", "天，地", "--json"],
+    }
+    checkpoint = [] if command == "infer" else ["--checkpoint", str(model_dir)]
+    assert main([*commands[command], *checkpoint]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "plug-jax: error: the model gives no numbers" in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("command", ["generate", "serve", "infer", "score", "classify"])
+def test_an_encoder_alone_is_told_what_it_is_good_for_before_its_weights_are_read(
+    encoder_dir, tmp_path, monkeypatch, capsys, command
+):
+    monkeypatch.setattr(SavedModel, "params", lambda *args: pytest.fail("weights are read"))
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "天"}])
+    commands = {
+        "generate": ["generate", "--prompt", "天"],
+        "serve": ["serve", "--port", "0"],
+        "infer": infer_command(encoder_dir, str(source), tmp_path / "out.jsonl"),
+        "score": ["score", "--prompt", "天", "--target", "地"],
+        "classify": ["classify", "--text", "天", "--labels", "天,地"],
+    }
+    checkpoint = [] if command == "infer" else ["--checkpoint", str(encoder_dir)]
+    assert main([*commands[command], *checkpoint]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("plug-jax: error: this checkpoint has no decoder: it is an encoder")
+    for use in ("INITIAL_CHECKPOINT", "plug-jax evaluate", "plug-jax convert export-hf"):
+        assert use in error
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.fixture(scope="module")
+def encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_stored_model(tmp_path_factory.mktemp("encoder"), decoder=False)
+
+
+def test_json_for_a_terminal_without_chinese_is_json(model_dir, monkeypatch, capsys):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    prompt = "天地\N{GRINNING FACE}"
+    command = ["score", "--checkpoint", str(model_dir), "--prompt", prompt, "--target", "风花"]
+    assert main([*command, "--json"]) == 0
+    out.flush()
+    assert json.loads(out.buffer.getvalue())["rows"][0]["prompt"] == prompt
+
+
+def test_evaluate_prints_json_and_fails_without_numbers(monkeypatch, capsys):
+    metrics = {"decoder_loss": math.nan, "mlm_loss": 2.5}
+    monkeypatch.setattr(evaluate, "evaluate", lambda files, bindings: metrics)
+    assert main(["evaluate", "--gin_file=runs/evaluate.gin"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"decoder_loss": None, "mlm_loss": 2.5}
+    assert "the model gives no numbers" in err
+
+
+@pytest.mark.parametrize("size", [0, 65537, 2**63])
+def test_batches_of_no_or_too_many_texts_are_refused(model_dir, tmp_path, capsys, size):
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "天"}])
+    command = infer_command(model_dir, str(source), tmp_path / "out.jsonl", BATCH_SIZE=size)
+    assert main(command) == 2
+    assert f"BATCH_SIZE must be between 1 and 65536, not {size}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

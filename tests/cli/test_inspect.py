@@ -12,11 +12,12 @@ from rich.console import Console
 from plug_jax.cli import inspect
 from plug_jax.cli.inspect_format import show_example
 from plug_jax.cli.main import main
-from plug_jax.data.features import PALM_FEATURES, palm_features, structbert_features
+from plug_jax.data.features import PALM, STRUCTBERT, output_features
 from plug_jax.data.masking import masked_language_model
 from plug_jax.errors import PlugError
 from plug_jax.evaluation.decoded_examples import decode_example
-from tasks import pretrain
+from plug_jax.objectives import stages
+from plug_jax.tasks import pretrain
 from tests.inspected_examples import STAGE1, STAGE2, make_vocabulary, to_ids
 
 
@@ -62,7 +63,7 @@ def add_ours(add_task, vocabulary):
 
     def add(name, examples):
         palm = "decoder_target_tokens" in examples[0]
-        features = (palm_features if palm else structbert_features)(vocabulary)
+        features = output_features(PALM if palm else STRUCTBERT, vocabulary)
         add_task(name, source_of([to_ids(example) for example in examples]), features)
 
     return add
@@ -104,17 +105,17 @@ def test_stage1_example_and_rates(add_ours, shown):
     ]
     first = lines.index("example 1 " + "─" * 110)
     assert lines[first + 1 : first + 6] == [
-        "label 2: B precedes A",
         "lengths encoder 11 (A 5, B 6)",
         "tokens 4 plain, 2 masked, 1 replaced, 1 kept, 3 shuffled",
+        "label 2: B precedes A",
         "A [CLS]{天地人~人天地}[SEP]",
         "B {你}{我=}{play>well}ing {well}[SEP]",
     ]
     second = lines.index("example 2 " + "─" * 110)
     assert lines[second + 1 : second + 6] == [
-        "label 0: B is from another document",
         "lengths encoder 6 (A 4, B 2)",
         "tokens 6 plain",
+        "label 0: B is from another document",
         "A [CLS]天[UNK][SEP]",
         "B 地[SEP]",
     ]
@@ -158,9 +159,10 @@ def test_stage2_example_and_rates(add_ours, shown):
         "",
     ]
     second = lines.index("example 2 " + "─" * 110)
-    assert lines[second + 1 : second + 6] == [
-        "lengths encoder 3, decoder 3 (2 of them predicted)",
+    assert lines[second + 1 : second + 7] == [
+        "lengths encoder 3, decoder 3",
         "tokens 3 plain",
+        "predicted 2 of 3 decoder tokens",
         "encoder [CLS]我[SEP]",
         "decoder 人你[SEP]",
         "its inputs [CLS]天地",
@@ -194,7 +196,7 @@ def test_a_rate_stands_beside_its_bounds_and_what_is_asked(add_task, vocabulary,
     }
     masking = functools.partial(masked_language_model, vocabulary=vocabulary, mask_rate=1.0)
     undone = seqio.map_over_dataset(undo_masking)
-    features = palm_features(vocabulary)
+    features = output_features(PALM, vocabulary)
     add_task("inspect_rates", source_of([example] * 2), features, [masking, undone])
     lines = shown("--task", "inspect_rates")
     assert (
@@ -220,7 +222,9 @@ def undo_masking(example):
 def test_colours_are_added_to_the_marks(vocabulary):
     console = Console(force_terminal=True, color_system="standard", width=120, highlight=False)
     with console.capture() as capture:
-        console.print(show_example(decode_example(to_ids(STAGE1[0]), vocabulary), "title"))
+        console.print(
+            show_example(decode_example(to_ids(STAGE1[0]), stages.STRUCTBERT, vocabulary), "title")
+        )
     for mark in ("1;36m{天地人~人天地}", "1;31m{你}", "1;33m{我=}", "1;35m{play>well}"):
         assert f"\x1b[{mark}\x1b[0m" in capture.get()
 
@@ -297,7 +301,7 @@ def test_the_list_tells_the_stages(add_ours, shown):
 def test_wrong_names_and_numbers(add_ours, refused):
     add_ours("inspect_stage1", STAGE1)
     message = refused("--task", "inspect_stage")
-    assert "Did you mean inspect_stage1?" in message and "--list" in message
+    assert "Did you mean inspect_stage1" in message and "--list" in message
     task = ("--task", "inspect_stage1")
     assert "no split 'test', only train" in refused(*task, "--split", "test")
     assert "--rates_over must be at least 1, not 0" in refused(*task, "--rates_over", "0")
@@ -313,7 +317,8 @@ def test_a_task_without_examples_says_what_was_dropped(vocabulary, refused, requ
 
 
 def test_feature_lengths_go_to_features():
-    lengths = inspect.sequence_lengths("encoder=6, decoder_input_tokens=5", PALM_FEATURES)
+    names = [feature.name for feature in PALM]
+    lengths = inspect.sequence_lengths("encoder=6, decoder_input_tokens=5", names, stages.PALM)
     assert lengths == {
         "encoder_input_tokens": 6,
         "encoder_original_tokens": 6,
@@ -322,10 +327,10 @@ def test_feature_lengths_go_to_features():
         "decoder_input_tokens": 5,
     }
     assert inspect.sequence_lengths("inputs=3", ["inputs", "targets"]) == {"inputs": 3}
-    assert inspect.sequence_lengths("", PALM_FEATURES) is None
+    assert inspect.sequence_lengths("", names, stages.PALM) is None
     for wrong in ("encoder", "encoder=", "encoder=0", "encoder=-3", "encoder=a"):
         with pytest.raises(PlugError, match="should read encoder=512"):
-            inspect.sequence_lengths(wrong, PALM_FEATURES)
+            inspect.sequence_lengths(wrong, names, stages.PALM)
 
 
 def test_options_that_do_not_go_together(refused, capsys):

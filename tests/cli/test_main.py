@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 import plug_jax
 from plug_jax.cli import main as dispatcher
-from plug_jax.errors import PlugError
+from plug_jax.errors import Interrupted, PlugError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,22 +90,28 @@ def test_an_unknown_command_unlike_any_lists_them(command, capsys):
     assert capsys.readouterr().err == "plug-jax: error: no command 'xyzzy'; there are: greet.\n"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--bogus", "greet"], ["greet", "--bogus"], ["greet", "--nam", "x"]],
-)
-def test_an_unknown_option_is_an_error(command, capsys, arguments):
+def test_an_unknown_option_before_the_command_is_an_error(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        dispatcher.main(arguments)
+        dispatcher.main(["--bogus", "greet"])
     assert exit_info.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [(["--bogus"], "see plug-jax greet --help"), (["--nam", "x"], "did you mean --name?")],
+)
+def test_an_unknown_option_is_an_error(command, capsys, arguments, hint):
+    assert dispatcher.main(["greet", *arguments]) == 2
+    expected = f"plug-jax: error: unknown argument {arguments[0]!r}; {hint}\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_gin_overrides_reach_a_command_that_takes_them(command):
     command.UNKNOWN_ARGUMENTS = True
     seen = []
     command.run = lambda args: seen.append(args) or 0
-    overrides = ["--gin_file=runs/a.gin", "--gin.MODEL_DIR='/x y'"]
+    overrides = ["--gin.TRAIN_STEPS=3", "--gin.MODEL_DIR='/x y'"]
     assert dispatcher.main(["greet", overrides[0], "--name=a", overrides[1]]) == 0
     assert vars(seen[0]) == {"name": "a", "unknown": overrides}
 
@@ -117,6 +124,16 @@ def test_a_user_error_is_one_line_and_status_2(command, capsys):
     assert captured.out == ""
 
 
+def test_a_file_that_the_system_refuses_is_named(command, capsys, tmp_path):
+    name = tmp_path / ("a" * 256)
+    command.run = lambda args: name.mkdir()
+    assert dispatcher.main(["greet"]) == 2
+    assert capsys.readouterr().err == f"plug-jax: error: File name too long: {name}\n"
+    command.run = raising(ConnectionResetError("by a bug"))
+    assert dispatcher.main(["greet"]) == 1
+    assert "ConnectionResetError: by a bug" in capsys.readouterr().err
+
+
 def test_a_bug_keeps_its_traceback(command):
     command.run = raising(ValueError("a bug"))
     with pytest.raises(ValueError, match="a bug"):
@@ -127,6 +144,17 @@ def test_an_interrupt_is_status_130(command, capsys):
     command.run = raising(KeyboardInterrupt())
     assert dispatcher.main(["greet"]) == 130
     assert capsys.readouterr().err == "plug-jax: interrupted\n"
+
+
+def test_sigterm_is_status_143_and_says_what_was_saved(command, capsys):
+    command.run = raising(Interrupted("SIGTERM", 143))
+    assert dispatcher.main(["greet"]) == 143
+    assert capsys.readouterr().err == "plug-jax: interrupted by SIGTERM\n"
+    command.run = raising(Interrupted("SIGINT", 130, step=7, came=time.monotonic() - 2))
+    assert dispatcher.main(["greet"]) == 130
+    assert capsys.readouterr().err == (
+        "plug-jax: interrupted by SIGINT: the checkpoint of step 7 was saved 2.0 s later\n"
+    )
 
 
 @pytest.mark.parametrize(("before", "during"), [(None, "3"), ("0", "0")])
@@ -162,6 +190,7 @@ def test_a_tensorflow_that_cannot_be_imported_is_heard_of(tmp_path):
 def import_tensorflow_in_a_process(directory, level):
     program = """
 import sys
+import time
 from plug_jax.cli.main import import_tensorflow
 import_tensorflow()
 print("tensorflow" in sys.modules)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+
 import jax
 import pytest
 
-from plug_jax.cli.processes import joined
+from plug_jax.cli.processes import _may_come_of_a_lost_process, joined
 from plug_jax.errors import PlugError
+from plug_jax.hosts import coordinator
+from plug_jax.hosts.errors import HostError
+from plug_jax.hosts.peers import peers
 
 VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
@@ -19,38 +24,31 @@ VARIABLES = (
 
 
 @pytest.fixture(autouse=True)
-def initialized(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """The arguments that jax.distributed.initialize is called with; it finds no cluster."""
+def initialized(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What jax.distributed.initialize is called with; it does not find the others."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    calls: list[dict] = []
+    calls: list[tuple] = []
 
-    def initialize(**arguments: object) -> None:
-        calls.append(arguments)
-        raise ValueError("coordinator_address should be defined.")
+    def initialize(*arguments: object, **named: object) -> None:
+        calls.append((*arguments, named["local_device_ids"]))
+        raise RuntimeError("DEADLINE_EXCEEDED")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     return calls
 
 
-def test_a_process_without_a_cluster_is_alone(initialized: list[dict]) -> None:
+def test_a_process_without_a_cluster_is_alone(initialized: list[tuple]) -> None:
     with joined():
         assert not jax.distributed.is_initialized()
-    assert initialized == [{}]
-
-
-def test_what_jax_says_without_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real function's words, which `joined` relies on."""
-    from jax._src import distributed
-
-    with pytest.raises(ValueError) as caught:
-        distributed.State().initialize()
-    assert str(caught.value) == "coordinator_address should be defined."
+        assert peers() is None
+    assert initialized == []
 
 
 @pytest.mark.parametrize("name", ["JAX_NUM_PROCESSES", "SLURM_NTASKS"])
 def test_a_job_of_one_process_looks_for_nobody(
-    name: str, initialized: list[dict], monkeypatch: pytest.MonkeyPatch
+    name: str, initialized: list[tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, "1")
     with joined():
@@ -67,7 +65,7 @@ def test_a_job_of_one_process_looks_for_nobody(
     ],
 )
 def test_half_a_description_is_an_error(
-    given: dict[str, str], initialized: list[dict], monkeypatch: pytest.MonkeyPatch
+    given: dict[str, str], initialized: list[tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in given.items():
         monkeypatch.setenv(name, value)
@@ -76,18 +74,59 @@ def test_half_a_description_is_an_error(
     assert initialized == []
 
 
-def test_processes_that_do_not_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    def initialize(**arguments: object) -> None:
-        assert arguments == {
-            "num_processes": 2,
-            "process_id": 1,
-            "cluster_detection_method": "deactivate",
-        }
-        raise RuntimeError("DEADLINE_EXCEEDED")
-
-    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+def test_processes_that_do_not_find_each_other(
+    initialized: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To start them again may help: that has a status of its own."""
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
-    with pytest.raises(PlugError, match="could not join .* DEADLINE_EXCEEDED"), joined():
+    with pytest.raises(HostError, match="could not join .* DEADLINE_EXCEEDED") as caught, joined():
         pass
+    assert caught.value.status == 75
+    assert initialized == [("a:1", 2, 1, None)]
+
+
+@pytest.mark.parametrize(("named", "devices"), [(None, [3]), ("0,1", [0, 1])])
+def test_a_cluster_that_jax_knows(
+    named: str | None,
+    devices: list[int],
+    initialized: list[tuple],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Slurm, one process a GPU, or with the devices that the user names."""
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS": "8",
+        "SLURM_PROCID": "5",
+        "SLURM_LOCALID": "3",
+        "SLURM_STEP_NODELIST": "gpu[1-2]",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    if named is not None:
+        monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", named)
+    with pytest.raises(HostError), joined():
+        pass
+    [(address, *rest)] = initialized
+    assert address.startswith("gpu1:") and rest == [8, 5, devices]
+
+
+def test_a_port_that_stays_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two coordinators would share what comes to it."""
+    monkeypatch.setattr(coordinator, "_SECONDS_TO_BE_FREE", 0.3)
+    with socket.create_server(("", 0)) as server:
+        monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", f"localhost:{server.getsockname()[1]}")
+        monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+        monkeypatch.setenv("JAX_PROCESS_ID", "0")
+        with pytest.raises(HostError, match="is in use: Address already in use"), joined():
+            pass
+
+
+def test_errors_that_a_lost_process_may_be_behind() -> None:
+    lost = jax.errors.JaxRuntimeError("INTERNAL: Connection closed by peer")
+    behind = ValueError("not saved")
+    behind.__cause__ = lost
+    assert _may_come_of_a_lost_process(lost) and _may_come_of_a_lost_process(behind)
+    assert not _may_come_of_a_lost_process(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: HBM"))
+    assert not _may_come_of_a_lost_process(PlugError("no such file"))

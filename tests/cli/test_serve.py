@@ -33,9 +33,15 @@ sys.exit(main(["serve", "--checkpoint", "some/stage2", "--port", "0", "--gin.WAR
     [
         (["--port", "99999"], "port is 99999; it must be between 0 (a free one) and 65535"),
         (["--host", "host.invalid"], "cannot listen on host.invalid port 8000"),
-        (["--prot", "1"], "unknown argument '--prot'"),
+        (["--port", "-1"], "port is -1; it must be between 0 (a free one) and 65535"),
+        (["--max-queue", "-1", "--port", "0"], "no checkpoint in nowhere"),
+        (["--prot", "1"], "unknown argument '--prot'; did you mean --port?"),
         (["--gin.SLOT=1"], "did you mean SLOTS?"),
         (["--port", "0"], "no checkpoint in nowhere"),
+        (["--api_keys", "no/file"], "cannot read the API keys in no/file: No such file"),
+        (["--ssl_certfile", "no/file"], "cannot read no/file for TLS: No such file"),
+        (["--ssl_keyfile", "no/file"], "ssl_keyfile is of use only with ssl_certfile"),
+        (["--max_client_texts", "0"], "max_client_texts is 0; it must be at least 1"),
     ],
 )
 def test_a_mistake_ends_it_with_a_message(capsys, arguments, message):
@@ -53,11 +59,22 @@ def test_a_port_in_use_is_said_before_the_model_is_loaded(capsys):
 
 
 @pytest.mark.parametrize(
-    ("host", "warns"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)]
+    ("host", "key", "without"),
+    [
+        ("127.0.0.1", None, []),
+        ("localhost", None, []),
+        ("0.0.0.0", None, ["password", "encrypts"]),
+        ("0.0.0.0", "a-key-of-some-length", ["encrypts"]),
+    ],
 )
-def test_it_warns_when_others_can_reach_it(capsys, host, warns):
+def test_it_warns_when_others_can_reach_it(capsys, monkeypatch, host, key, without):
+    if key is not None:
+        monkeypatch.setenv("PLUG_JAX_API_KEY", key)
     assert main(["serve", "--checkpoint", "nowhere", "--host", host, "--port", "0"]) == 2
-    assert ("without a password" in capsys.readouterr().err) == warns
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert [("password" in line, "encrypts" in line) for line in warnings] == [
+        (what == "password", what == "encrypts") for what in without
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from plug_jax.data.groups import cut_groups
 from plug_jax.data.sources import TextSource
 from plug_jax.data.vocabularies import SPECIAL_PIECES, WordPieceVocabulary
 from plug_jax.data.vocabulary_training import train_sentencepiece
-from tasks.pretrain import palm_task, structbert_task
+from plug_jax.tasks.pretrain import palm_task, structbert_task
 from tests.fuzzed_documents import fuzzed_documents
 
 pytestmark = pytest.mark.slow

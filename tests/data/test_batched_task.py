@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 from plug_jax.data.batched_task import BatchedMixture
-from plug_jax.data.feature_converters import PalmFeatureConverter, StructBertFeatureConverter
-from plug_jax.data.features import feature_lengths
-from tasks.pretrain import palm_task, structbert_task
+from plug_jax.data.feature_converters import RowFeatureConverter
+from plug_jax.data.features import STRUCTBERT, feature_lengths, features_declared
+from plug_jax.tasks.pretrain import palm_task, structbert_task
 from tests.cached_corpus import random_text, vocabulary_of, write_corpus
 
 STAGES = ("structbert", "palm")
@@ -88,8 +88,7 @@ def test_rows_are_those_of_the_examples(tasks, stage, pack):
     """From padded examples, in batches, as from the others, one by one."""
     task = tasks[stage][0]
     sides = {"structbert": {"encoder": 100}, "palm": {"encoder": 90, "decoder": 80}}[stage]
-    converter_class = StructBertFeatureConverter if stage == "structbert" else PalmFeatureConverter
-    converter = converter_class(pack=pack, window=70)
+    converter = RowFeatureConverter(features_declared(task.output_features), pack=pack, window=70)
     lengths = feature_lengths(sides, task.output_features)
     batches = list(converter.batches(read(task.padded), lengths, 8).as_numpy_iterator())
     rows = list(converter(read(task), lengths).as_numpy_iterator())
@@ -105,8 +104,9 @@ def test_rows_may_be_shorter_than_the_padding(tasks):
     padded = tasks["structbert"][0].padded
     examples = padded.get_dataset(lengths, split="train", seed=5, trim_output_features=False)
     for pack in (False, True):
-        rows = StructBertFeatureConverter(pack=pack).batches(examples, lengths, 8)
+        converter = RowFeatureConverter(STRUCTBERT, pack=pack)
+        rows = converter.batches(examples, lengths, 8)
         for batch in rows.as_numpy_iterator():
             assert {values.shape[1] for values in batch.values()} == {50}
         with pytest.raises(tf.errors.InvalidArgumentError, match="tokens, but a row holds 50"):
-            list(StructBertFeatureConverter(pack=pack).batches(read(padded), lengths, 8))
+            list(converter.batches(read(padded), lengths, 8))

@@ -2,17 +2,22 @@
 
 import dataclasses
 import itertools
+import json
+import shutil
 
 import numpy as np
 import pytest
 import seqio
 
+from plug_jax.data.caching.files import check_cache
 from plug_jax.data.caching.run import cache_task
 from plug_jax.data.cleaning import MinLength
+from plug_jax.data.file_checks import check_files
 from plug_jax.data.pipeline import DatasetConfig, make_iterator
+from plug_jax.data.stream_settings import changes, stream_settings
 from plug_jax.data.token_source import TokenSource
 from plug_jax.errors import PlugError
-from tasks.pretrain import add_palm, add_structbert
+from plug_jax.tasks.pretrain import add_palm, add_structbert
 from tests.cached_corpus import random_text, vocabulary_of, write_corpus
 
 NAMES = ("cached_structbert", "cached_palm")
@@ -91,3 +96,66 @@ def test_a_cache_of_another_vocabulary_is_refused(cached, source):
     register(source, vocabulary_of(cached, more=["xyz"]))
     with pytest.raises(PlugError, match="was made with another vocabulary than the task has now"):
         make_iterator(config_of(NAMES[1], cached))
+
+
+def test_what_goes_with_a_place_in_a_cache(cached, source):
+    """The cache's files and what made it, not the text."""
+    task = register(source, vocabulary_of(cached))[0]
+    config = config_of(task.name, cached)
+    seqio.add_global_cache_dirs([str(cached)])
+    names = list(task.output_features)
+    then = stream_settings(config, task, names)
+    shard = cached / task.name / "train.tfrecord-00000-of-00001"
+    assert then["files"] == [f"{shard} ({shard.stat().st_size:,} bytes)"]
+    text = dataclasses.replace(config, use_cached=False)
+    from_text = changes(then, stream_settings(text, task, names))
+    assert from_text[0] == "use_cached: true then, false now"
+    made_by = cached / task.name / "fingerprint.train.json"
+    kept = made_by.read_text()
+    try:
+        made_by.write_text(json.dumps({**json.loads(kept), "deduplication": "exact"}))
+        (said,) = changes(then, stream_settings(config, task, names))
+    finally:
+        made_by.write_text(kept)
+    assert said.startswith("cache: ")
+    assert changes(then, stream_settings(config, task, names)) == []
+
+
+def test_a_cache_in_a_directory_of_any_name(cached, source, tmp_path, monkeypatch):
+    odd = tmp_path / "lr=[1e-4]*"
+    shutil.copytree(cached, odd)
+    monkeypatch.setattr(seqio.utils, "_GLOBAL_CACHE_DIRECTORIES", [str(odd)])
+    task = register(source, vocabulary_of(cached))[0]
+    shard = str(odd / task.name / "train.tfrecord-00000-of-00001")
+    for one in (task, task.padded):
+        assert one._get_cached_source("train").list_shards("train") == [shard]
+    check_cache(task, "train")
+    # A task that is not ours: seqio's own glob finds nothing.
+    other = seqio.Task(
+        task.name,
+        source=source,
+        preprocessors=task.preprocessors,
+        output_features=task.output_features,
+    )
+    with pytest.raises(PlugError, match=r"lr=\[1e-4\].* for a pattern.*; rename"):
+        check_cache(other, "train")
+
+
+def test_a_damaged_shard_is_found_first_or_when_it_is_reached(cached, source):
+    register(source, vocabulary_of(cached))
+    config = config_of(NAMES[0], cached)
+    check_files(config)
+    [shard] = cached.glob(f"{NAMES[0]}/train.tfrecord-*")
+    content = shard.read_bytes()
+    try:
+        shard.write_bytes(content[:-3])
+        with pytest.raises(PlugError, match=f"1 of the files .* are no good: {shard} is cut short"):
+            check_files(config)
+        with pytest.raises(PlugError, match="the data cannot be read any more: .*record"):
+            for _ in make_iterator(config):
+                pass
+        shard.unlink()
+        with pytest.raises(PlugError, match=f"are not there or cannot be read: {shard}"):
+            check_files(config)
+    finally:
+        shard.write_bytes(content)

@@ -289,7 +289,7 @@ def test_many_threads_simplify():
         (lambda: cleaning.MinLength(-1), "MinLength.characters must be 0 or more, not -1"),
         (lambda: cleaning.ChineseRatio(1.5), "must be between 0 and 1, not 1.5"),
         (lambda: cleaning.ChineseRatio(-0.1), "must be between 0 and 1, not -0.1"),
-        (lambda: cleaning.ChineseRatio(float("nan")), "must be between 0 and 1, not nan"),
+        (lambda: cleaning.ChineseRatio(float("nan")), "must be a finite number, not nan"),
     ],
 )
 def test_a_bad_argument_is_refused(make, message):

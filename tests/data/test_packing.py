@@ -6,9 +6,12 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plug_jax.data.features import PALM_FEATURES, STRUCTBERT_FEATURES, feature_lengths, side_of
+from plug_jax.data.features import PALM, STRUCTBERT, feature_lengths, side_of
 from plug_jax.data.packing import assign_rows, pack_examples, pad_examples, unpack_examples
 from plug_jax.errors import PlugError
+
+PALM_FEATURES = [feature.name for feature in PALM]
+STRUCTBERT_FEATURES = [feature.name for feature in STRUCTBERT]
 
 
 def draw_examples(names, sizes, seed=0):
@@ -229,6 +232,12 @@ def test_empty_example_is_an_error():
     )
     with pytest.raises(tf.errors.InvalidArgumentError, match="no encoder tokens"):
         list(rows)
+
+
+def test_a_third_example_may_fill_a_row_to_the_last_token():
+    assert assign_rows(np.array([[3], [4], [3]]), np.array([10])).tolist() == [0, 0, 0]
+    rows = assign_rows(np.array([[3, 2], [4, 3], [3, 5]]), np.array([10, 10]))
+    assert rows.tolist() == [0, 0, 0]
 
 
 def test_features_of_unequal_length_are_an_error():

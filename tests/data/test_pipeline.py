@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
+import json
+import re
 import subprocess
 import sys
 
@@ -11,10 +14,10 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.data.batches import rows_of_process
-from plug_jax.data.drops import count_drops, reset_counts
-from plug_jax.data.features import palm_features, structbert_features
+from plug_jax.data.drops import count_changes, count_drops, reset_counts
+from plug_jax.data.features import PALM, STRUCTBERT, output_features
 from plug_jax.data.packing import unpack_examples
-from plug_jax.data.pipeline import DatasetConfig, _batches, make_iterator, vocabulary_of
+from plug_jax.data.pipeline import DatasetConfig, _batches, _Rows, make_iterator, vocabulary_of
 from plug_jax.errors import PlugError
 
 VOCABULARY = seqio.PassThroughVocabulary(1000)
@@ -53,15 +56,13 @@ def add_task(request):
     """Registers a stage-1 task, or any other by its features, until the end of the test."""
     names = itertools.count()
 
-    def add(
-        source, *, preprocessors=(as_text, to_features), features=structbert_features, **kwargs
-    ):
+    def add(source, *, preprocessors=(as_text, to_features), features=STRUCTBERT, **kwargs):
         name = f"{request.node.name.split('[')[0]}_{next(names)}"
         seqio.TaskRegistry.add(
             name,
             source=source,
             preprocessors=list(preprocessors),
-            output_features=features(VOCABULARY),
+            output_features=output_features(features, VOCABULARY),
             **kwargs,
         )
         request.addfinalizer(lambda: seqio.TaskRegistry.remove(name))
@@ -207,12 +208,15 @@ def streams_config(add_task, tmp_path):
     return config_of(name, batch_size=8, shuffle=True, packing_window=16, streams=4)
 
 
-@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_the_number_of_processes_does_not_change_the_batches(streams_config, count):
     assert_same(read_processes(streams_config, count, 5), read_processes(streams_config, 1, 5))
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (4, 4), (4, 2), (2, 8), (8, 1)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(4, 2), (2, 8), *(pytest.param(*n, marks=pytest.mark.slow) for n in ((1, 1), (4, 4), (8, 1)))],
+)
 def test_restored_by_another_number_of_processes_it_goes_on_exactly(
     streams_config, tmp_path, before, after
 ):
@@ -248,7 +252,8 @@ def test_threads_do_not_change_the_batches(streams_config):
         options = tf.data.Options()
         options.threading.private_threadpool_size = threads
         options.autotune.enabled = threads > 1
-        stream = _batches(streams_config, seqio.ShardInfo(1, 4)).with_options(options)
+        rows = _Rows.of(streams_config, None)
+        stream = _batches(streams_config, rows, seqio.ShardInfo(1, 4)).with_options(options)
         return list(stream.take(20).as_numpy_iterator())
 
     assert_same(read(1), read(7))
@@ -276,8 +281,24 @@ def test_unusable_positions(add_task, tmp_path):
         iterator.restore(tmp_path)
 
 
+def test_places_in_a_directory_of_any_name(add_task, tmp_path):
+    name = add_task(function_source(lines_of(range(1, 90))))
+    directory = tmp_path / "lr=[1e-4] *?{天}\n100%#back\\slash"
+    iterator = make_iterator(config_of(name))
+    next(iterator)
+    iterator.save(directory)
+    expected = next(iterator)
+    restored = make_iterator(config_of(name))
+    restored.restore(directory)
+    assert_same([next(restored)], [expected])
+    for path in directory.glob("*.data-*"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(PlugError, match="cannot be restored"):
+        restored.restore(directory)
+
+
 def test_palm_tasks_get_decoder_rows(add_task):
-    name = add_task(function_source(lines_of(range(1, 30))), features=palm_features)
+    name = add_task(function_source(lines_of(range(1, 30))), features=PALM)
     config = config_of(name, feature_lengths={"encoder": 16, "decoder": 12}, num_epochs=1)
     batches = list(make_iterator(config))
     assert {batch["decoder_segment_ids"].shape for batch in batches} == {(4, 12)}
@@ -325,12 +346,134 @@ def test_too_long_example(add_task):
         list(make_iterator(config_of(name, num_epochs=1)))
 
 
+def test_a_place_in_other_data_is_refused(streams_config, tmp_path):
+    """Before anything is read: each setting with both values, and what to do."""
+    read_processes(streams_config, 2, 3, save=tmp_path / "data")
+    settings = json.loads((tmp_path / "data" / "settings.json").read_text())
+    assert settings["batch_size"] == 8 and settings["streams"] == 4
+    for change, said in (
+        ({"batch_size": 4}, "batch_size: 8 then, 4 now"),
+        ({"batch_size": 16}, "batch_size: 8 then, 16 now"),
+        ({"streams": 2}, "streams: 4 then, 2 now"),
+        ({"seed": 4, "streams": None}, "seed: 3 then, 4 now"),
+    ):
+        iterator = make_iterator(dataclasses.replace(streams_config, **change))
+        assert iterator.changes_since(tmp_path / "data") == [said]
+        with pytest.raises(PlugError, match=f"data is a place in other .*:\n  {said}\nContinue"):
+            iterator.restore(tmp_path / "data")
+
+
+@pytest.mark.slow
+def test_a_place_of_a_version_that_kept_no_settings(streams_config, tmp_path):
+    expected = read_processes(streams_config, 1, 5)
+    first = read_processes(streams_config, 1, 3, save=tmp_path / "data")
+    (tmp_path / "data" / "settings.json").unlink()
+    for counts in (tmp_path / "data").glob("*.counts.json"):
+        counts.unlink()
+    iterator = make_iterator(streams_config)
+    assert iterator.changes_since(tmp_path / "data") is None
+    iterator.restore(tmp_path / "data")
+    assert_same([*first, *itertools.islice(iterator, 2)], expected)
+
+
+def test_files_are_those_that_are_read_and_not_those_that_came_later(streams_config, tmp_path):
+    iterator = make_iterator(streams_config)
+    next(iterator)
+    with (tmp_path / "text" / "0.txt").open("a") as file:
+        file.write("400 3\n")
+    iterator.save(tmp_path / "data")
+    (said,) = make_iterator(streams_config).changes_since(tmp_path / "data")
+    assert re.fullmatch(r"files: .*/0.txt \(\d+ bytes\) then, .*/0.txt \(\d+ bytes\) now", said)
+
+
+def drop_some(dataset):
+    """Leaves out every third line, and changes every fourth."""
+
+    def keep(line):
+        number = tf.strings.to_number(tf.strings.split(line["text"])[0], tf.int32)
+        number = count_changes(number, {"seen": tf.cast(number % 4 == 0, tf.int32)})
+        return count_drops(number % 3 > 0, {"third": tf.cast(number % 3 == 0, tf.int32)})
+
+    return dataset.filter(keep)
+
+
+@pytest.fixture
+def dropping(add_task, tmp_path):
+    """Two streams of two files each, without shuffling: lines 1 to 400, each once an epoch."""
+    (tmp_path / "text").mkdir()
+    source = file_source(tmp_path / "text", lines_of(range(1, 401)), 4)
+    name = add_task(source, preprocessors=(as_text, drop_some, to_features))
+    return config_of(name, batch_size=8, streams=2)
+
+
+def total_counts(iterators):
+    total = collections.Counter()
+    for iterator in iterators:
+        for counts in iterator.counts().values():
+            total.update(counts)
+    return dict(total)
+
+
+def test_counts_belong_to_a_place(dropping, tmp_path):
+    """A run that is killed after each checkpoint and goes on counts every line once."""
+    config = dataclasses.replace(dropping, num_epochs=1, streams=None, pack=False)
+    directory, saved, counts = None, None, []
+    for saves in itertools.count():
+        iterator = make_iterator(config)
+        if directory is not None:
+            iterator.restore(directory)
+            assert iterator.counts() == saved
+        batches = len(list(itertools.islice(iterator, 9)))
+        directory = tmp_path / f"data{saves}"
+        iterator.save(directory)
+        saved = iterator.counts()
+        counts.append(saved["dropped"]["third"])
+        if not batches:
+            break
+        list(itertools.islice(iterator, 3))  # read again after the kill
+    assert saves > 2 and counts == sorted(counts)
+    assert saved == {"dropped": {"third": 133}, "changed": {"seen": 100}}
+
+
+@pytest.mark.slow
+def test_counts_of_all_processes(dropping, tmp_path):
+    """A stream that several processes read is counted once, and by whoever goes on with it."""
+    four = [make_iterator(dropping, process_index=i, process_count=4) for i in range(4)]
+    for iterator in four:
+        list(itertools.islice(iterator, 5))
+        iterator.save(tmp_path / "data")
+    kept = [json.loads(p.read_text()) for p in (tmp_path / "data").glob("*.counts.json")]
+    total = total_counts(four)
+    assert total["third"] == sum(counts["dropped"]["third"] for counts in kept) > 20
+    assert [iterator.counts() != {} for iterator in four] == [True, False, True, False]
+    pair = [make_iterator(dropping, process_index=i, process_count=4) for i in (2, 3)]
+    alone, after = make_iterator(dropping), make_iterator(dropping)
+    for iterator in (*pair, alone):
+        iterator.restore(tmp_path / "data")
+    assert total_counts([alone]) == total
+    assert total_counts(pair) == total_counts(four[2:])
+    # Data that follow others count on from them.
+    after.start_after(tmp_path / "data")
+    assert total_counts([after]) == total
+    next(after)
+    after.save(tmp_path / "later")
+    assert total_counts([after])["third"] > total["third"]
+
+
+def test_other_data_are_counted_apart(dropping, tmp_path):
+    iterator = make_iterator(dropping)
+    next(iterator)
+    list(make_iterator(dataclasses.replace(dropping, num_epochs=1)))
+    iterator.save(tmp_path)
+    assert iterator.counts()["dropped"]["third"] < 133
+
+
 PROGRAM_THAT_READS_AHEAD = """
 import time
 import numpy as np
 import seqio
 import tensorflow as tf
-from plug_jax.data.features import structbert_features
+from plug_jax.data.features import STRUCTBERT, output_features
 from plug_jax.data.pipeline import DatasetConfig, make_iterator
 
 def to_features(dataset, output_features):
@@ -351,7 +494,7 @@ seqio.TaskRegistry.add(
         lambda split, shuffle_files, seed=None: tf.data.Dataset.range(9), splits=["train"]
     ),
     preprocessors=[to_features],
-    output_features=structbert_features(seqio.PassThroughVocabulary(9)),
+    output_features=output_features(STRUCTBERT, seqio.PassThroughVocabulary(9)),
 )
 config = DatasetConfig("slow", {"encoder": 4}, "train", 1, False, 0, packing_window=1)
 batches = make_iterator(config)
@@ -372,14 +515,10 @@ def test_unknown_names(add_task):
 
 
 def test_features_that_fit_no_converter(add_task):
-    def without_types(vocabulary):
-        features = structbert_features(vocabulary)
-        del features["encoder_token_types"]
-        return features
-
+    without_types = [one for one in STRUCTBERT if one.name != "encoder_token_types"]
     name = add_task(function_source(["1 1"]), features=without_types)
     with pytest.raises(PlugError, match=r"lacks the output features encoder_token_types"):
-        make_iterator(config_of(name))
+        make_iterator(config_of(name), STRUCTBERT)
     name = add_task(function_source(["1 1"]))
     with pytest.raises(PlugError, match="need lengths for encoder"):
         make_iterator(config_of(name, feature_lengths={"encoder": 8, "decoder": 8}))

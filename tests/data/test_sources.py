@@ -2,6 +2,7 @@ import gzip
 import json
 import pickle
 import random
+from pathlib import Path
 
 import pytest
 import seqio
@@ -332,3 +333,42 @@ def test_bad_json_lines_are_counted(write, reason):
     lines = ['{"text": "一"}', *BAD_JSON[reason], '{"text": "二"}']
     assert read(train=write("\n".join(lines)), file_format="jsonl") == ["一", "二"]
     assert drop_counts() == {reason: len(BAD_JSON[reason])}
+
+
+NAMES = ["a[1].txt", "b*c?.txt", "{d}.txt", "e f.txt", "g\nh.txt", "100%25#.txt", "~j", "-i.txt"]
+
+
+def test_files_of_any_name(tmp_path, monkeypatch):
+    """What exists as it is written is no pattern; nor is a directory before one."""
+    directory = tmp_path / "lr=[1e-4]*"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    for name in NAMES:
+        (directory / name).write_text(json.dumps({"text": name}))
+    assert read(train=NAMES, file_format="jsonl") == NAMES
+
+    def files(*patterns):
+        return TextSource(train=[str(p) for p in patterns]).list_shards("train")
+
+    paths = [str(directory / name) for name in NAMES]
+    assert files(*paths) == paths
+    assert files(directory / "[ab]*") == paths[:2]
+    assert files(tmp_path / "lr=[[]*" / "[ab]*") == paths[:2]
+
+
+def test_a_name_that_is_a_pattern_too(tmp_path, caplog):
+    """The file wins, and that is said, once."""
+    literal, other = str(tmp_path / "a[1].txt"), str(tmp_path / "a1.txt")
+    for path in (literal, other):
+        Path(path).write_text("天\n", encoding="utf-8")
+    source = TextSource(train=literal)
+    assert source.list_shards("train") == source.list_shards("train") == [literal]
+    assert [record.message for record in caplog.records] == [
+        f"{literal} is read as the file of that name, not for {other}"
+    ]
+
+
+def test_the_home_directory(write, tmp_path, monkeypatch):
+    path = write("天\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert TextSource(train="~/*.txt").list_shards("train") == [path]

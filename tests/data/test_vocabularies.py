@@ -139,6 +139,11 @@ def test_scalars_and_vectors_and_python_agree(vocabulary):
     assert len(ragged[1]) == 1
 
 
+def test_bytes_that_were_no_text_are_refused(vocabulary):
+    with pytest.raises(PlugError, match=r"'天.udcc4' is no Unicode text"):
+        vocabulary.encode("天\udcc4")
+
+
 def test_a_vector_of_no_strings(vocabulary):
     ids = vocabulary.encode_tf(tf.constant([], tf.string))
     assert ids.to_list() == []
@@ -346,8 +351,10 @@ def test_clean_words_and_pieces_of_the_docstrings():
 
 def test_the_users_language_changes_nothing():
     code = (
-        "import tensorflow as tf; from plug_jax.data.wordpiece import clean\n"
-        "print(clean(tf.constant(['I\\u0130 \\u00cc\\u212a'])).numpy()[0].decode())"
+        "import tensorflow as tf; from plug_jax.data.wordpiece import TextRules, clean\n"
+        "for rules in TextRules(), TextRules(strip_accents=False):\n"
+        "  text = clean(tf.constant(['I\\u0130 \\u00cc\\u212a']), rules).numpy()[0].decode()\n"
+        "  print(ascii(text))"
     )
     environment = {**os.environ, "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"}
     root = Path(__file__).resolve().parents[2]
@@ -359,7 +366,7 @@ def test_the_users_language_changes_nothing():
         text=True,
         check=True,
     )
-    assert run.stdout == "ii ik\n"
+    assert run.stdout == "'ii ik'\n'ii\\u0307 \\xeck'\n"
 
 
 def test_unused_pieces_are_never_drawn(word_piece):
@@ -428,7 +435,8 @@ def test_ids_of_the_special_pieces(sentence_piece):
 
 
 def test_encode_is_that_of_the_sentencepiece_library(sentence_piece):
-    processor = sentencepiece.SentencePieceProcessor(model_proto=sentence_piece._content)
+    content = sentence_piece.files["sentencepiece.model"]
+    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
     for text in ["你好，世界！", "hello world 龘靐龘", "", "　[MASK]\n一\x00"]:
         assert sentence_piece.encode(text) == processor.EncodeAsIds(text)
 
@@ -483,7 +491,7 @@ def test_files_that_are_no_model(tmp_path, content):
 
 def test_a_truncated_model(tmp_path, sentence_piece):
     path = tmp_path / "a.model"
-    path.write_bytes(sentence_piece._content[:-100])
+    path.write_bytes(sentence_piece.files["sentencepiece.model"][:-100])
     with pytest.raises(PlugError, match=r"a\.model"):
         SentencePieceVocabulary(path)
 
@@ -505,7 +513,7 @@ def test_load_takes_files_and_directories(vocabulary, tmp_path):
 
 
 def test_load_says_what_it_cannot_take(word_piece, sentence_piece, tmp_path):
-    with pytest.raises(PlugError, match=r"holds none of sentencepiece\.model and vocab\.txt"):
+    with pytest.raises(PlugError, match=r"holds none of sentencepiece\.model, vocab\.txt and tok"):
         load_vocabulary(tmp_path)
     save_vocabulary(word_piece, tmp_path)
     save_vocabulary(sentence_piece, tmp_path)

@@ -1,5 +1,7 @@
 """WordPieceVocabulary against Hugging Face's BertTokenizer, over all of Unicode."""
 
+import itertools
+import json
 import random
 
 import numpy as np
@@ -64,12 +66,13 @@ def as_arrays(batches):
 def make(tmp_path_factory):
     """Makes both tokenizers of a list of pieces."""
 
-    def make(pieces):
+    def make(pieces, **rules):
         from transformers import BertTokenizer
 
         path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
         path.write_text("\n".join(pieces) + "\n", encoding="utf-8")
-        theirs = BertTokenizer(vocab=str(path), do_lower_case=True)
+        (path.parent / "tokenizer_config.json").write_text(json.dumps(rules))
+        theirs = BertTokenizer(vocab=str(path), **rules)
         # Ours never reads a special token out of text; theirs does unless told.
         theirs.backend_tokenizer.encode_special_tokens = True
         return WordPieceVocabulary(path), theirs
@@ -198,4 +201,39 @@ def test_the_default_vocabulary(make):
     ours = default_vocabulary()
     tokenizers = make([ours.id_to_piece(i) for i in range(ours.vocab_size)])
     texts = list(random_texts(4_000, seed=3))
+    assert [texts[i] for i in differences(tokenizers, texts)] == []
+
+
+SETTINGS = [
+    {"do_lower_case": lower, "strip_accents": strip, "tokenize_chinese_chars": chinese}
+    for lower, strip, chinese in itertools.product(
+        [True, False], [True, False, None], [True, False]
+    )
+    if (lower, strip, chinese) not in [(True, True, True), (True, None, True)]  # see above
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
+def test_settings(make, settings):
+    """Assigned code points, random strings and words at the limit, under the other settings."""
+    from transformers import BertTokenizer
+
+    found = set()
+    theirs = BertTokenizer(**settings).backend_tokenizer
+    for code in CODE_POINTS:
+        if not 0xAC00 <= code <= 0xD7A3 and code < 0x32000:
+            normalized = theirs.normalizer.normalize_str(chr(code))
+            found.update(w for w, _ in theirs.pre_tokenizer.pre_tokenize_str(normalized))
+    found = sorted(piece for piece in found if len(piece) == 1)
+    found = [piece for piece in found if piece not in joined_characters() or piece in JOINED]
+    words = ["AB", "##c", "中国", "##人民", "É", "##é", "E\u0301"]
+    tokenizers = make(
+        [*SPECIAL_PIECES, *dict.fromkeys([*found, *words, *("##" + c for c in found)])], **settings
+    )
+    codes = [code for code in CODE_POINTS if code < 0x32000 or 0xE0000 <= code < 0xE0200]
+    texts = [f"a{chr(code)}b中{chr(code)}" for code in codes]
+    different = {codes[i] for i in differences(tokenizers, texts)}
+    assert different <= WITHOUT_LOWER_CASE | TAKEN_APART
+    texts = [*random_texts(3_000, seed=4)]
+    texts += [f"中{c * n}，{c * (n // 2)}" for c in "aA中é😀\u1e9e" for n in (99, 100, 101, 401)]
     assert [texts[i] for i in differences(tokenizers, texts)] == []

@@ -170,3 +170,12 @@ def test_mistakes(tmp_path):
         with pytest.raises(PlugError, match=r"vocab\.txt exists"):
             make(TEXTS, directory=tmp_path)
     write_default_wordpiece(tmp_path, overwrite=True)
+
+
+def test_files_of_another_tokenizer_are_not_mixed_with(tmp_path):
+    """They would rule over the new pieces; who asks to overwrite gets the training's own."""
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    with pytest.raises(PlugError, match=r"tokenizer_config\.json exists"):
+        train_wordpiece(TEXTS, directory=tmp_path)
+    write_default_wordpiece(tmp_path, overwrite=True)
+    assert load_vocabulary(tmp_path) == default_vocabulary()

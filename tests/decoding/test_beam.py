@@ -17,7 +17,7 @@ TABLE = np.random.default_rng(5).dirichlet(np.ones(VOCAB), (2, VOCAB, VOCAB)).as
 
 
 @functools.partial(jax.jit, static_argnames=("beams", "room", "penalties"))
-def search(limits, length_penalty, table=TABLE, *, beams, room, penalties=False):
+def search(limits, length_penalty, table=TABLE, *, beams, room, length_offset=0.0, penalties=False):
     """The cache of a row: its prompt, and the last token that it has read."""
 
     def tokens_to_logits(tokens, cache, active):
@@ -39,11 +39,12 @@ def search(limits, length_penalty, table=TABLE, *, beams, room, penalties=False)
         max_new_tokens=room,
         end_token=END,
         length_penalty=length_penalty,
+        length_offset=length_offset,
         penalties=penalties,
     )
 
 
-def every_text(prompt, max_length, *, min_length=0, length_penalty, forbidden=()):
+def every_text(prompt, max_length, *, min_length=0, length_penalty, length_offset=0, forbidden=()):
     """[(score, log-probability, ids, ended)] of all texts, the best first."""
     texts = []
     free = [i for i in range(VOCAB) if i != END and i not in forbidden]
@@ -54,9 +55,9 @@ def every_text(prompt, max_length, *, min_length=0, length_penalty, forbidden=()
             for token in whole:
                 total += float(np.log(TABLE[prompt, before, last, token]))
                 before, last = last, token
-            texts.append(
-                (total / len(whole) ** length_penalty, total, list(ids), len(whole) > length)
-            )
+            length_term = (length_offset + len(whole)) / (length_offset + 1)
+            score = total / length_term**length_penalty
+            texts.append((score, total, list(ids), len(whole) > length))
     return sorted(texts, reverse=True)
 
 
@@ -76,13 +77,18 @@ def assert_same_texts(found, expected):
     np.testing.assert_allclose([f[:2] for f in found], [e[:2] for e in expected], rtol=1e-5)
 
 
-@pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0, -1.0])
-def test_beams_enough_for_every_text_find_the_best_of_all(length_penalty):
+@pytest.mark.parametrize(
+    ("length_penalty", "length_offset"),
+    [(1.0, 0.0), (0.0, 0.0), (2.0, 0.0), (-1.0, 0.0), (0.6, 5.0)],  # the last: GNMT's, PLUG's
+)
+def test_beams_enough_for_every_text_find_the_best_of_all(length_penalty, length_offset):
     """Three tokens and an end: 27 live texts at most."""
     beams, room = 27, 4
-    found = search(constraints(2 * beams, max_length=3), length_penalty, beams=beams, room=room)
+    limits, penalty = constraints(2 * beams, max_length=3), {"length_penalty": length_penalty}
+    penalty["length_offset"] = length_offset
+    found = search(limits, beams=beams, room=room, **penalty)
     for prompt in range(2):
-        expected = every_text(prompt, 3, length_penalty=length_penalty)
+        expected = every_text(prompt, 3, **penalty)
         assert_same_texts(found_texts(found, prompt)[:10], expected[:10])
     rest = np.asarray(found.tokens)[:, :, 3]
     assert (rest == END).all()  # room that a shorter maximum does not use
@@ -163,6 +169,20 @@ def test_it_stops_only_when_nothing_better_can_come(beams, length_penalty):
         ours = [([*ids, END] if e else ids, s) for s, _, ids, e in found_texts(found, prompt)]
         assert [ids for ids, _ in ours] == [ids for _, ids in expected]
         np.testing.assert_allclose([s for _, s in ours], [s for s, _ in expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_scores_are_nan_where_the_model_gives_no_numbers_and_others_as_they_were(number):
+    """The second prompt's logits break after its second token, in the likeliest text."""
+    table = np.full((2, VOCAB, VOCAB, VOCAB), 1e-9, np.float32)
+    table[:, :, :] = [0.025, 0.9, 0.025, 0.05]
+    sound = search(constraints(4, max_length=6), 1.0, table, beams=2, room=6)
+    table[1, 1, 1, 2] = number
+    found = search(constraints(4, max_length=6), 1.0, table, beams=2, room=6)
+    for leaf, expected in ((found.scores, sound.scores), (found.log_probs, sound.log_probs)):
+        assert np.isfinite(leaf[0]).all() and (leaf[0] == expected[0]).all()
+        assert np.isnan(leaf[1]).all()
+    assert (found.tokens[0] == sound.tokens[0]).all()
 
 
 def test_a_text_that_gets_better_with_its_length_is_waited_for():

@@ -80,6 +80,18 @@ def test_an_early_sep_is_thrown_away_and_counts():
     assert roll(write, [[CLS, SEP]], SCHEME, lengths=[10]) == [[5, 6, 7, 5, 6, 7, 5, 6]]
 
 
+def test_lengths_near_the_end_of_int32_are_compared_exactly():
+    """4/5 of them is far away, so an early [SEP] is thrown away."""
+    for asked in (2**29, 2**30, 2**31 - 1):
+        write = chunk_writer(lambda last, _: jnp.where(last == CLS, 5, SEP), [], asked=[asked])
+        tokens, lengths, ended = write([[CLS, SEP]], [0], 0, [True])
+        assert (tokens[0][:1].tolist(), int(lengths[0]), bool(ended[0])) == ([5], 1, False)
+    late = 2**31 - 1 - (2**31 - 1) // 5
+    write = chunk_writer(lambda last, _: jnp.full_like(last, SEP), [], asked=[2**31 - 1])
+    assert bool(write([[CLS, SEP]], [late], late, [True])[2][0])
+    assert not bool(write([[CLS, SEP]], [late - 1], late, [True])[2][0])
+
+
 def plainly(next_of, context, asked):
     """The scheme for one greedy text, draw by draw."""
     text, part, last = [], [], CLS

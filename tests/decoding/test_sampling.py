@@ -105,6 +105,21 @@ def test_temperature_divides_the_logits_before_top_p():
     assert (draw(probabilities, top_p=0.5, temperature=4.0) > 0).sum() == 2
 
 
+@pytest.mark.parametrize(
+    ("temperature", "expected"),
+    [
+        (np.finfo(np.float32).tiny, [0.5, 0.5, 0, 0]),  # equals share, and nothing else is left
+        (1 / np.finfo(np.float32).tiny, [0.25, 0.25, 0.25, 0.25]),
+    ],
+)
+def test_extreme_temperatures_draw_from_their_limits(temperature, expected):
+    likely = np.array([0.4, 0.4, 0.15, 0.05]) * 1e30  # logits of 70, too large to be divided
+    assert_drawn_from(draw(likely, temperature=temperature), expected)
+    forbidden = np.array([False, False, False, False, True])
+    counts = draw([*likely, 1e31], temperature=temperature, forbidden=forbidden)
+    assert_drawn_from(counts, [*expected, 0])
+
+
 def test_greedy_takes_the_most_likely_id_and_the_lower_of_equals():
     logits = jnp.array([[1.0, 3.0, 3.0, 2.0], [5.0, 0.0, 1.0, 1.0]])
     rngs = row_rngs(jax.random.key(0), 2)

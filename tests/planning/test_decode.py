@@ -66,6 +66,11 @@ def test_what_cannot_be_decoded():
         decode_program(synthetic.tiny_config(num_decoder_layers=0), MESH, **SIZES)
     with pytest.raises(PlugError, match="BATCH_SIZE 6 does not divide"):
         decode_program(synthetic.tiny_config(), MESH, **(SIZES | {"batch_size": 6}))
+    positions = synthetic.tiny_config().max_positions
+    for length, what in (("encoder_length", "prompts"), ("max_length", "new texts")):
+        message = f"{what} of {positions + 1:,} tokens are more than the model's {positions:,} pos"
+        with pytest.raises(PlugError, match=message):
+            decode_program(synthetic.tiny_config(), MESH, **(SIZES | {length: positions + 1}))
 
 
 @pytest.mark.slow

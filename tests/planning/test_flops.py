@@ -8,9 +8,11 @@ from jax.experimental import pallas as pl
 
 from plug_jax.config import PlugConfig
 from plug_jax.models.plug import PlugModel
+from plug_jax.objectives.continuation import Continuation
+from plug_jax.objectives.masked_lm import MaskedLM
+from plug_jax.objectives.sentence_structural import SentenceStructural
 from plug_jax.planning.flops import dot_flops, executed_flops, model_flops
 from plug_jax.training.state import abstract_params
-from plug_jax.training.step import StepConfig
 from tests import synthetic
 
 SMALL = PlugConfig(
@@ -24,7 +26,8 @@ SMALL = PlugConfig(
     mlp_dim=32,
     max_positions=64,
 )
-STEP = StepConfig(prediction_capacity=0.25)
+MASKED_LM = MaskedLM(capacity=0.25)
+STAGE1, STAGE2 = (MASKED_LM, SentenceStructural()), (MASKED_LM, Continuation())
 
 
 def traced_flops(function, *args):
@@ -33,28 +36,30 @@ def traced_flops(function, *args):
 
 def test_worked_example_of_stage_2():
     """M = H K = 8, F = 32, V = 60; 2 rows of E = 16 and D = 4; P = 4 predictions a row."""
-    flops = model_flops(SMALL, STEP, {"encoder": 16, "decoder": 4}, batch_size=2)
+    flops = model_flops(SMALL, STAGE2, {"encoder": 16, "decoder": 4}, batch_size=2)
     # A matmul parameter costs 2 FLOPs a token. Encoder layer: qkv 3 x 64, out 64, MLP 2 x 256.
-    assert flops.encoder == 2 * (2 * 16) * 3 * (4 * 64 + 512)
+    assert flops.parts["encoder"] == 2 * (2 * 16) * 3 * (4 * 64 + 512)
     # Decoder layer: self 4 x 64, cross query and out 2 x 64, MLP; cross keys and values of E.
-    assert flops.decoder == 2 * 2 * ((2 * 4) * (6 * 64 + 512) + (2 * 16) * 2 * 64)
+    assert flops.parts["decoder"] == 2 * 2 * ((2 * 4) * (6 * 64 + 512) + (2 * 16) * 2 * 64)
     # Scores and values: 2 x 2 x 8 a pair; 16 x 16 pairs; half of 4 x 4 and all of 4 x 16.
-    assert flops.attention == 32 * 2 * (3 * 256 + 2 * (8 + 64))
-    assert flops.mlm_head == 2 * (2 * 4) * (64 + 8 * 60)
-    assert flops.decoder_logits == 2 * (2 * 4) * 8 * 60
-    assert flops.sentence_head == 0
+    assert flops.parts["attention"] == 32 * 2 * (3 * 256 + 2 * (8 + 64))
+    assert flops.parts["mlm_head"] == 2 * (2 * 4) * (64 + 8 * 60)
+    assert flops.parts["decoder_logits"] == 2 * (2 * 4) * 8 * 60
+    assert "sentence_head" not in flops.parts
     assert flops.train_step == 3 * flops.forward
 
 
 def test_six_times_parameters_times_tokens():
     """The 27B model, stage 1: 6 N a token, N the parameters of its layers, attention apart."""
     config = synthetic.plug_27b(num_decoder_layers=0)
-    flops = model_flops(config, STEP, {"encoder": 512}, batch_size=4)
+    flops = model_flops(config, STAGE1, {"encoder": 512}, batch_size=4)
     layers = 24 * (4 * 8192 * 8192 + 2 * 8192 * 32768)
-    assert 3 * flops.encoder == 6 * layers * 4 * 512
-    assert 3 * flops.attention == 12 * 24 * 8192 * 512 * 4 * 512  # 12 L H K a pair of tokens
-    assert flops.decoder == flops.decoder_logits == 0
-    assert flops.sentence_head == 2 * 8192 * 3 * 4 * 512
+    assert 3 * flops.parts["encoder"] == 6 * layers * 4 * 512
+    assert (
+        3 * flops.parts["attention"] == 12 * 24 * 8192 * 512 * 4 * 512
+    )  # 12 L H K a pair of tokens
+    assert set(flops.parts) == {"encoder", "attention", "mlm_head", "sentence_head"}
+    assert flops.parts["sentence_head"] == 2 * 8192 * 3 * 4 * 512
 
 
 @pytest.mark.parametrize("pooler", [False, True])
@@ -70,17 +75,27 @@ def test_the_formula_is_what_jax_traces(pooler):
 
     tokens = jnp.zeros((rows, length), jnp.int32)
     encoded = jnp.zeros((rows, length, 8))
-    stage1 = model_flops(config, STEP, {"encoder": length}, rows)
-    assert traced_flops(lambda t: apply("encode", t), tokens) == stage1.encoder + stage1.attention
+    stage1 = model_flops(config, STAGE1, {"encoder": length}, rows)
     assert (
-        traced_flops(lambda e: apply("mlm_logits", e[:, :predictions]), encoded) == stage1.mlm_head
+        traced_flops(lambda t: apply("encode", t), tokens)
+        == stage1.parts["encoder"] + stage1.parts["attention"]
     )
-    assert traced_flops(lambda e: apply("sentence_logits", e), encoded) == stage1.sentence_head
+    assert (
+        traced_flops(lambda e: apply("mlm_logits", e[:, :predictions]), encoded)
+        == stage1.parts["mlm_head"]
+    )
+    assert (
+        traced_flops(lambda e: apply("sentence_logits", e), encoded)
+        == stage1.parts["sentence_head"]
+    )
 
-    stage2 = model_flops(config, STEP, {"encoder": length, "decoder": short}, rows)
+    stage2 = model_flops(config, STAGE2, {"encoder": length, "decoder": short}, rows)
     causal = 2 * 4 * 8 * rows * short * short // 2  # the half that is masked, of 2 layers
     assert traced_flops(lambda t, e: apply("decode", t, e), tokens[:, :short], encoded) == (
-        stage2.decoder + (stage2.attention - stage1.attention) + causal + stage2.decoder_logits
+        stage2.parts["decoder"]
+        + (stage2.parts["attention"] - stage1.parts["attention"])
+        + causal
+        + stage2.parts["decoder_logits"]
     )
 
 

@@ -44,7 +44,7 @@ def test_a_step_of_a_narrow_model() -> None:
     batch = synthetic.batch(rows=32, encoder=128, decoder=128)
     with config.partitioner.context():
         program = train_program(config)
-        state = init_state(program.model, program.optimizer, program.layout, seed=0)
+        state = init_state(program.model, (), program.optimizer, program.layout, seed=0)
         parameters = jax.tree.leaves(state.params)
         held = sum(leaf.addressable_shards[0].data.size for leaf in parameters)
         # Only biases of the vocabulary, of heads and of the MLP are whole on every device.

@@ -57,6 +57,7 @@ def some_plan(config, topology, *, fits=True, **changes):
         devices=topology.num_devices,
         mesh={"data": 2, "fsdp": config.partitioner.fsdp, "tensor": config.partitioner.tensor},
         stage=2,
+        objectives=("tokens", "decoder"),
         parameters=1,
         batch_size=config.train_data.batch_size,
         micro_batches=config.step.micro_batches,
@@ -168,9 +169,9 @@ def test_a_sweep_over_micro_batches_and_saved_names(eight_devices):
     assert tried == [(1, text) for text in texts] + [(2, text) for text in texts]
     own = sweeping.Grid.of(config, eight_devices)
     assert (own.models, own.micro_batches) == ((config.model,), (config.step.micro_batches,))
-    with pytest.raises(PlugError, match="remat_saved_names may hold .* got \\['mlp'\\]"):
+    with pytest.raises(PlugError, match="remat_saved_names must be .*, not .*'mlp'"):
         sweeping.with_remat(config.model, "names=mlp")
-    with pytest.raises(PlugError, match="remat_policy must be one of .* got 'some'"):
+    with pytest.raises(PlugError, match="remat_policy must be one of .* not 'some'"):
         sweeping.with_remat(config.model, "some")
 
 
@@ -222,11 +223,30 @@ def test_an_error_without_sizes_is_still_out_of_memory():
         (["--topology=v5e:2x4", "--sweep", "--find_batch"], "do not go together"),
         (["--topology=v5e:2x4", "--gin.BATCH_SIZE=6"], "BATCH_SIZE 6 does not divide"),
         (["--topology=v5e:2x4", "--gin.partitioning.Partitioner.fsdp=4"], "does not match the 8"),
+        (
+            [
+                "--topology=v5e:2x4",
+                "--gin.pipeline.DatasetConfig.pack=False",
+                "--gin.TASK_FEATURE_LENGTHS={'encoder': 512, 'decoder': 513}",
+            ],
+            "without packing a row of 513 tokens is one example, and the model has 512 positions",
+        ),
     ],
 )
 def test_mistakes(eight_devices, capsys, others, message):
     assert dispatcher.main(arguments(*others)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [512, 2048])
+def test_rows_longer_than_the_positions_hold_several_examples(
+    eight_devices, capsys, monkeypatch, length
+):
+    monkeypatch.setattr(planning, "make_plan", some_plan)
+    lengths = f"--gin.TASK_FEATURE_LENGTHS={{'encoder': {length}, 'decoder': 512}}"
+    assert dispatcher.main(arguments("--topology=v5e:2x4", "--json", lengths)) == 0
+    said = "rows of 2,048 tokens hold several examples, each of at most 512"
+    assert (said in capsys.readouterr().err) == (length > 512)
 
 
 def test_a_plan_and_a_run_compile_with_the_options_of_the_mesh_file(eight_devices):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
-import hashlib
+import glob
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from concurrent import futures
 from typing import Any
@@ -17,9 +15,15 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from plug_jax.atomic_files import write_whole
 from plug_jax.data.caching.deduplication import Deduplication
+from plug_jax.data.descriptions import (
+    describe,
+    describe_reader,
+    describe_vocabularies,
+    file_sizes,
+)
 from plug_jax.data.token_source import TokenSource
-from plug_jax.data.vocabularies import PlugVocabulary
 from plug_jax.errors import PlugError
 
 COMPLETED = "COMPLETED"
@@ -124,24 +128,15 @@ def fingerprint(
     The vocabulary counts by the hash of its content, the preprocessors before the cache by their
     names and arguments, the source's files by their names and sizes.
     """
-    source = task.source
-    files = source.list_shards(split)
-    # What turns a file into documents: seqio keeps it under one of these names.
-    reader = getattr(source, "_reader", None) or getattr(source, "_dataset_fn", None)
+    files = task.source.list_shards(split)
     return {
         "format": _FORMAT,
-        "vocabulary": _vocabularies(task),
-        "preprocessing": [_describe(stage) for stage in preprocessors(task)],
-        "source": {"class": _name(type(source)), "reader": _describe(reader)},
-        "files": [list(pair) for pair in zip(files, source_sizes(task, split), strict=True)],
-        "deduplication": _describe(deduplication),
+        "vocabulary": describe_vocabularies(task),
+        "preprocessing": [describe(stage) for stage in preprocessors(task)],
+        "source": describe_reader(task.source),
+        "files": [list(pair) for pair in zip(files, file_sizes(files), strict=True)],
+        "deduplication": describe(deduplication),
     }
-
-
-def source_sizes(task: seqio.Task, split: str) -> list[int | None]:
-    """Bytes of each shard of the source; None for shards that are no files."""
-    with futures.ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(_size, task.source.list_shards(split)))
 
 
 def preprocessors(task: seqio.Task) -> list[Any]:
@@ -172,12 +167,17 @@ def check_cache(task: seqio.Task, split: str) -> None:
     """
     if not task.supports_caching or not task.cache_dir:
         return
+    if glob.has_magic(task.cache_dir) and not task._get_cached_source(split).list_shards(split):
+        raise PlugError(
+            f"seqio takes the name of the cache directory {task.cache_dir} for a pattern, which "
+            "finds nothing; rename what has [, * or ? in its name."
+        )
     old = read_json(_fingerprint_path(task.cache_dir, split))
     if old is None:
         return
     new = {
-        "vocabulary": _vocabularies(task),
-        "preprocessing": [_describe(stage) for stage in preprocessors(task)],
+        "vocabulary": describe_vocabularies(task),
+        "preprocessing": [describe(stage) for stage in preprocessors(task)],
     }
     if changed := differences(old, new):
         raise PlugError(
@@ -194,7 +194,7 @@ def check_token_files(task: seqio.Task, split: str) -> None:
     """
     if not isinstance(task.source, TokenSource) or split not in task.splits:
         return
-    vocabulary = _describe(task.output_features["encoder_input_tokens"].vocabulary)
+    vocabulary = describe(task.output_features["encoder_input_tokens"].vocabulary)
     shards = [os.path.split(path) for path in task.source.list_shards(split)]
     caches = {(directory, name.partition(".tfrecord-")[0]) for directory, name in shards}
     for directory, cached_split in sorted(caches):
@@ -228,6 +228,14 @@ def write_summaries(files: SplitFiles, shards: Iterable[Mapping[str, Any]]) -> d
     write_json(files.stats, statistics)
     write_json(files.info, info)
     return statistics
+
+
+def cached_shards(task: seqio.Task, split: str) -> list[str]:
+    """The files that seqio reads of a task that is cached."""
+    with tf.io.gfile.GFile(seqio.utils.get_cached_info_path(task.cache_dir, split)) as file:
+        shards = json.load(file)["num_shards"]
+    files = SplitFiles(task.cache_dir, split, shards)
+    return [files.shard(index) for index in range(shards)]
 
 
 def merge_statistics(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -266,10 +274,7 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 def write_json(path: str, content: Mapping[str, Any]) -> None:
     """Writes a JSON file that is there completely or not at all."""
-    temporary = f"{path}.tmp"
-    with tf.io.gfile.GFile(temporary, "w") as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    tf.io.gfile.rename(temporary, path, overwrite=True)
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_mark(directory: str) -> None:
@@ -280,39 +285,3 @@ def write_mark(directory: str) -> None:
 
 def _fingerprint_path(directory: str, split: str) -> str:
     return os.path.join(directory, f"fingerprint.{split}.json")
-
-
-def _vocabularies(task: seqio.Task) -> list[Any]:
-    found = [_describe(feature.vocabulary) for feature in task.output_features.values()]
-    unique = {json.dumps(vocabulary, sort_keys=True): vocabulary for vocabulary in found}
-    return [unique[key] for key in sorted(unique)]
-
-
-def _size(path: str) -> int | None:
-    try:
-        return tf.io.gfile.stat(path).length
-    except tf.errors.OpError:
-        return None
-
-
-def _describe(value: Any) -> Any:
-    """A value for JSON, the same in every process: no addresses, no paths of vocabularies."""
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, PlugVocabulary):
-        content = hashlib.sha256(value._content).hexdigest()
-        return {"class": type(value).__name__, "sha256": content}
-    if isinstance(value, functools.partial):
-        arguments = {str(i): argument for i, argument in enumerate(value.args)} | value.keywords
-        return {"function": _name(value.func), "arguments": _describe(arguments)}
-    if isinstance(value, Mapping):
-        return {str(key): _describe(value[key]) for key in value}
-    if isinstance(value, list | tuple):
-        return [_describe(item) for item in value]
-    if hasattr(value, "__qualname__"):
-        return _name(value)
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-
-
-def _name(value: Any) -> str:
-    return f"{value.__module__}.{value.__qualname__}"

@@ -25,7 +25,6 @@ from plug_jax.data.caching.files import (
     differences,
     fingerprint,
     read_json,
-    source_sizes,
     write_json,
     write_mark,
     write_summaries,
@@ -39,6 +38,7 @@ from plug_jax.data.caching.workers import (
     work_on,
     worker_processes,
 )
+from plug_jax.data.descriptions import file_sizes
 from plug_jax.errors import PlugError
 
 try:
@@ -274,7 +274,7 @@ def _make_writable(directory: str) -> None:
 
 def _worthwhile_workers(task: seqio.Task, files: SplitFiles) -> int:
     """One process a core, or fewer if they would spend their time on starting."""
-    sizes = source_sizes(task, files.split)
+    sizes = file_sizes(task.source.list_shards(files.split))
     if None in sizes:
         return cores()
     return min(cores(), sum(filter(None, sizes)) // _BYTES_A_WORKER + 1)

@@ -18,6 +18,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from plug_jax.atomic_files import write_whole
 from plug_jax.data.caching.deduplication import PERMUTATIONS, Deduplication, digest, signature
 from plug_jax.data.caching.files import (
     LENGTH_EDGES,
@@ -100,6 +101,7 @@ def before_cache(task: seqio.Task, *, deduplicate: bool) -> seqio.Task:
     )
 
 
+@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
 def drop_duplicates(dataset: tf.data.Dataset, *, fates: np.ndarray) -> tf.data.Dataset:
     """Drops and counts the documents of one shard that repeat others.
 
@@ -179,9 +181,7 @@ def save_array(path: str, array: np.ndarray) -> None:
     """Writes an array that is there completely or not at all."""
     content = io.BytesIO()
     np.save(content, array)
-    with tf.io.gfile.GFile(f"{path}.tmp", "wb") as file:
-        file.write(content.getvalue())
-    tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+    write_whole(path, content.getvalue())
 
 
 def load_array(path: str) -> np.ndarray:

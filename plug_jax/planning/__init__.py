@@ -1,0 +1,1 @@
+"""What a run needs of TPUs, and how fast it can be, from compiling it."""

@@ -1,0 +1,33 @@
+"""What a long run holds on to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from plug_jax.benchmarks.soak import Watch
+from plug_jax.cli.main import main
+
+
+def test_slopes_are_of_the_second_half() -> None:
+    watch = Watch(Path("nowhere"))
+    for step in range(100):
+        grown = 1000 * step if step < 50 else 50_000 + 7 * (step - 50)
+        watch.samples.append({"step": step, "host_bytes": grown, "threads": 9})
+    slopes = watch.slopes()
+    assert slopes["host_bytes"]["a_step"] == pytest.approx(7, rel=1e-6)
+    assert slopes["host_bytes"]["last"] == slopes["host_bytes"]["most"] == 50_343
+    assert slopes["threads"]["a_step"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_a_run_holds_on_to_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Little more than noise in so few steps, but neither files nor threads add up."""
+    options = ["--steps", "120", "--eval_every", "20", "--save_every", "20", "--json"]
+    assert main(["bench", "soak", *options, "--directory", str(tmp_path)]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["steps"] == 120 and not list(tmp_path.iterdir())
+    assert abs(results["files"]["a_step"]) < 0.2 and abs(results["threads"]["a_step"]) < 0.5
+    assert results["host_bytes"]["most"] < 4 << 30

@@ -16,6 +16,7 @@ from plug_jax.serving.api import ApiError
 MAX_CONNECTIONS = 512
 PATIENCE_SECONDS = 20.0  # for the head of a request, for its body, for the reading of an answer
 LAST_SECONDS = 2.0  # at the server's end, for what is left to be sent
+_LATE_SECONDS = 1.0
 
 
 class Connection(H11Protocol):
@@ -89,7 +90,15 @@ class Connection(H11Protocol):
         if in_hand and not self.flow.write_paused:
             self._stop_clock()
         elif self._clock is None:
-            self._clock = self.loop.call_later(PATIENCE_SECONDS, self.transport.abort)
+            end = self.loop.time() + PATIENCE_SECONDS
+            self._clock = self.loop.call_at(end, self._lose_patience, end)
+
+    def _lose_patience(self, end: float) -> None:
+        self._clock = None
+        if self.loop.time() > end + _LATE_SECONDS:
+            self._watch()  # the server itself was held up, and may not have seen what has come
+        else:
+            self.transport.abort()
 
     def _stop_clock(self) -> None:
         if self._clock is not None:

@@ -44,7 +44,17 @@ def held(model_dir: epath.Path) -> Iterator[None]:
         PlugError: MODEL_DIR is no directory, or cannot be written to.
     """
     _check(model_dir)
-    if is_remote(model_dir) or jax.process_index() > 0:
+    if jax.process_index() > 0:
+        yield
+        return
+    with alone(model_dir):
+        yield
+
+
+@contextlib.contextmanager
+def alone(model_dir: epath.Path) -> Iterator[None]:
+    """Within, no other process writes in a MODEL_DIR that is there; see `held`."""
+    if is_remote(model_dir):
         yield
         return
     path = os.path.join(model_dir, LOCK_FILE)

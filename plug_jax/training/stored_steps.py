@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -20,6 +21,7 @@ from plug_jax.training.integrity import (
     find_damage,
     steps_in,
 )
+from plug_jax.training.model_dir import alone
 from plug_jax.training.writers import read_metrics
 
 
@@ -81,22 +83,25 @@ def remove_steps(
     Raises:
         PlugError: one is no step, or no good one would be left of a run that has one; nothing is
             removed then. `even_the_last` removes that too.
+        ModelDirInUse: a run writes there.
     """
     steps = list(dict.fromkeys(PlainPath.of(path) for path in paths))
     for step in steps:
         if step.parent.name != CHECKPOINTS or not is_step(step.name) or not step.exists():
             raise PlugError(f"{step} is no checkpoint: give MODEL_DIR/checkpoints/<step>")
-    for root in dict.fromkeys(step.parent for step in steps):
-        going = {step.name for step in steps if step.parent == root}
-        if not even_the_last:
-            _check_one_stays(root, going)
-    for step in steps:
-        size = size_of(step)
-        if step.is_dir() and not os.path.islink(step):
-            step.rmtree()
-        else:
-            step.unlink()
-        yield os.fspath(step), size
+    roots = list(dict.fromkeys(step.parent for step in steps))
+    with contextlib.ExitStack() as stack:
+        for root in roots:
+            stack.enter_context(alone(root.parent))
+        for root in roots if not even_the_last else ():
+            _check_one_stays(root, {step.name for step in steps if step.parent == root})
+        for step in steps:
+            size = size_of(step)
+            if step.is_dir() and not os.path.islink(step):
+                step.rmtree()
+            else:
+                step.unlink()
+            yield os.fspath(step), size
 
 
 def is_step(name: str) -> bool:

@@ -24,10 +24,10 @@ def test_slopes_are_of_the_second_half() -> None:
 
 @pytest.mark.slow
 def test_a_run_holds_on_to_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Little more than noise in so few steps, but neither files nor threads add up."""
+    """So few steps do not tell growth of memory and threads from warming up; files do not add up."""
     options = ["--steps", "120", "--eval_every", "20", "--save_every", "20", "--json"]
     assert main(["bench", "soak", *options, "--directory", str(tmp_path)]) == 0
     results = json.loads(capsys.readouterr().out)
     assert results["steps"] == 120 and not list(tmp_path.iterdir())
-    assert abs(results["files"]["a_step"]) < 0.2 and abs(results["threads"]["a_step"]) < 0.5
-    assert results["host_bytes"]["most"] < 4 << 30
+    assert abs(results["files"]["a_step"]) < 0.2
+    assert results["host_bytes"]["most"] < 4 << 30 and results["threads"]["most"] < 1000

@@ -62,6 +62,22 @@ def test_the_next_head_has_to_come_in_the_time_since_the_last_answer(server, mon
         assert wait_until_closed(raw) < 1.6  # not 2
 
 
+def test_a_client_does_not_pay_for_a_server_that_is_held_up(server, monkeypatch):
+    monkeypatch.setattr(connections, "PATIENCE_SECONDS", 0.5)
+    before = set(server.server.server_state.connections)
+    with server.raw() as raw:
+        while not (new := server.server.server_state.connections - before):
+            time.sleep(0.01)
+        held_up = threading.Event()
+        loop = next(iter(new)).loop
+        loop.call_soon_threadsafe(lambda: (time.sleep(2), held_up.set()))
+        monkeypatch.setattr(connections, "PATIENCE_SECONDS", 20)
+        assert held_up.wait(30)
+        time.sleep(0.2)  # it goes through what has become due
+        raw.sendall(head("GET", "/health"))
+        assert answer_of(raw)[0] == 200
+
+
 @pytest.mark.parametrize("dripping", [False, True])
 def test_a_body_that_does_not_come_is_answered_408(server, impatient, dripping):
     with server.raw(head(Content_Length=500) + b'{"prompt": "') as raw:

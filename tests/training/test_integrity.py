@@ -20,6 +20,7 @@ from plug_jax.training import checksums
 from plug_jax.training.checkpoint_format import CHECKPOINTS, PlainPath, open_manager
 from plug_jax.training.checksums import CHECKSUMS, write_checksums, write_part
 from plug_jax.training.integrity import DamagedCheckpointError, find_damage
+from plug_jax.training.model_dir import ModelDirInUse, held
 from tests.stored_model import write_stored_model
 from tests.training.damages import damages, files_of, kind_of
 from tests.training.stored_run import (
@@ -406,6 +407,9 @@ def test_ls_verify_and_rm(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["checkpoint", "ls", str(run), "--json"]) == 0
     names = [Path(s["path"]).name for s in json.loads(capsys.readouterr().out)["checkpoints"]]
     assert names == [str(OLD), f"{NEW}.damaged"]
+    with held(PlainPath.of(run)):
+        assert main(["checkpoint", "rm", f"{step_of(run)}.damaged"]) == ModelDirInUse.status
+    assert "in use by another run" in capsys.readouterr().err
     assert main(["checkpoint", "rm", f"{step_of(run)}.damaged"]) == 0
     assert f"removed {step_of(run)}.damaged" in capsys.readouterr().out
     assert main(["checkpoint", "rm", "--even_the_last", str(step_of(run, OLD))]) == 0

@@ -8,7 +8,7 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,11 @@ from plug_jax.cli.train import configure
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from plug_jax.evaluation.baselines import Baselines
+    from plug_jax.evaluation.ngram_models import KneserNey
+    from plug_jax.evaluation.text_quality import TextQuality
     from plug_jax.objectives.masked_lm import MaskedLM
     from plug_jax.training.program import TrainConfig
 
@@ -41,7 +45,8 @@ PROMPTS = (
 _STAGE1 = "stage1"
 _VOCABULARY_SIZE = 4096
 _NEW_TOKENS = 60
-_NGRAM_ORDERS = (2, 3, 4)
+_NGRAM_ORDERS = (1, 2, 3, 4)
+_TEXTS_TO_JUDGE = 64  # continuations of held-out texts, of _NEW_TOKENS each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,18 +95,19 @@ def _run_demo(output: Path, overrides: list[str]) -> None:
     with _timed("stage 2", seconds):
         stage2 = train(stage2_config)
     with _timed("baselines", seconds):
-        baselines, ngrams, lengths = _read_data(stage2_config)
+        data = _read_data(stage2_config)
     with _timed("generate", seconds):
-        texts = _generate(stage2_dir)
+        texts, written = _generate(stage2_dir, data)
     _write_results(
         output,
         Results(
             stage1=stage1,
             stage2=stage2,
             perplexity_before_last_phase=_perplexity_before_last_phase(stage2_config),
-            baselines=baselines,
-            ngrams=ngrams,
+            baselines=data.baselines,
+            ngrams=data.ngram_perplexities,
             texts=texts,
+            quality={"the model": written, "people": data.quality(data.continuations)},
             seconds=seconds,
             config={
                 "stage1": _describe(stage1_config),
@@ -110,7 +116,7 @@ def _run_demo(output: Path, overrides: list[str]) -> None:
             },
         ),
     )
-    _plot(output, stage1_config, stage2_config, lengths)
+    _plot(output, stage1_config, stage2_config, data)
     print(f"\nThe report is {output / 'report.md'}", file=sys.stderr)
 
 
@@ -150,13 +156,27 @@ def _train_vocabulary(text: Path, directory: Path) -> None:
     )
 
 
-def _read_data(
-    config: TrainConfig,
-) -> tuple[Baselines, dict[int, float], dict[str, list[int]]]:
-    """Baselines on the held-out text, and the lengths drawn in one pass over the training text.
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What is known of the texts without the model."""
 
-    The second are perplexities of n-grams.
-    """
+    baselines: Baselines
+    ngrams: Mapping[int, KneserNey]  # by order
+    ngram_perplexities: dict[int, float]  # of held-out decoder tokens
+    lengths: dict[str, list[int]]  # as drawn in one pass over the training text
+    prompts: list[np.ndarray]  # encoder texts that are held out, with [CLS] and [SEP]
+    continuations: list[np.ndarray]  # of them, _NEW_TOKENS each
+
+    def quality(self, written: Sequence[np.ndarray]) -> TextQuality:
+        """Of texts that continue the prompts."""
+        from plug_jax.evaluation.text_quality import text_quality
+
+        befores = (prompt[1:-1] for prompt in self.prompts)
+        texts = list(zip(befores, written, strict=True))
+        return text_quality(self.ngrams[max(self.ngrams)], texts)
+
+
+def _read_data(config: TrainConfig) -> _Data:
     from plug_jax.data import pipeline
     from plug_jax.data.packing import unpack_examples
     from plug_jax.evaluation import baselines
@@ -164,30 +184,50 @@ def _read_data(
     assert config.eval_data is not None
     once = dataclasses.replace(config.train_data, num_epochs=1, shuffle=False)
     vocab_size = config.model.vocab_size
-    train, held_out = (list(pipeline.make_iterator(data)) for data in (once, config.eval_data))
-    examples = [one for batch in train for one in unpack_examples(batch)]
-    lengths = {
-        "encoder lengths": [len(one["encoder_input_tokens"]) for one in examples],
-        "decoder lengths": [len(one["decoder_target_tokens"]) for one in examples],
-    }
-    ngrams = baselines.ngram_perplexities(
-        examples,
-        (one for batch in held_out for one in unpack_examples(batch)),
-        orders=_NGRAM_ORDERS,
-        vocab_size=vocab_size,
+    batches, held_out_batches = (
+        list(pipeline.make_iterator(data)) for data in (once, config.eval_data)
     )
-    counts = baselines.decoder_token_counts(train, vocab_size)
-    return baselines.context_free_baselines(counts, held_out), ngrams, lengths
+    train, held_out = (
+        [one for batch in some for one in unpack_examples(batch)]
+        for some in (batches, held_out_batches)
+    )
+    ngrams = {
+        order: baselines.ngram_model(train, order=order, vocab_size=vocab_size)
+        for order in _NGRAM_ORDERS
+    }
+    long = [one for one in held_out if len(one["decoder_target_tokens"]) > _NEW_TOKENS]
+    judged = long[:_TEXTS_TO_JUDGE]
+    return _Data(
+        baselines=baselines.context_free_baselines(
+            baselines.decoder_token_counts(batches, vocab_size), held_out_batches
+        ),
+        ngrams=ngrams,
+        ngram_perplexities={
+            order: baselines.ngram_perplexity(model, held_out) for order, model in ngrams.items()
+        },
+        lengths={
+            "encoder lengths": [len(one["encoder_input_tokens"]) for one in train],
+            "decoder lengths": [len(one["decoder_target_tokens"]) for one in train],
+        },
+        prompts=[one["encoder_original_tokens"] for one in judged],
+        continuations=[one["decoder_target_tokens"][:_NEW_TOKENS] for one in judged],
+    )
 
 
-def _generate(checkpoint: Path) -> dict[str, str]:
+def _generate(checkpoint: Path, data: _Data) -> tuple[dict[str, str], TextQuality]:
+    """Continuations of PROMPTS; and how good those of held-out texts are."""
+    import numpy as np
+
     from plug_jax.inference.generator import generate
     from plug_jax.inference.model import InferenceModel
     from plug_jax.inference.options import GenerationOptions
 
     model = InferenceModel.load(checkpoint)
     samples = generate(model, PROMPTS, GenerationOptions(max_new_tokens=_NEW_TOKENS))
-    return {prompt: text.text for prompt, (text,) in zip(PROMPTS, samples, strict=True)}
+    texts = {prompt: text.text for prompt, (text,) in zip(PROMPTS, samples, strict=True)}
+    as_long = GenerationOptions(max_new_tokens=_NEW_TOKENS, min_new_tokens=_NEW_TOKENS)
+    written = generate(model, [prompt.tolist() for prompt in data.prompts], as_long)
+    return texts, data.quality([np.array(text.ids) for (text,) in written])
 
 
 def _check_switch_is_evaluated(config: TrainConfig) -> None:
@@ -240,6 +280,7 @@ class Results:
     baselines: Baselines
     ngrams: dict[int, float]  # perplexities by order
     texts: dict[str, str]
+    quality: dict[str, TextQuality]  # of continuations, by who wrote them
     seconds: dict[str, float]
     config: dict[str, Any]
 
@@ -260,6 +301,7 @@ def _write_results(output: Path, results: Results) -> None:
             **dataclasses.asdict(results.baselines),
             "ngram_perplexity": {str(order): value for order, value in results.ngrams.items()},
         },
+        "quality": {who: dataclasses.asdict(one) for who, one in results.quality.items()},
         "generated": results.texts,
         "seconds": {**results.seconds, "total": round(sum(results.seconds.values()), 1)},
         "config": results.config,
@@ -267,41 +309,45 @@ def _write_results(output: Path, results: Results) -> None:
     text = strict_json.dumps(summary, indent=2, ensure_ascii=False, default=str)
     write_whole(output / "summary.json", text + "\n")
     base = results.baselines
+    by_counting = " / ".join(f"{value:.4g}" for value in results.ngrams.values())
+    orders = f"Kneser-Ney, {min(results.ngrams)} to {max(results.ngrams)} characters"
     rows = [
-        ("decoder perplexity", "decoder_perplexity", base.unigram_perplexity, "unigram"),
-        ("masked LM accuracy", "mlm_accuracy", base.most_frequent_token_accuracy, "commonest"),
-        ("sentence accuracy", "sentence_accuracy", base.sentence_chance, "chance"),
+        ("decoder perplexity", "decoder_perplexity", f"{by_counting} ({orders})"),
+        (
+            "masked LM accuracy",
+            "mlm_accuracy",
+            f"{base.most_frequent_token_accuracy:.4g} (commonest)",
+        ),
+        ("sentence accuracy", "sentence_accuracy", f"{base.sentence_chance:.4g} (chance)"),
+        ("word-order accuracy", "word_order_accuracy", ""),
     ]
-    table = "\n".join(
-        f"| {name} | {held_out[key]:.4g} | {value:.4g} ({kind}) |"
-        for name, key, value, kind in rows
-    )
-    ngrams = ", ".join(f"{value:.4g} ({n} characters)" for n, value in results.ngrams.items())
-    generated = "\n".join(f"- {prompt} **{text}**" for prompt, text in results.texts.items())
-    times = ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items())
     report = _REPORT.format(
-        table=table,
+        table="\n".join(f"| {name} | {held_out[key]:.4g} | {other} |" for name, key, other in rows),
         before=held_out["decoder_perplexity_before_last_phase"],
         after=held_out["decoder_perplexity_after_last_phase"],
-        word_order=held_out["word_order_accuracy"],
-        ngrams=ngrams,
-        generated=generated,
-        times=times,
+        quality="\n".join(
+            f"| {who} | {one.ngram_perplexity:.4g} | {one.distinct_2:.3f} |"
+            for who, one in results.quality.items()
+        ),
+        order=max(results.ngrams),
+        generated="\n".join(f"- {prompt} **{text}**" for prompt, text in results.texts.items()),
+        times=", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items()),
     )
-    (output / "report.md").write_text(report, encoding="utf-8")
+    write_whole(output / "report.md", report)
     print(report)
 
 
 _REPORT = """# PLUG in small: both stages on the People's Daily of January 1998
 
-| held-out articles | model | no context |
+| held-out articles | model | by counting |
 |---|---|---|
 {table}
 
-Masked LM and the decoder are measured at the end of stage 2, the sentence objective at the end of
-stage 1, as is the accuracy on shuffled positions: {word_order:.3f}. Decoder perplexity was
-{before:.1f} when masked LM was dropped, 90% through stage 2, and {after:.1f} at the end. Kneser-Ney
-n-grams of the same training text have {ngrams}.
+Masked LM and the decoder are measured at the end of stage 2, the sentence objective and shuffled
+positions at the end of stage 1. Decoder perplexity was {before:.1f} when masked LM was dropped, 90%
+through stage 2, and {after:.1f} at the end. The n-grams count the same training text.
+
+![learning](learning.png)
 
 ![losses](losses.png)
 
@@ -313,23 +359,43 @@ Prompts and **continuations**:
 
 {generated}
 
+Continuations of held-out texts, by the {order}-gram's perplexity and the share of different pairs:
+
+| written by | perplexity | distinct-2 |
+|---|---|---|
+{quality}
+
 Time: {times}.
 """
 
 
-def _plot(
-    output: Path, stage1: TrainConfig, stage2: TrainConfig, lengths: dict[str, list[int]]
-) -> None:
+def _plot(output: Path, stage1: TrainConfig, stage2: TrainConfig, data: _Data) -> None:
     from plug_jax.data.demo_corpus import MAX_LENGTH, MIN_LENGTH
     from plug_jax.evaluation import plots
     from plug_jax.training.writers import read_metrics
 
-    titles = {"stage 1: StructBERT encoder": stage1, "stage 2: PALM decoder plugged on": stage2}
+    records1, records2 = (read_metrics(Path(one.model_dir)) for one in (stage1, stage2))
+    titles = ("stage 1: StructBERT encoder", "stage 2: PALM decoder plugged on")
     switch = _masked_lm(stage2).last_step(stage2.steps)
     plots.plot_losses(
-        {title: read_metrics(Path(config.model_dir)) for title, config in titles.items()},
+        dict(zip(titles, (records1, records2), strict=True)),
         output / "losses.png",
-        marks={"stage 2: PALM decoder plugged on": (switch, "masked LM dropped")},
+        marks={titles[1]: (switch, "masked LM dropped")},
+    )
+    accuracies = ("mlm_accuracy", "word_order_accuracy", "sentence_accuracy")
+    plots.plot_learning(
+        {
+            titles[0]: plots.Learning(records1, accuracies),
+            titles[1]: plots.Learning(
+                records2,
+                ("decoder_perplexity",),
+                lines={f"{n} characters": value for n, value in data.ngram_perplexities.items()},
+                logarithmic=True,
+            ),
+        },
+        output / "learning.png",
     )
     bounds = (MIN_LENGTH, MAX_LENGTH)
-    plots.plot_lengths(lengths, output / "lengths.png", bounds=dict.fromkeys(lengths, bounds))
+    plots.plot_lengths(
+        data.lengths, output / "lengths.png", bounds=dict.fromkeys(data.lengths, bounds)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -56,35 +56,20 @@ def context_free_baselines(
     return Baselines(math.exp(loss / targets), hits / masked, 1 / classes)
 
 
-def ngram_perplexities(
-    train: Iterable[Example],
-    held_out: Iterable[Example],
-    *,
-    orders: Sequence[int],
-    vocab_size: int,
-) -> dict[int, float]:
-    """Perplexity of the decoder's targets under Kneser-Ney n-grams, by order.
+def ngram_model(train: Iterable[Example], *, order: int, vocab_size: int) -> KneserNey:
+    """Kneser-Ney n-grams of stage-2 examples, each feature int32 [n].
 
-    Of stage-2 examples, each feature int32 [n]. A model counts the encoder's text and the target
-    after it as one text; it reads of the encoder's text what is its context, as the decoder may.
+    The encoder's text and the target after it are counted as one text.
     """
-    texts = [_text_and_target(one) for one in train]
-    scored = [_text_and_target(one) for one in held_out]
-    found = {}
-    for order in orders:
-        model = KneserNey(
-            (np.concatenate(text) for text in texts), order=order, vocab_size=vocab_size
-        )
-        losses = np.concatenate(
-            [
-                -model.log_probabilities(np.concatenate((text, target)), start=len(text))
-                for text, target in scored
-            ]
-        )
-        found[order] = math.exp(losses.mean())
-    return found
+    texts = (np.concatenate(_text_and_target(one)) for one in train)
+    return KneserNey(texts, order=order, vocab_size=vocab_size)
+
+
+def ngram_perplexity(model: KneserNey, held_out: Iterable[Example]) -> float:
+    """Perplexity of the decoder's targets: it reads of the encoder's text what is its context."""
+    return model.perplexity(map(_text_and_target, held_out))
 
 
 def _text_and_target(example: Example) -> tuple[np.ndarray, np.ndarray]:
-    """The encoder's text without its [CLS] and [SEP], and what follows."""
+    # The encoder's text without its [CLS] and [SEP], and what follows.
     return example["encoder_original_tokens"][1:-1], example["decoder_target_tokens"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -81,6 +82,14 @@ class KneserNey:
             )
             found[places] = np.where(known, mixed / totals, found[places])
         return np.log(found[start:])
+
+    def perplexity(self, texts: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+        """exp of the mean loss over int [n] texts, each given with what it follows, int [m]."""
+        losses = [
+            -self.log_probabilities(np.concatenate((before, text)), start=len(before))
+            for before, text in texts
+        ]
+        return math.exp(np.concatenate(losses).mean())
 
     def _grams(self, sequence: np.ndarray, length: int) -> np.ndarray:
         """The n-grams of a sequence in order, each as one int64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,60 @@ def plot_losses(
         axis.set_ylim(bottom=0)
         axis.legend(frameon=False)
     figure.savefig(path, dpi=110)
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """A panel of `plot_learning`."""
+
+    records: Records  # of metrics.jsonl
+    metrics: Sequence[str]
+    lines: Mapping[str, float] = dataclasses.field(default_factory=dict)  # to compare with, by name
+    logarithmic: bool = False
+
+
+def plot_learning(panels: Mapping[str, Learning], path: Path) -> None:
+    """Held-out metrics by the minutes that training steps took, and, above, by their tokens.
+
+    Args:
+        panels: by title.
+        path: the PNG to write.
+    """
+    figure, axes = _figure(len(panels), height=4.4)
+    for axis, (title, panel) in zip(axes, panels.items(), strict=True):
+        steps, minutes, tokens = _work(panel.records)
+        for name in panel.metrics:
+            at, values = _series(panel.records, "validation", name)
+            axis.plot(np.interp(at, steps, minutes), values, "o-", markersize=4, label=name)
+        for number, (name, value) in enumerate(panel.lines.items()):
+            axis.axhline(value, color=str(0.2 + 0.15 * number), linestyle="--", linewidth=1)
+            axis.annotate(
+                f"{name}: {value:.4g}", (0.02, value), xycoords=("axes fraction", "data"),
+                va="bottom", fontsize=7, color="0.3",
+            )  # fmt: skip
+        if panel.logarithmic:
+            axis.set_yscale("log")
+        axis.set(title=title, xlabel="minutes of training steps")
+        above = axis.secondary_xaxis("top", functions=_lines_through(minutes, tokens / 1e6))
+        above.set_xlabel("million tokens")
+        axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _work(records: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By the steps that were logged, from 0: the minutes and the tokens up to each."""
+    logged = [r for r in records if r["split"] == "train"]
+    steps = np.array([0, *(r["step"] for r in logged)])
+    seconds = np.diff(steps) * [r.get("step_seconds", 0.0) for r in logged]
+    tokens = seconds * [r["tokens_per_second"] for r in logged]
+    minutes, sums = (np.concatenate(([0.0], np.cumsum(x))) for x in (seconds / 60, tokens))
+    return steps, minutes, sums
+
+
+def _lines_through(x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
+    """y of x and x of y, for numbers beyond the last too; both rise, by one line from 0 on."""
+    slope = float(y[-1] / x[-1]) if x[-1] > 0 and y[-1] > 0 else 1.0
+    return (lambda value: value * slope), (lambda value: value / slope)
 
 
 def plot_lengths(

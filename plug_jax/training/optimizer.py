@@ -14,8 +14,9 @@ from jax import lax
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 from plug_jax.training.learning_rates import scale_by
+from plug_jax.training.muon import muon_and
 
-OptimizerName = Literal["adamw", "adafactor"]
+OptimizerName = Literal["adamw", "adafactor", "muon"]
 ScheduleName = Literal["linear", "cosine", "rsqrt", "constant"]
 MomentDtype = Literal["float32", "bfloat16"]
 
@@ -33,7 +34,8 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     epsilon: float = 1e-8
-    moment_dtype: MomentDtype = "float32"  # of what AdamW keeps: bfloat16 is half the memory
+    moment_dtype: MomentDtype = "float32"  # of AdamW's and Muon's: bfloat16 is half the memory
+    muon_beta: float = 0.95  # the momentum of matrices with "muon"; their rate is learning_rate too
     # By parts of the model, see learning_rates.py and plug_jax.parameter_paths.
     layer_decay: float = 1.0  # each layer's learning rate over that of the layer above; 1: the same
     learning_rate_multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -49,6 +51,7 @@ class OptimizerConfig:
             "clip_norm": (0 <= self.clip_norm <= largest, "0 (no clipping) or positive"),
             "b1": (0 <= self.b1 < 1, "in [0, 1)"),
             "b2": (0 <= self.b2 < 1, "in [0, 1)"),
+            "muon_beta": (0 <= self.muon_beta < 1, "in [0, 1)"),
             "epsilon": (tiny <= self.epsilon <= largest, "positive"),
             "layer_decay": (0 < self.layer_decay <= 1, "in (0, 1]"),
             "learning_rate_multipliers": (
@@ -92,7 +95,7 @@ def make_optimizer(
     scales: Any = None,
     masking: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Clipping by the global norm, then AdamW or Adafactor with decoupled weight decay.
+    """Clipping by the global norm, then AdamW, Adafactor or Muon, with decoupled weight decay.
 
     `scales` multiply the learning rate: a tree like the parameters (None: 1 everywhere). `masking`
     is done to clipped gradients. `update` takes the `step`, an int32 scalar, by which the schedule
@@ -101,23 +104,20 @@ def make_optimizer(
     steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if masking is not None:
         steps.append(masking)
-    if config.name == "adamw":
+    if config.name == "adafactor":
+        # The step is the schedule's alone, as in T5X: no scaling by the parameter's size.
+        steps += [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)]
+    else:
         adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
         if config.moment_dtype == "bfloat16":
             adam = bfloat16_moments(adam)
-        steps += [
-            adam,
-            optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-            scale_by_learning_rate(schedule),
-        ]
-    else:
-        # The step is the schedule's alone, as in T5X: no scaling by the parameter's size.
-        steps += [
-            optax.scale_by_factored_rms(),
-            optax.clip_by_block_rms(1.0),
-            optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-            scale_by_learning_rate(schedule),
-        ]
+        if config.name == "muon":
+            adam = muon_and(adam, beta=config.muon_beta, moment_dtype=config.moment_dtype)
+        steps.append(adam)
+    steps += [
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        scale_by_learning_rate(schedule),
+    ]
     if scales is not None:
         steps.append(scale_by(scales))
     return optax.chain(*steps)

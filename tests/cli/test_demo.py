@@ -11,6 +11,7 @@ import pytest
 from plug_jax.cli import demo
 from plug_jax.errors import PlugError
 from plug_jax.evaluation.baselines import Baselines
+from plug_jax.evaluation.text_quality import TextQuality
 from plug_jax.objectives.stages import PALM
 
 
@@ -24,6 +25,7 @@ def test_summary_and_report(tmp_path: Path, capsys) -> None:
         baselines=Baselines(700.0, 0.04, 1 / 3),
         ngrams={2: 115.0, 3: 66.0},
         texts={"今天": "天气好"},
+        quality={"the model": TextQuality(31.5, 0.5), "people": TextQuality(44.0, 0.75)},
         seconds={"stage1": 3.0, "stage2": 4.5},
         config={"stage1": {}, "stage2": {}},
     )
@@ -41,8 +43,10 @@ def test_summary_and_report(tmp_path: Path, capsys) -> None:
     assert summary["baseline"]["ngram_perplexity"] == {"2": 115.0, "3": 66.0}
     assert summary["seconds"] == {"stage1": 3.0, "stage2": 4.5, "total": 7.5}
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "| decoder perplexity | 150 | 700 (unigram) |" in report
-    assert "have 115 (2 characters), 66 (3 characters)." in report
+    by_counting = "115 / 66 (Kneser-Ney, 2 to 3 characters)"
+    assert f"| decoder perplexity | 150 | {by_counting} |" in report
+    assert "| the model | 31.5 | 0.500 |" in report and "| people | 44 | 0.750 |" in report
+    assert summary["quality"]["people"] == {"ngram_perplexity": 44.0, "distinct_2": 0.75}
     assert "今天 **天气好**" in report
     assert capsys.readouterr().out.strip() == report.strip()
 

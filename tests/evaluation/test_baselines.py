@@ -42,7 +42,8 @@ def test_ngrams_read_the_end_of_the_encoder_s_text() -> None:
 
     train = [example([0, 1, 2, 3], [0, 1, 2, 3, 0, 1, 2, 3]) for _ in range(9)]
     held_out = [example([0, 1], [2]), example([1, 2], [3])]
-    found = baselines.ngram_perplexities(train, held_out, orders=(1, 2), vocab_size=10)
+    models = {n: baselines.ngram_model(train, order=n, vocab_size=10) for n in (1, 2)}
+    found = {n: baselines.ngram_perplexity(model, held_out) for n, model in models.items()}
     assert found[1] == pytest.approx(4.0, rel=0.1)  # four ids, equally often
     assert found[2] < 1.2  # nothing but [SEP] stands between it and what it predicts
 

@@ -23,7 +23,7 @@ from plug_jax.objectives.forward import Forward
 from plug_jax.objectives.masked_lm import MaskedLM
 from plug_jax.objectives.stages import PALM, STRUCTBERT
 from plug_jax.partitioning import Partitioner, put_batch
-from plug_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from plug_jax.training.optimizer import OptimizerConfig, OptimizerName, make_optimizer, make_schedule
 from plug_jax.training.state import TrainState, init_state, state_layout
 from plug_jax.training.step import StepConfig, make_eval_step, make_train_step
 from tests import synthetic
@@ -238,26 +238,27 @@ def test_predicting_at_selected_positions_equals_predicting_everywhere() -> None
     assert float(metrics["tokens_loss"].value()) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_adafactor_trains_and_is_sharded() -> None:
+@pytest.mark.parametrize(("name", "slot"), [("adafactor", "v_row"), ("muon", "mu")])
+def test_other_optimizers_train_and_are_sharded(name: OptimizerName, slot: str) -> None:
     config = synthetic.tiny_config(
         hidden_size=128, mlp_dim=128, num_encoder_layers=1, num_decoder_layers=1
     )
-    adafactor = OptimizerConfig(name="adafactor", learning_rate=1e-2, warmup_fraction=0.0)
+    optimizer = OptimizerConfig(name=name, learning_rate=1e-2, warmup_fraction=0.0)
     one = synthetic.batch(decoder=24)
     state, values = run_steps(
         config,
         [one] * 3,
         partitioner=Partitioner(data=2, fsdp=2, tensor=2),
-        optimizer_config=adafactor,
+        optimizer_config=optimizer,
     )
     assert values[-1]["loss"] < values[0]["loss"]
     slots = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
     }
-    name = next(n for n in slots if n.endswith("v_row/encoder/layers/mlp/wi/kernel"))
-    row = slots[name]
-    assert row.addressable_shards[0].data.size < row.size  # a factored slot is sharded too
+    found = next(n for n in slots if n.endswith(f"{slot}/encoder/layers/mlp/wi/kernel"))
+    kept = slots[found]
+    assert kept.addressable_shards[0].data.size < kept.size  # Adafactor's factored slots too
 
 
 def test_a_batch_that_does_not_divide() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
-import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,42 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from plug_jax.data.vocabularies import SPECIAL_PIECES
 from plug_jax.training.writers import METRICS_FILE
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SECONDS_BETWEEN_SAMPLES = 0.25
 _MOST_OF_A_RECORD = 1 << 14  # bytes
 _PROC = Path("/proc/self")
-
-
-_CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 200)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """Files to train on, to evaluate, and of the vocabulary, which has so many pieces."""
-
-    train: Path
-    validation: Path
-    vocabulary: Path
-    pieces: int
-
-
-def write_text(directory: Path) -> Text:
-    """4,000 documents of characters drawn at random, and 16 to evaluate."""
-    draw = random.Random(0)
-    pieces = [*SPECIAL_PIECES, "。", *_CHARACTERS]
-    train, validation, vocabulary = (directory / f"{name}.txt" for name in ("a", "b", "vocab"))
-    text = Text(train, validation, vocabulary, len(pieces))
-    text.vocabulary.write_text("\n".join(pieces) + "\n", encoding="utf-8")
-    for path, documents in ((text.train, 4000), (text.validation, 16)):
-        lines = (
-            "".join("".join(draw.choices(_CHARACTERS, k=8)) + "。" for _ in range(8))
-            for _ in range(documents)
-        )
-        path.write_text("\n".join(lines), encoding="utf-8")
-    return text
 
 
 class Watch:

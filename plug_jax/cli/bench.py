@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plug_jax.cli import bench_convert, bench_decode, bench_int8, bench_soak
+from plug_jax.cli import bench_convert, bench_decode, bench_int8, bench_soak, bench_train
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from plug_jax.benchmarks.data import Speed
 
 SUMMARY = (
-    "Measure data, generation, int8 and conversion beside plain alternatives; soak a long run."
+    "Measure training, data, generation, int8 and conversion beside plain alternatives; soak a run."
 )
 EXAMPLE = """examples:
   plug-jax bench convert --num_encoder_layers 2 --num_decoder_layers 1
@@ -30,7 +30,11 @@ EXAMPLE = """examples:
   plug-jax bench decode 512x6 768x6 --json
   plug-jax bench int8 --checkpoint demo_output/stage2
   plug-jax bench soak --steps 5000
+  plug-jax bench train --against torch
+
+`plug-jax bench train` takes the gin files and overrides of `plug-jax train`: --gin.BATCH_SIZE=4.
 """
+UNKNOWN_ARGUMENTS = True  # of `bench train`
 
 _BATCHES_BEFORE_SAVING = 500  # of 8 rows
 _STAGES = {
@@ -57,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     soak = commands.add_parser("soak", help="what a long run holds on to: memory, files, threads")
     soak.set_defaults(run=bench_soak.run)
     bench_soak.add_arguments(soak)
+    train = commands.add_parser("train", help="the train step of a run, beside PyTorch's")
+    train.set_defaults(run=bench_train.run)
+    bench_train.add_arguments(train)
+    for one in commands.choices.values():
+        one.set_defaults(parser=one)
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +91,9 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints a table, or JSON."""
+    if args.what != "train" and args.unknown:
+        args.parser.refuse_settings(args.unknown)
+        args.parser.error(f"unrecognized arguments: {' '.join(args.unknown)}")
     from plug_jax.cli.main import import_tensorflow
 
     import_tensorflow()

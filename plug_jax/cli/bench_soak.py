@@ -44,11 +44,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    from plug_jax.benchmarks.soak import Watch, write_text
+    from plug_jax.benchmarks.random_text import write_text
+    from plug_jax.benchmarks.soak import Watch
     from plug_jax.cli.train import configure
     from plug_jax.training.loop import train
 
-    text = write_text(directory)
+    text = write_text(directory, characters=200, documents=4000, sentences=(8, 8), sentence=(8, 8))
     bindings = [
         f"MODEL_DIR = {str(directory / 'run')!r}",
         f"TRAIN_FILES = {str(text.train)!r}",

@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Macros of runs/ files that a train step does not depend on, with what they are set to by commands
+# that make the step and do not run it to its end.
+STEP_ALONE = {
+    "MODEL_DIR": "'none'",
+    "TRAIN_STEPS": "1000000",
+    "EPOCHS": "None",
+    "INITIAL_CHECKPOINT": "None",
+    "EVAL_DATA": "None",
+    "PROFILE_STEPS": "None",
+    "COMPILATION_CACHE_DIR": "None",
+}
+
 _OVERRIDE = "--gin."
 # What a kind of file sets, rather than the command line.
 _SET_BY = {

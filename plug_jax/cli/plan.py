@@ -38,18 +38,8 @@ UNKNOWN_ARGUMENTS = True
 _DOES_NOT_FIT = 1
 _SWEPT = ("fsdp", "tensor", "batch", "micro_batches")
 
-# Macros of runs/ files that a plan does not depend on, with what they are set to. Above all no task
-# is registered, which would look for its files.
-_UNREAD = {
-    "MODEL_DIR": "'plan'",
-    "TRAIN_STEPS": "1000000",
-    "EPOCHS": "None",
-    "INITIAL_CHECKPOINT": "None",
-    "EVAL_DATA": "None",
-    "MIXTURE_OR_TASK_NAME": "'plan'",
-    "PROFILE_STEPS": "None",
-    "COMPILATION_CACHE_DIR": "None",
-}
+# No task is registered, which would look for its files.
+_UNREAD = {**gin_config.STEP_ALONE, "MIXTURE_OR_TASK_NAME": "'plan'"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

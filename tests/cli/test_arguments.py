@@ -119,7 +119,7 @@ def test_a_terminal_without_a_character_gets_its_escape(encoding):
             "convert import-hf --input a --output b --gin.X=3",
             "no gin settings; see plug-jax convert",
         ),
-        ("bench data --gin.X=3", "--gin.X=3: plug-jax bench takes options, no gin settings"),
+        ("bench data --gin.X=3", "--gin.X=3: plug-jax bench data takes options, no gin"),
     ],
 )
 def test_gin_settings_of_a_command_that_has_options_alone(command, message, capsys):

@@ -57,6 +57,7 @@ BEGINNINGS = {
         "plug_jax.cli.bench_decode.run",
         "plug_jax.cli.bench_int8.run",
         "plug_jax.cli.bench_soak.run",
+        "plug_jax.benchmarks.train.measure",
     ],
     "convert": [
         f"plug_jax.cli.convert.{name}"

@@ -187,14 +187,43 @@ def test_a_tensorflow_that_cannot_be_imported_is_heard_of(tmp_path):
     assert run.stderr.endswith("ImportError: no such processor\n")
 
 
-def import_tensorflow_in_a_process(directory, level):
-    program = """
+def test_tensorflow_is_imported_without_what_its_keras_would_import(tmp_path):
+    (tmp_path / "tensorflow.py").write_text(
+        """
+import gc, types
+for name in ("matplotlib", "sklearn"):
+    try:
+        __import__(name)
+    except ImportError:
+        print("no", name)
+print(gc.isenabled())
+config = types.SimpleNamespace(set_visible_devices=print)
+"""
+    )
+    (tmp_path / "sklearn.py").write_text("")
+    run = import_tensorflow_in_a_process(
+        tmp_path, level="3", after="import gc, matplotlib, sklearn; print(gc.isenabled())"
+    )
+    assert run.stdout.split("\n") == [
+        "no matplotlib",
+        "no sklearn",
+        "False",
+        "[] GPU",
+        "True",
+        "True",
+        "",
+    ]
+
+
+def import_tensorflow_in_a_process(directory, level, after=""):
+    program = f"""
 import sys
 import time
 from plug_jax.cli.main import import_tensorflow
 import_tensorflow()
 print("tensorflow" in sys.modules)
 print("after", file=sys.stderr)
+{after}
 """
     return subprocess.run(
         [sys.executable, "-c", program],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -32,13 +32,15 @@ from plug_jax.objectives.composition import (
     features_of,
     summarize_metrics,
 )
-from plug_jax.partitioning import Partitioner
+from plug_jax.partitioning import Partitioner, put_batch
 from plug_jax.training.compilation import Compiled, compile_program, use_compilation_cache
 from plug_jax.training.feed import Feed
 from plug_jax.training.program import abstract_batch
 from plug_jax.training.saved_model import open_checkpoint
 from plug_jax.training.state import abstract_params, with_shardings
 from plug_jax.training.step import StepConfig, make_eval_step
+
+_MOST_KEPT = 1 << 28  # bytes of a process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,14 +97,22 @@ class Evaluator:
         data: DatasetConfig,
         partitioner: Partitioner,
         step: StepConfig,
+        *,
+        keep_batches: bool = False,
     ) -> None:
-        """`data.num_epochs` should be 1: each example once, the same corruption every time."""
+        """`data.num_epochs` should be 1: each example once, the same corruption every time.
+
+        With `keep_batches` the data are read once, for the first scoring, and then kept in the
+        memory of the host, unless they take more than 256 MiB of a process.
+        """
         partitioner.check_batch(data.batch_size)
         self._model, self._data, self._partitioner = model, data, partitioner
         self._objectives, self._features = objectives, features_of(objectives)
         self._step = step
         self._compiled: Compiled | None = None
         self._opened: Feed | None = None
+        self._keep = keep_batches
+        self._kept: list[dict[str, np.ndarray]] | None = None  # all, once they are read
         provider = pipeline.find_task(data.mixture_or_task_name)
         self._task = provider if isinstance(provider, RecordTask) else None
 
@@ -174,7 +184,6 @@ class Evaluator:
 
     def _run(self, params: Any) -> tuple[list[Metrics], Outputs]:
         step = self.compiled().call
-        feed, self._opened = self._opened or self._open(), None
         results: collections.deque[Any] = collections.deque()
         scores, outputs = [], []
 
@@ -184,7 +193,8 @@ class Evaluator:
             outputs.append(made)
 
         with self._partitioner.context():
-            for batch in feed:
+            for rows in self._rows():
+                batch = put_batch(rows, self._partitioner.batch_sharding)
                 doing(f"evaluating, batch {len(scores) + len(results) + 1}")
                 results.append(step(params, batch))
                 if len(results) > 2:  # the host prepares the next batch, but does not run away
@@ -193,6 +203,23 @@ class Evaluator:
                 read()
         # Examples of several tasks have numbers of their own: there is no one order of them.
         return scores, _of_examples(outputs) if self._task is not None else {}
+
+    def _rows(self) -> Iterator[dict[str, np.ndarray]]:
+        """What this process reads of each batch."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        feed, self._opened = self._opened or self._open(), None
+        kept: list[dict[str, np.ndarray]] | None = [] if self._keep else None
+        size = 0
+        for rows in feed.rows():
+            if kept is not None:
+                kept.append(rows)
+                size += sum(array.nbytes for array in rows.values())
+                if size > _MOST_KEPT:
+                    kept = None
+            yield rows
+        self._kept = kept
 
 
 def _of_examples(batches: Sequence[Outputs]) -> Outputs:

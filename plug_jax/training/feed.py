@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,9 +54,13 @@ class Feed(Iterator[dict[str, jax.Array]]):
 
     def __next__(self) -> dict[str, jax.Array]:
         """The next batch, on its way to the devices."""
-        batch = self._read() if self._ahead is None else self._ahead
-        self._ahead = None
-        return partitioning.put_batch(batch, self._sharding)
+        return partitioning.put_batch(self._next_rows(), self._sharding)
+
+    def rows(self) -> Iterator[dict[str, np.ndarray]]:
+        """What this process reads of the batches that follow: [rows, row length] of each feature."""
+        with contextlib.suppress(StopIteration):
+            while True:
+                yield self._next_rows()
 
     def read_ahead(self) -> None:
         """Read the next batch now, for `__next__` to give: what is wrong with it shows at once.
@@ -64,6 +69,11 @@ class Feed(Iterator[dict[str, jax.Array]]):
         """
         if self._ahead is None:
             self._ahead = self._read()
+
+    def _next_rows(self) -> dict[str, np.ndarray]:
+        batch = self._read() if self._ahead is None else self._ahead
+        self._ahead = None
+        return batch
 
     def _read(self) -> dict[str, np.ndarray]:
         batch = next(self._batches)

@@ -97,7 +97,14 @@ class _Trainer:
             sharding=partitioner.batch_sharding,
         )
         self._evaluate = (
-            Evaluator(config.model, config.objectives, config.eval_data, partitioner, config.step)
+            Evaluator(
+                config.model,
+                config.objectives,
+                config.eval_data,
+                partitioner,
+                config.step,
+                keep_batches=True,
+            )
             if config.eval_data is not None
             else None
         )

@@ -79,7 +79,7 @@ def plot_learning(panels: Mapping[str, Learning], path: Path) -> None:
         if panel.logarithmic:
             axis.set_yscale("log")
         axis.set(title=title, xlabel="minutes of training steps")
-        above = axis.secondary_xaxis("top", functions=_lines_through(minutes, tokens / 1e6))
+        above = axis.secondary_xaxis("top", functions=_proportional(minutes, tokens / 1e6))
         above.set_xlabel("million tokens")
         axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
@@ -95,8 +95,8 @@ def _work(records: Records) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return steps, minutes, sums
 
 
-def _lines_through(x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
-    """y of x and x of y, for numbers beyond the last too; both rise, by one line from 0 on."""
+def _proportional(x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
+    """y of x and x of y, of two that rise together from 0 to their last."""
     slope = float(y[-1] / x[-1]) if x[-1] > 0 and y[-1] > 0 else 1.0
     return (lambda value: value * slope), (lambda value: value / slope)
 

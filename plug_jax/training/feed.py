@@ -57,7 +57,7 @@ class Feed(Iterator[dict[str, jax.Array]]):
         return partitioning.put_batch(self._next_rows(), self._sharding)
 
     def rows(self) -> Iterator[dict[str, np.ndarray]]:
-        """What this process reads of the batches that follow: [rows, row length] of each feature."""
+        """What this process reads of each batch that follows: [rows, row length] by feature."""
         with contextlib.suppress(StopIteration):
             while True:
                 yield self._next_rows()

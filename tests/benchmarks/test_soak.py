@@ -24,7 +24,7 @@ def test_slopes_are_of_the_second_half() -> None:
 
 @pytest.mark.slow
 def test_a_run_holds_on_to_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """So few steps do not tell growth of memory and threads from warming up; files do not add up."""
+    """Memory and threads still warm up in so few steps; files do not add up."""
     options = ["--steps", "120", "--eval_every", "20", "--save_every", "20", "--json"]
     assert main(["bench", "soak", *options, "--directory", str(tmp_path)]) == 0
     results = json.loads(capsys.readouterr().out)

@@ -23,7 +23,12 @@ from plug_jax.objectives.forward import Forward
 from plug_jax.objectives.masked_lm import MaskedLM
 from plug_jax.objectives.stages import PALM, STRUCTBERT
 from plug_jax.partitioning import Partitioner, put_batch
-from plug_jax.training.optimizer import OptimizerConfig, OptimizerName, make_optimizer, make_schedule
+from plug_jax.training.optimizer import (
+    OptimizerConfig,
+    OptimizerName,
+    make_optimizer,
+    make_schedule,
+)
 from plug_jax.training.state import TrainState, init_state, state_layout
 from plug_jax.training.step import StepConfig, make_eval_step, make_train_step
 from tests import synthetic

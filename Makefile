@@ -15,7 +15,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-finetune test test-slow test-parity kills lint audit clean
+.PHONY: help setup demo demo-finetune test test-slow test-long test-parity kills lint audit clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -31,8 +31,11 @@ demo-finetune: $(VENV)/.installed  ## Fine-tune its encoder on reviews, and comp
 test: $(VENV)/.installed  ## Run the tests, without the slow ones and those that need PyTorch
 	$(PYTEST) -m 'not parity and not slow' $(ARGS)
 
-test-slow: $(VENV)/.installed  ## Run the slow tests
-	$(PYTEST) -m 'slow and not parity' $(ARGS)
+test-slow: $(VENV)/.installed  ## Run the slow tests, but for those of minutes
+	$(PYTEST) -m 'slow and not long and not parity' $(ARGS)
+
+test-long: $(VENV)/.installed  ## Run the slow tests that take minutes each
+	$(PYTEST) -m long $(ARGS)
 
 test-parity: $(VENV)/.installed-parity  ## Install PyTorch and run the tests that compare with it
 	$(PYTEST) -m parity $(ARGS)

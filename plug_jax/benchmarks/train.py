@@ -118,8 +118,8 @@ def measure(
 
     Each round goes once through all ways, so that what else the machine does falls on all of them.
     "torch" trains on our rows; "torch_padded" on rows of one example, as released PLUG does, where
-    ours hold several. `times` is our speed as a multiple, the median over the rounds: by all
-    tokens of "torch", by real tokens of "torch_padded".
+    ours hold several. `times` is our speed as a multiple, of medians over the rounds: by all tokens
+    of "torch", by real tokens of "torch_padded".
 
     Args:
         config: the run; its length and what it would write do not matter.

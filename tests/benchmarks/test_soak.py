@@ -23,6 +23,7 @@ def test_slopes_are_of_the_second_half() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_holds_on_to_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Memory and threads still warm up in so few steps; files do not add up."""
     options = ["--steps", "120", "--eval_every", "20", "--save_every", "20", "--json"]

@@ -31,6 +31,7 @@ def few_reviews() -> demo_reviews.Reviews:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_trains_compares_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -183,7 +183,7 @@ STAGES = [
 
 def small(command: Command) -> list[str]:
     """The arguments with a small model, few steps and short rows; a batch divides over devices."""
-    if command.name not in ("train", "evaluate"):
+    if command.name not in ("train", "evaluate", "debug-nans"):
         return list(command.arguments)
     if "evaluate_finetuned" in str(command):
         return command.with_settings(BATCH_SIZE="8")

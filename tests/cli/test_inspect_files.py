@@ -33,6 +33,7 @@ def test_records_of_tokens(vocabulary, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["examples"] >= 20
 
 
+@pytest.mark.slow
 def test_files_of_ones_own(vocabulary, tmp_path, capsys):
     save_vocabulary(vocabulary, tmp_path)
     for number in (1, 2):

@@ -233,6 +233,7 @@ def test_the_other_tasks_train_and_are_scored(root: Path, task: str, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_entry_for_the_board(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

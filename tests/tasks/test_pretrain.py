@@ -112,6 +112,7 @@ def test_tfds_tasks_without_data_are_listed_and_say_what_to_do(tmp_path):
     assert tuple(seqio.TaskRegistry.get("palm_mc4_zh").splits) == ("train", "validation")
 
 
+@pytest.mark.slow
 def test_a_tfds_dataset_of_ones_own(tmp_path, vocabulary):
     build_tfds(tmp_path, "wiki40b/ja:1.3.0", {"train": [ARTICLE, "天"]}, text_feature="body")
     options = dict(

@@ -114,7 +114,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """Evaluations that give SCORES one after the other, whatever the model."""
     left = list(SCORES)
 
-    def evaluator(*_: Any) -> Any:
+    def evaluator(*_: Any, **__: Any) -> Any:
         class Evaluator:
             def read_ahead(self) -> None:
                 pass

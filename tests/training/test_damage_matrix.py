@@ -42,6 +42,7 @@ def doing(runs: dict[str, Path], way: str) -> Callable[[Path, str], None]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("way", "checked"), [*((way, True) for way in WAYS), ("truncate", False), ("flip", False)]
 )

@@ -174,6 +174,7 @@ def test_stacks_of_all_when_the_data_of_one_block(corpus: Path, tmp_path: Path) 
     assert "plug_jax/training/loop.py" in stacks["process0.txt"]
 
 
+@pytest.mark.long
 def test_supervisors_bring_a_killed_process_back(corpus: Path, whole: Path, tmp_path: Path) -> None:
     """Process 1 is killed once; nobody starts anything by hand."""
     model_dir = tmp_path / "run"

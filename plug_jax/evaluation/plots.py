@@ -79,6 +79,7 @@ def plot_learning(panels: Mapping[str, Learning], path: Path) -> None:
         if panel.logarithmic:
             axis.set_yscale("log")
         axis.set(title=title, xlabel="minutes of training steps")
+        axis.set_xlim(left=0)
         above = axis.secondary_xaxis("top", functions=_proportional(minutes, tokens / 1e6))
         above.set_xlabel("million tokens")
         axis.legend(frameon=False, fontsize=8)

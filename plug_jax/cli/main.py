@@ -138,7 +138,7 @@ def _import_tensorflow() -> None:
 
 @contextlib.contextmanager
 def _no_more_than_needed() -> Iterator[None]:
-    """Within, an import of tensorflow takes 40% less time."""
+    """Within, an import of tensorflow leaves out what nothing here needs."""
     hidden = [name for name in _NOT_FOR_KERAS if name not in sys.modules]
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment] # to import it is an ImportError

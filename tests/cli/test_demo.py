@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from plug_jax.cli import demo
+from plug_jax.cli.demo_report import Results, write_results
 from plug_jax.errors import PlugError
 from plug_jax.evaluation.baselines import Baselines
 from plug_jax.evaluation.text_quality import TextQuality
@@ -18,7 +19,7 @@ from plug_jax.objectives.stages import PALM
 def test_summary_and_report(tmp_path: Path, capsys) -> None:
     stage1 = {"mlm_accuracy": 0.1, "sentence_accuracy": 0.5, "word_order_accuracy": 0.3}
     stage2 = {"mlm_accuracy": 0.2, "decoder_perplexity": 150.0}
-    results = demo.Results(
+    results = Results(
         stage1=stage1,
         stage2=stage2,
         perplexity_before_last_phase=160.0,
@@ -29,7 +30,7 @@ def test_summary_and_report(tmp_path: Path, capsys) -> None:
         seconds={"stage1": 3.0, "stage2": 4.5},
         config={"stage1": {}, "stage2": {}},
     )
-    demo._write_results(tmp_path, results)
+    write_results(tmp_path, results)
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["held_out"] == {
         "mlm_accuracy": 0.2,  # of the final model; what only stage 1 measures is stage 1's

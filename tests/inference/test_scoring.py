@@ -61,7 +61,9 @@ def test_a_list_of_targets_gives_lists():
     [lists] = scored([row])
     for i, target in enumerate(row["targets"]):
         [single] = scored([{"prompt": "HELLO", "target": target}])
-        assert {name: values[i] for name, values in lists.items()} == pytest.approx(single)
+        # A batch of other rows adds up in another order: an ulp of a float32 log-likelihood.
+        same = pytest.approx(single, rel=1e-5)
+        assert {name: values[i] for name, values in lists.items()} == same
     [one] = scored([{"prompt": "HELLO", "target": ["MOON"]}])
     assert one["tokens"] == [5]
 

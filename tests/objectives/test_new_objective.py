@@ -212,6 +212,7 @@ def test_it_is_planned(corpus: Path) -> None:
     assert SentenceLength().flops(config, RowShape(8, 32)) == {"length_head": 2 * 8 * 32 * 16}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: extra `tpu`"
 )

@@ -24,6 +24,7 @@ MESH = Partitioner(data=2, fsdp=2, tensor=2)
 SIZES = {"batch_size": 8, "encoder_length": 6, "max_length": 10}
 
 
+@pytest.mark.slow
 def test_the_planned_step_is_a_step_of_decoding():
     config = synthetic.tiny_config()
     params = split_layers(init_params(PlugModel(config), jax.random.key(0)))

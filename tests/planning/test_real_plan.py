@@ -44,6 +44,7 @@ def collectives(plan):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 def test_a_real_plan_of_tiny(capsys):
     """models/tiny, stage 2, 8 rows of 128 + 128 over 4 chips, the parameters over all of them."""

@@ -277,6 +277,7 @@ def test_all_together_on_a_mesh_as_on_one_device() -> None:
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_same_update() -> None:
     """SMART draws other noise for another slice; the rest does not know."""
     techniques = dataclasses.replace(ALL, smart=None)

@@ -164,6 +164,7 @@ def check_stopped(model_dir: Path) -> None:
     assert steps == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_and_a_kill_changes_nothing(
     data: DatasetConfig,
     tmp_path: Path,

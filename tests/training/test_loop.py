@@ -353,6 +353,7 @@ def test_an_encoder_starts_from_a_model_with_a_decoder(
     assert "decoder of the checkpoint stays behind" in said
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_first_step(
     corpus: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

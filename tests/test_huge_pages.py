@@ -1,0 +1,85 @@
+"""Which programs start anew to ask for huge pages, and that they are the same programs."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from plug_jax.huge_pages import with_huge_pages
+
+GLIBC = ("glibc", "2.36")
+WANTED = "glibc.malloc.hugetlb=1"
+
+
+@pytest.fixture
+def modes(tmp_path):
+    path = tmp_path / "enabled"
+    path.write_text("always [madvise] never\n")
+    return path
+
+
+def test_it_is_asked_for_beside_what_is_set(modes):
+    assert with_huge_pages({"A": "b"}, modes=modes, libc=GLIBC) == {
+        "A": "b",
+        "GLIBC_TUNABLES": WANTED,
+    }
+    set_before = {"GLIBC_TUNABLES": "glibc.malloc.check=3"}
+    assert with_huge_pages(set_before, modes=modes, libc=GLIBC) == {
+        "GLIBC_TUNABLES": f"glibc.malloc.check=3:{WANTED}"
+    }
+
+
+@pytest.mark.parametrize("value", [0, 1, 2])
+def test_it_is_done_once_and_never_against_the_users_word(modes, value):
+    environment = {"GLIBC_TUNABLES": f"glibc.malloc.check=3:glibc.malloc.hugetlb={value}"}
+    assert with_huge_pages(environment, modes=modes, libc=GLIBC) is None
+
+
+@pytest.mark.parametrize("mode", ["[always] madvise never", "always madvise [never]", ""])
+def test_it_is_not_done_where_the_system_chooses(modes, mode):
+    modes.write_text(mode)
+    assert with_huge_pages({}, modes=modes, libc=GLIBC) is None
+
+
+def test_it_is_not_done_without_huge_pages(tmp_path):
+    assert with_huge_pages({}, modes=tmp_path / "none", libc=GLIBC) is None
+
+
+@pytest.mark.parametrize("libc", [("", ""), ("musl", "1.2"), ("glibc", "2.31"), ("glibc", "2.9")])
+def test_it_is_not_done_with_another_malloc(modes, libc):
+    assert with_huge_pages({}, modes=modes, libc=libc) is None
+
+
+def test_the_program_is_the_same_process_with_the_same_arguments(modes):
+    """Its own arguments, the interpreter's and the standard input reach the program."""
+    program = f"""
+import json, os, sys
+from pathlib import Path
+from plug_jax import huge_pages
+
+huge_pages._MODES = Path({str(modes)!r})
+as_it_is = huge_pages.with_huge_pages
+huge_pages.with_huge_pages = lambda environment: as_it_is(
+    environment, modes=huge_pages._MODES, libc={GLIBC!r}
+)
+print(json.dumps({{"pid": os.getpid()}}), flush=True)
+huge_pages.ask_for_huge_pages()
+print(json.dumps({{"pid": os.getpid(), "arguments": sys.argv[1:], "input": sys.stdin.read(),
+                   "utf8": sys.flags.utf8_mode, "tunables": os.environ["GLIBC_TUNABLES"]}}))
+"""
+    arguments = ["--name", "天 地", "", "*"]
+    run = subprocess.run(
+        [sys.executable, "-X", "utf8", "-c", program, *arguments],
+        input="read",
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    *starts, last = map(json.loads, run.stdout.splitlines())
+    assert [start["pid"] for start in starts] == [last["pid"]] * 2
+    assert last["arguments"] == arguments
+    assert last["input"] == "read"
+    assert last["utf8"] == 1
+    assert last["tunables"] == WANTED

@@ -29,7 +29,7 @@ demo-finetune: $(VENV)/.installed  ## Fine-tune its encoder on reviews, and comp
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/plug-jax demo-finetune
 
 test: $(VENV)/.installed  ## Run the tests, without the slow ones and those that need PyTorch
-	$(PYTEST) -m 'not parity and not slow' $(ARGS)
+	$(PYTEST) -m 'not parity and not slow and not long' $(ARGS)
 
 test-slow: $(VENV)/.installed  ## Run the slow tests, but for those of minutes
 	$(PYTEST) -m 'slow and not long and not parity' $(ARGS)

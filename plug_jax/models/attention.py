@@ -21,6 +21,7 @@ from plug_jax.models.layers import projection
 from plug_jax.ops import attention, kv_cache
 from plug_jax.ops.attention import cached_attention
 from plug_jax.ops.kv_cache import LayerCache
+from plug_jax.ops.platform import target_platform
 from plug_jax.ops.splash_attention import splash_attention
 
 # Of a cache's keys and values [B,H,S,K]: rows and heads lie where they are computed.
@@ -160,7 +161,7 @@ def _splash(
 ) -> jax.Array:
     """Splash attention of every device over its own rows and heads: GSPMD cannot split a kernel."""
     mesh = jax.sharding.get_abstract_mesh()
-    platform = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+    platform = target_platform()
     if platform not in ("tpu", "cpu"):
         raise PlugError(
             f"attention='splash' is a TPU kernel, and this is a {platform}; set "

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from plug_jax import losses
 from plug_jax.config import PlugConfig
 from plug_jax.models.layers import ACTIVATION_EMBED, layer_norm, partitioned_normal
+from plug_jax.ops.linear import linear
 
 
 class Embeddings(nn.Module):
@@ -74,10 +75,10 @@ class Embeddings(nn.Module):
 
     def _logits(self, table: jax.Array, bias: jax.Array | None, hidden: jax.Array) -> jax.Array:
         dtype = self.config.dtype
-        logits = jnp.einsum(
-            "bsm,vm->bsv",
+        logits = linear(
             hidden.astype(dtype),
             table.astype(dtype),
+            (((2,), (1,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
         return nn.with_logical_constraint(

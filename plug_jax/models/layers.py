@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from plug_jax.config import PlugConfig
+from plug_jax.ops.linear import linear
 
 ACTIVATION_EMBED = ("activation_batch", "activation_norm_length", "activation_embed")
 _ACTIVATION_MLP = ("activation_batch", "activation_length", "activation_mlp")
@@ -54,6 +55,7 @@ def projection(
         dtype=jnp.dtype(config.dtype),
         kernel_init=partitioned_normal(std or config.init_std, axes),
         bias_init=partitioned_zeros(axes[contract:]),
+        dot_general=linear,
     )
 
 

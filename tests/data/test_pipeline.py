@@ -208,14 +208,14 @@ def streams_config(add_task, tmp_path):
     return config_of(name, batch_size=8, shuffle=True, packing_window=16, streams=4)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long), 8])
 def test_the_number_of_processes_does_not_change_the_batches(streams_config, count):
     assert_same(read_processes(streams_config, count, 5), read_processes(streams_config, 1, 5))
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(2, 8), *(pytest.param(*n, marks=pytest.mark.slow) for n in ((1, 1), (4, 2), (4, 4), (8, 1)))],
+    [(2, 8), *(pytest.param(*n, marks=pytest.mark.long) for n in ((1, 1), (4, 2), (4, 4), (8, 1)))],
 )
 def test_restored_by_another_number_of_processes_it_goes_on_exactly(
     streams_config, tmp_path, before, after

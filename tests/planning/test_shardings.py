@@ -63,7 +63,7 @@ def compiler() -> None:
 
 @pytest.mark.parametrize(
     ("model", "mesh"),
-    [pytest.param(*pair, marks=[] if pair in QUICK else [pytest.mark.slow]) for pair in PAIRS],
+    [pytest.param(*pair, marks=[] if pair in QUICK else [pytest.mark.long]) for pair in PAIRS],
 )
 def test_shardings_are_as_before(model: str, mesh: str) -> None:
     path = GOLDEN / f"{model}-{mesh}.json"

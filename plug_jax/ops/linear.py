@@ -1,0 +1,90 @@
+"""The product of activations with a weight, whose gradient XLA's CPU backend computes fast.
+
+A weight's gradient contracts both activations and their gradients over all tokens. XLA's CPU
+backend copies one of them transposed for that, and by itself often the wider one, or takes a
+slower kernel. Here the narrower is turned, and then the result, which is no larger than the weight.
+Programs for other devices are as they would be with lax.dot_general.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from plug_jax.ops.platform import target_platform
+
+# ((contracted axes of x, of the weight), ((), ())), as lax.dot_general has them.
+DimensionNumbers = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[()], tuple[()]]]
+
+
+def linear(
+    x: jax.Array,
+    weight: jax.Array,
+    dimension_numbers: DimensionNumbers,
+    precision: None = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """`lax.dot_general` without batch axes, to the bit; for `dot_general` of Flax's layers.
+
+    Args:
+        x: activations, [tokens..., contracted...] in any order.
+        weight: [contracted..., features...] in any order.
+        dimension_numbers: which axes are contracted.
+        precision: none but XLA's own.
+        preferred_element_type: of the result; None: as the arguments.
+
+    Returns:
+        [tokens..., features...].
+    """
+    (of_x, of_weight), batch = dimension_numbers
+    assert precision is None and tuple(map(tuple, batch)) == ((), ())
+    contracted = tuple(of_x), tuple(of_weight)
+    product = _linear if target_platform() == "cpu" else _product
+    return product(x, weight, contracted, preferred_element_type)
+
+
+def _product(x: jax.Array, weight: jax.Array, contracted: Any, dtype: Any) -> jax.Array:
+    return lax.dot_general(x, weight, (contracted, ((), ())), preferred_element_type=dtype)
+
+
+_linear = jax.custom_vjp(_product, nondiff_argnums=(2, 3))
+
+
+def _forward(x: jax.Array, weight: jax.Array, contracted: Any, dtype: Any) -> Any:
+    return _product(x, weight, contracted, dtype), (x, weight)
+
+
+def _backward(contracted: Any, dtype: Any, saved: Any, gradient: jax.Array) -> Any:
+    x, weight = saved
+    (of_x,) = jax.linear_transpose(lambda x: _product(x, weight, contracted, dtype), x)(gradient)
+    return of_x, _weight_gradient(x, weight, gradient, contracted, dtype)
+
+
+_linear.defvjp(_forward, _backward)
+
+
+def _weight_gradient(
+    x: jax.Array, weight: jax.Array, gradient: jax.Array, contracted: Any, dtype: Any
+) -> jax.Array:
+    of_x, of_weight = contracted
+    tokens = tuple(axis for axis in range(x.ndim) if axis not in of_x)
+    features = [axis for axis in range(weight.ndim) if axis not in of_weight]
+    inputs = [of_weight[of_x.index(axis)] for axis in sorted(of_x)]  # in the order that x has them
+    first, second = (x, tokens), (gradient, tuple(range(len(tokens))))
+    axes = inputs + features  # of the weight, as the product has them
+    if math.prod(weight.shape[a] for a in inputs) > math.prod(weight.shape[a] for a in features):
+        first, second, axes = second, first, features + inputs
+    product = lax.dot_general(
+        first[0],
+        second[0],
+        ((first[1], second[1]), ((), ())),
+        preferred_element_type=dtype,
+    ).astype(weight.dtype)
+    if axes == sorted(axes):
+        return product
+    # Else XLA would make one product of it again, with the wider one turned.
+    return jnp.transpose(lax.optimization_barrier(product), [axes.index(i) for i in sorted(axes)])

@@ -6,10 +6,11 @@ page: with pages of 4 KiB that is a fifth of a small step on a CPU.
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _MODES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -22,12 +23,23 @@ def ask_for_huge_pages() -> None:
     """Start this program anew, as the same process, with a malloc that asks for huge pages.
 
     glibc's reads its settings once, when a program is loaded. Nothing happens where huge pages are
-    the system's own choice, where malloc is another, and where GLIBC_TUNABLES says which to use.
+    the system's own choice, where malloc is another, where GLIBC_TUNABLES says which to use, and
+    in a program that is not `plug-jax` and runs it within itself.
     To be called first: what was imported and opened before is imported and opened again.
     """
     environment = with_huge_pages(os.environ)
-    if environment is not None and sys.platform == "linux":
+    if environment is not None and sys.executable and is_plug_jax(sys.orig_argv[1:]):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def is_plug_jax(arguments: Sequence[str]) -> bool:
+    """Whether Python was started with these arguments to be `plug-jax`, as far as that is plain."""
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        if argument == "-m":
+            return following == "plug_jax"
+        if not argument.startswith("-"):
+            return Path(argument).name == "plug-jax"
+    return False
 
 
 def with_huge_pages(

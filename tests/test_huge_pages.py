@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from plug_jax.huge_pages import with_huge_pages
+from plug_jax.huge_pages import is_plug_jax, with_huge_pages
 
 GLIBC = ("glibc", "2.36")
 WANTED = "glibc.malloc.hugetlb=1"
@@ -51,35 +51,51 @@ def test_it_is_not_done_with_another_malloc(modes, libc):
     assert with_huge_pages({}, modes=modes, libc=libc) is None
 
 
-def test_the_program_is_the_same_process_with_the_same_arguments(modes):
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-m", "plug_jax", "train"], True),
+        (["-I", "-m", "plug_jax"], True),
+        (["/somewhere/bin/plug-jax", "train"], True),
+        (["-m", "ipykernel_launcher", "-f", "plug-jax"], False),
+        (["notebook.py", "plug-jax"], False),
+        (["-c", "program"], False),
+        ([], False),
+    ],
+)
+def test_only_plug_jax_itself_starts_anew(arguments, expected):
+    assert is_plug_jax(arguments) is expected
+
+
+def test_the_program_is_the_same_process_with_the_same_arguments(modes, tmp_path):
     """Its own arguments, the interpreter's and the standard input reach the program."""
-    program = f"""
+    program = tmp_path / "plug-jax"
+    program.write_text(f"""
 import json, os, sys
 from pathlib import Path
 from plug_jax import huge_pages
 
-huge_pages._MODES = Path({str(modes)!r})
 as_it_is = huge_pages.with_huge_pages
 huge_pages.with_huge_pages = lambda environment: as_it_is(
-    environment, modes=huge_pages._MODES, libc={GLIBC!r}
+    environment, modes=Path({str(modes)!r}), libc={GLIBC!r}
 )
 print(json.dumps({{"pid": os.getpid()}}), flush=True)
 huge_pages.ask_for_huge_pages()
 print(json.dumps({{"pid": os.getpid(), "arguments": sys.argv[1:], "input": sys.stdin.read(),
-                   "utf8": sys.flags.utf8_mode, "tunables": os.environ["GLIBC_TUNABLES"]}}))
-"""
+                   "bytecode": sys.dont_write_bytecode, "tunables": os.environ["GLIBC_TUNABLES"]}}))
+""")
     arguments = ["--name", "天 地", "", "*"]
     run = subprocess.run(
-        [sys.executable, "-X", "utf8", "-c", program, *arguments],
+        [sys.executable, "-B", program, *arguments],
         input="read",
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONPATH": ":".join(sys.path)},
+        env={"PYTHONPATH": ":".join(sys.path), "LC_ALL": "C.UTF-8"},
     )
     *starts, last = map(json.loads, run.stdout.splitlines())
     assert [start["pid"] for start in starts] == [last["pid"]] * 2
     assert last["arguments"] == arguments
     assert last["input"] == "read"
-    assert last["utf8"] == 1
+    assert last["bytecode"] is True
     assert last["tunables"] == WANTED

@@ -246,6 +246,7 @@ def test_options_that_do_not_go_together(model_dir, capsys, command, message):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_again_and_again_it_ends_with_the_same_file(model_dir, tmp_path):
     """SIGKILL at random moments, Ctrl-C once, then to the end."""
     draw = random.Random(0)

@@ -210,6 +210,7 @@ def test_labels_of_another_order_are_refused_or_left(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_tensor_and_fsdp_axes_change_nothing(root: Path, tmp_path: Path) -> None:
     bindings = ("EPOCHS=None", "TRAIN_STEPS=4", "LOG_EVERY=1", "EVAL_EVERY=4")
     for task in ("c3", "cmrc2018", "cluener"):

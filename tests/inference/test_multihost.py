@@ -59,6 +59,7 @@ def bindings(model_dir: Path, source: Path, output: Path) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_two_processes_write_what_one_does(model_dir, source, tmp_path):
     """One of them is killed in the middle, which ends both; the same command goes on."""
     options = GenerationOptions(max_new_tokens=8, num_samples=2)

@@ -108,6 +108,7 @@ def test_a_real_plan_of_tiny(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_plug_27b_fits_a_v5p_128():
     plan = run_plan(
         *arguments(

@@ -113,6 +113,7 @@ def assert_same(model_dir: Path, whole: Path) -> None:
         jax.tree.map(np.testing.assert_array_equal, mine, its)
 
 
+@pytest.mark.long
 def test_the_first_process_is_killed_and_the_run_goes_on_exactly(
     corpus: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -198,6 +199,7 @@ def test_supervisors_bring_a_killed_process_back(corpus: Path, whole: Path, tmp_
     assert_same(model_dir, whole)
 
 
+@pytest.mark.long
 def test_data_that_block_end_a_run_of_one_process(corpus: Path, tmp_path: Path) -> None:
     model_dir = tmp_path / "run"
     files = [f"--gin_file={file}" for file in GIN_FILES]

@@ -83,6 +83,7 @@ def assert_close(ours: dict, theirs: dict) -> None:
         assert ours[name] == pytest.approx(theirs[name], rel=2e-5, abs=1e-7), name
 
 
+@pytest.mark.long
 def test_two_processes_train_and_evaluate_as_one(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,7 +183,8 @@ def test_an_interrupted_run_skips_and_goes_back_alike(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", [pytest.param(2, marks=pytest.mark.long), 3])
+@pytest.mark.long
+@pytest.mark.parametrize("start", [2, 3])
 def test_an_often_interrupted_run_skips_and_goes_back_alike(
     corpus: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int
 ) -> None:

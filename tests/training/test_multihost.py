@@ -183,6 +183,7 @@ def test_an_error_of_one_process_ends_both(corpus: Path, tmp_path: Path) -> None
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.long
 def test_both_go_on_from_the_same_good_checkpoint(corpus: Path, tmp_path: Path) -> None:
     """Each process hashes what it wrote; what one finds damaged both leave."""
     model_dir = tmp_path / "run"

@@ -116,6 +116,7 @@ async def wave(url):
     return answers[: len(good)]
 
 
+@pytest.mark.long
 def test_two_hundred_clients_get_their_answers_and_leave_nothing_behind(served):
     process, url, said = served
     (text,) = alone(BODY["prompt"], OPTIONS)

@@ -141,6 +141,7 @@ def forward(model: PlugModel, params: dict, batch: dict) -> tuple[jax.Array, jax
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_scanned_unrolled_and_rematerialised_agree() -> None:
     """The same parameters, loss and gradients, with dropout on, whatever the code's layout."""
     base = synthetic.tiny_config(dropout_rate=0.1, attention_dropout_rate=0.1)

@@ -43,7 +43,10 @@ def params_of(model_dir: Path) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    [pytest.param(None, id="whole"), pytest.param(Lora(rank=2), id="lora", marks=pytest.mark.long)],
+)
 def test_a_killed_run_goes_on_as_if_nothing_happened(
     lora: Lora | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

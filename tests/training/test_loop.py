@@ -149,6 +149,7 @@ def test_interrupted_run_goes_on_bit_for_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_interruption_adds_no_record_and_leaves_none_out(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +177,7 @@ def test_an_interruption_adds_no_record_and_leaves_none_out(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_steps_after_the_checkpoint_are_logged_once(
     corpus: Path, whole_run: Path, tmp_path: Path
 ) -> None:

@@ -152,6 +152,7 @@ def test_a_stopped_process_is_named(corpus: Path, tmp_path: Path) -> None:
     assert ended[1].status != 0
 
 
+@pytest.mark.long
 def test_stacks_of_all_when_the_data_of_one_block(corpus: Path, tmp_path: Path) -> None:
     model_dir = tmp_path / "run"
     settings = [*bindings(corpus, model_dir), "STALL_TIMEOUT = 25.0"]

@@ -1,7 +1,7 @@
 """Memory in pages of 2 MiB, where Linux leaves it to the program to ask for them.
 
 XLA gives a step's temporary memory back after each step, and the next one takes it anew, page by
-page: with pages of 4 KiB that is a fifth of a small step on a CPU.
+page: with pages of 4 KiB that is a quarter of a small step on a CPU.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ RematPolicy = Literal["none", "dots", "full", "names", "offload"]
 # With splash, context takes 32.5 KiB: heads of 64 padded to the 128 of a TPU's tile, and the
 # log-sum-exp. That pays for long rows, where attention is a larger part of the work.
 RematName = Literal["input", "qkv", "context", "out", "wi"]
-Attention = Literal["dot", "splash"]
+Attention = Literal["auto", "dot", "splash", "cudnn"]
 ComputeDtype = Literal["float32", "bfloat16"]
 
 
@@ -57,9 +57,11 @@ class PlugConfig:
     dtype: ComputeDtype = "float32"  # of matmuls; parameters, norms, softmax, losses stay float32
     vocab_multiple: int = 128  # the embedding table is padded to this multiple of rows
     scan_layers: bool = True  # one compiled layer in a loop; False: unrolled, the same parameters
-    # In training and scoring: "dot" holds all scores of a row, on any device; "splash" is a TPU
-    # kernel that does not, for rows of a multiple of 128 tokens. Cached decoding is always "dot".
-    attention: Attention = "dot"
+    # In training and scoring: "dot" holds all scores of a row, on any device; "splash" (TPU, rows
+    # of a multiple of 128 tokens) and "cudnn" (GPU, bfloat16) are kernels that do not, and have no
+    # dropout; "auto" is the device's kernel where it can be, else "dot". Cached decoding is always
+    # "dot".
+    attention: Attention = "auto"
     attention_block_size: int = 512  # queries and keys that splash takes at a time
     # What the backward pass computes again: nothing; all but matmul outputs ("dots"); everything
     # ("full"); all but `remat_saved_names`, kept on the device ("names") or its host ("offload").
@@ -114,10 +116,14 @@ class PlugConfig:
         for name in ("layer_norm_epsilon", "init_std"):
             if getattr(self, name) <= 0.0:
                 problems.append(f"{name} must be positive, got {getattr(self, name)}")
-        if self.attention == "splash" and self.attention_dropout_rate > 0.0:
+        if self.attention in ("splash", "cudnn") and self.attention_dropout_rate > 0.0:
             problems.append(
-                "attention='splash' has no dropout; set attention_dropout_rate = 0.0, or attention "
-                "= 'dot'"
+                f"attention={self.attention!r} has no dropout; set attention_dropout_rate = 0.0, "
+                "or attention = 'dot'"
+            )
+        if self.attention == "cudnn" and self.dtype == "float32":
+            problems.append(
+                "attention='cudnn' has no float32; set dtype = 'bfloat16', or attention = 'dot'"
             )
         if self.attention_block_size % 128:
             problems.append(

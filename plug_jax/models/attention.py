@@ -1,4 +1,4 @@
-"""Self- and cross-attention: projections, and the choice between dot and splash attention.
+"""Self- and cross-attention: projections, and the choice of attention's kernel.
 
 Axis letters: B batch, Q query length, S key length, E encoder length, M model, H heads, K head
 size; with a cache P prompts, T new tokens.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import flax.struct
@@ -15,14 +16,15 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from plug_jax.config import PlugConfig, RematName
+from plug_jax.config import Attention, PlugConfig, RematName
 from plug_jax.errors import PlugError
 from plug_jax.models.layers import projection
 from plug_jax.ops import attention, kv_cache
 from plug_jax.ops.attention import cached_attention
+from plug_jax.ops.cudnn_attention import cudnn_attention, cudnn_takes
 from plug_jax.ops.kv_cache import LayerCache
 from plug_jax.ops.platform import target_platform
-from plug_jax.ops.splash_attention import splash_attention
+from plug_jax.ops.splash_attention import LANES, splash_attention
 
 # Of a cache's keys and values [B,H,S,K]: rows and heads lie where they are computed.
 CACHE_AXES = ("activation_batch", "activation_heads", None, None)
@@ -115,6 +117,20 @@ class CrossAttention(nn.Module):
         return self.out(output)
 
 
+def attention_kernel(config: PlugConfig, *lengths: int) -> Attention:
+    """What "auto" is for rows of these lengths on the devices in use; else what the config says."""
+    if config.attention != "auto":
+        return config.attention
+    platform = target_platform()
+    if config.attention_dropout_rate > 0.0:  # which the kernels have not
+        return "dot"
+    if platform == "tpu" and not any(length % LANES for length in lengths):
+        return "splash"
+    if platform == "gpu" and config.dtype == "bfloat16" and cudnn_takes(config.head_dim, lengths):
+        return "cudnn"
+    return "dot"
+
+
 def _attend(
     module: SelfAttention | CrossAttention,
     query: jax.Array,
@@ -124,24 +140,29 @@ def _attend(
     segments: Segments,
     deterministic: bool,
 ) -> jax.Array:
-    """[B,Q,H,K] of queries [B,Q,H,K], keys and values [B,S,H,K]: the one choice of a kernel."""
-    config = module.config
+    """[B,Q,H,K] of queries [B,Q,H,K], keys and values [B,S,H,K]: by the kernel of the config."""
+    config, lengths = module.config, (query.shape[1], key.shape[1])
     query, key, value = (
         nn.with_logical_constraint(a, _ACTIVATION_HEADS) for a in (query, key, value)
     )
-    # The parameters are initialised on a row of one token, which splash does not take.
-    if config.attention == "splash" and not module.is_initializing():
-        return _splash(config, query, key, value, segments)
-    rate = config.attention_dropout_rate
-    use_dropout = rate > 0.0 and not deterministic
-    output = attention.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=segments.mask(),
-        dropout_rate=rate,
-        dropout_rng=module.make_rng("dropout") if use_dropout else None,
-    )
+    # The parameters are initialised on a row of one token, which the kernels do not take.
+    kernel = "dot" if module.is_initializing() else attention_kernel(config, *lengths)
+    if kernel == "splash":
+        return _by_device(_splash(config, segments), query, key, value, segments)
+    if kernel == "cudnn":
+        attend = functools.partial(cudnn_attention, causal=segments.causal)
+        output = _by_device(attend, query, key, value, segments)
+    else:
+        rate = config.attention_dropout_rate
+        use_dropout = rate > 0.0 and not deterministic
+        output = attention.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=segments.mask(),
+            dropout_rate=rate,
+            dropout_rng=module.make_rng("dropout") if use_dropout else None,
+        )
     return _saved(output, "context")
 
 
@@ -156,25 +177,32 @@ def _saved(x: jax.Array, name: RematName) -> jax.Array:
     return checkpoint_name(x.reshape(*x.shape[:-2], -1), name).reshape(x.shape)
 
 
-def _splash(
-    config: PlugConfig, query: jax.Array, key: jax.Array, value: jax.Array, segments: Segments
-) -> jax.Array:
-    """Splash attention of every device over its own rows and heads: GSPMD cannot split a kernel."""
-    mesh = jax.sharding.get_abstract_mesh()
+def _splash(config: PlugConfig, segments: Segments) -> Callable[..., jax.Array]:
+    """Splash attention of one device's rows and heads."""
     platform = target_platform()
     if platform not in ("tpu", "cpu"):
         raise PlugError(
             f"attention='splash' is a TPU kernel, and this is a {platform}; set "
-            "PlugConfig.attention = 'dot'"
+            "PlugConfig.attention = 'auto' or 'dot'"
         )
-    attend = functools.partial(
+    return functools.partial(
         splash_attention,
         causal=segments.causal,
         block_size=config.attention_block_size,
         interpret=platform == "cpu",
         residual_name="context",
     )
-    if not mesh.empty:
+
+
+def _by_device(
+    attend: Callable[..., jax.Array],
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: Segments,
+) -> jax.Array:
+    """A kernel on every device's own rows and heads: GSPMD cannot split it."""
+    if not jax.sharding.get_abstract_mesh().empty:
         heads = nn.logical_to_mesh_axes(("activation_batch", None, "activation_heads", None))
         rows = nn.logical_to_mesh_axes(("activation_batch", None))
         attend = jax.shard_map(

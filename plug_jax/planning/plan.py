@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from plug_jax.errors import PlugError
+from plug_jax.models.attention import attention_kernel
 from plug_jax.objectives.composition import stage_of
 from plug_jax.partitioning import Partitioner
 from plug_jax.planning.compile import Compiled, DoesNotFit, Memory, compile_step, memory_of
@@ -132,7 +133,7 @@ def _plan(
         micro_batches=config.step.micro_batches,
         lengths=dict(config.train_data.feature_lengths),
         remat=config.model.remat,
-        attention=config.model.attention,
+        attention=attention_kernel(config.model, *config.train_data.feature_lengths.values()),
         fits=compiled is not None,
         hbm_needed=needed,
         hbm_available=topology.chip.usable_hbm_bytes,

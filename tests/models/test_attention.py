@@ -1,4 +1,4 @@
-"""Splash attention in the whole model, what each remat policy saves, and the compiled TPU step."""
+"""Attention's kernels in the whole model, what remat policies save, and the compiled TPU step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ import pytest
 
 from plug_jax.config import PlugConfig
 from plug_jax.errors import PlugError
+from plug_jax.models.attention import attention_kernel
 from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
@@ -24,7 +26,12 @@ from tests import synthetic
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOT = synthetic.tiny_config(
-    num_encoder_layers=1, num_decoder_layers=1, num_heads=2, head_dim=8, max_positions=256
+    attention="dot",
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    num_heads=2,
+    head_dim=8,
+    max_positions=256,
 )
 SPLASH = dataclasses.replace(DOT, attention="splash", attention_block_size=128)
 
@@ -91,13 +98,57 @@ def test_a_saved_name_spares_its_matrix_products(name: str, spared: int) -> None
     assert products() - products(name) == spared
 
 
+def mesh_of(platform: str) -> jax.sharding.AbstractMesh:
+    """One device of a kind that need not be here."""
+    device = jax.sharding.AbstractDevice(platform, num_cores=None, platform=platform)
+    return jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+
+
 def test_splash_is_for_tpus() -> None:
-    device = jax.sharding.AbstractDevice("H100", num_cores=None, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
     params = jax.eval_shape(lambda: init(SPLASH))
     batch = synthetic.batch(rows=1, encoder=128, decoder=128)
-    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(PlugError, match="attention = 'dot'"):
+    with (
+        jax.sharding.use_abstract_mesh(mesh_of("gpu")),
+        pytest.raises(PlugError, match=r"attention = 'auto' or 'dot'"),
+    ):
         jax.eval_shape(lambda params: loss(SPLASH, params, batch), params)
+
+
+@pytest.mark.parametrize(
+    ("platform", "lengths", "changes", "kernel"),
+    [
+        ("cpu", (256, 128), {}, "dot"),
+        ("tpu", (256, 128), {}, "splash"),
+        ("tpu", (256, 100), {}, "dot"),
+        ("tpu", (256, 128), {"attention_dropout_rate": 0.1}, "dot"),
+        ("tpu", (256, 128), {"attention": "dot"}, "dot"),
+        ("gpu", (256, 100), {"dtype": "bfloat16"}, "cudnn"),
+        ("gpu", (256, 100), {"dtype": "float32"}, "dot"),
+        ("gpu", (256, 101), {"dtype": "bfloat16"}, "dot"),
+        ("gpu", (256, 128), {"dtype": "bfloat16", "head_dim": 12}, "dot"),
+        ("gpu", (256, 128), {"dtype": "bfloat16", "attention_dropout_rate": 0.1}, "dot"),
+    ],
+)
+def test_what_auto_is(
+    platform: str, lengths: tuple[int, int], changes: dict[str, object], kernel: str
+) -> None:
+    config = dataclasses.replace(DOT, **({"attention": "auto"} | changes))
+    with jax.sharding.use_abstract_mesh(mesh_of(platform)):
+        assert attention_kernel(config, *lengths) == kernel
+
+
+def test_auto_on_a_gpu() -> None:
+    """The encoder, the decoder and its cross-attention take cuDNN's kernel, by device on a mesh."""
+    config = dataclasses.replace(DOT, attention="auto", dtype="bfloat16")
+    params = jax.eval_shape(lambda: init(config))
+    batch = synthetic.batch(rows=1, encoder=128, decoder=64)
+    with (
+        jax.sharding.use_abstract_mesh(mesh_of("gpu")),
+        mock.patch("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000),
+    ):
+        traced = str(jax.make_jaxpr(lambda params: loss(config, params, batch))(params))
+    assert len(re.findall(r"= dot_product_attention_fwd\w*\[", traced)) == 3
+    assert "= shard_map[" in traced
 
 
 def test_decoding_with_a_cache_needs_no_splash() -> None:

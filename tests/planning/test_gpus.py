@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from plug_jax.cli.plan import configure
+from plug_jax.models.attention import attention_kernel
 from plug_jax.partitioning import put_batch
 from plug_jax.planning.compile import sharded_bytes
 from plug_jax.planning.topologies import GIB
@@ -51,3 +52,15 @@ def test_a_step_of_a_narrow_model() -> None:
         assert held < 1.2 * sum(leaf.size for leaf in parameters) / 8
         _, metrics = program.train_step(state, put_batch(batch, config.partitioner.batch_sharding))
     assert math.isfinite(metrics["loss"].value())
+
+
+@pytest.mark.parametrize("mesh", ["h100_1", "h100_8"])
+def test_the_compiler_knows_its_options_and_auto_is_cudnn(mesh: str) -> None:
+    config = configure([RUN, "models/large.gin", f"mesh/{mesh}.gin"], [])
+    jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=dict(config.compiler_options))
+    device = jax.sharding.AbstractDevice("H100", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    ):
+        lengths = config.train_data.feature_lengths.values()
+        assert attention_kernel(config.model, *lengths) == "cudnn"

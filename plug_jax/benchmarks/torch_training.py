@@ -1,7 +1,8 @@
 """A run's training, written with PyTorch's own layers, loss, clipping, optimizer and backward pass.
 
 Independent of how ours is computed: from the same parameters and batches it must give the same
-losses, and beside it ours is timed. Only PLUG's own recipe is here: pre-norm, float32, AdamW.
+losses, and beside it ours is timed. Only PLUG's own recipe is here: pre-norm, AdamW. A model in
+bfloat16 has its matmuls autocast. It trains on a CUDA GPU where PyTorch sees one, else on the CPU.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class TorchTraining:
         import torch
 
         self._torch, self._functional = torch, torch.nn.functional
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._config, self._model = config, config.model
         self._masked = next((o for o in config.objectives if isinstance(o, MaskedLM)), None)
         self._steps_done = 0
@@ -39,7 +41,9 @@ class TorchTraining:
         for path, leaf in flatten_dict(params).items():
             array = np.array(leaf, np.float32)
             parts = array if "layers" in path else [array]
-            self._leaves["/".join(path)] = [torch.tensor(p, requires_grad=True) for p in parts]
+            self._leaves["/".join(path)] = [
+                torch.tensor(p, device=self._device, requires_grad=True) for p in parts
+            ]
         c = config.optimizer
         decayed: list[Any] = []
         others: list[Any] = []
@@ -62,7 +66,11 @@ class TorchTraining:
 
     def step(self, batch: Mapping[str, np.ndarray]) -> float:
         """Train on a batch, rows [B,S] of each feature; the loss before the update."""
-        loss = self._loss({name: self._torch.tensor(a).long() for name, a in batch.items()})
+        tensors = {name: self._torch.tensor(a, device=self._device) for name, a in batch.items()}
+        with self._torch.autocast(
+            self._device.type, self._torch.bfloat16, enabled=self._model.dtype == "bfloat16"
+        ):
+            loss = self._loss({name: tensor.long() for name, tensor in tensors.items()})
         self._optimizer.zero_grad()
         loss.backward()
         leaves = list(self._all_leaves())
@@ -79,9 +87,9 @@ class TorchTraining:
     def parameters(self) -> dict[str, np.ndarray]:
         """By the path in our tree, its names joined by "/"; layers are stacked on axis 0."""
         return {
-            name: np.stack([leaf.detach().numpy() for leaf in leaves])
+            name: np.stack([leaf.detach().cpu().numpy() for leaf in leaves])
             if "/layers/" in name
-            else leaves[0].detach().numpy()
+            else leaves[0].detach().cpu().numpy()
             for name, leaves in self._leaves.items()
         }
 
@@ -120,7 +128,7 @@ class TorchTraining:
         types = self._torch.zeros_like(tokens)
         hidden = self._embed(tokens, batch["decoder_positions"], types)
         length = tokens.shape[1]
-        causal = self._torch.ones(length, length).tril().bool()
+        causal = self._torch.ones(length, length, device=self._device).tril().bool()
         attentions = {
             "self_attention": (None, _readable(_same(segments, segments) & causal)),
             "cross_attention": (encoded, _readable(_same(segments, batch["encoder_segment_ids"]))),
@@ -213,7 +221,6 @@ def check(config: TrainConfig) -> None:
         "norm_placement 'pre'": model.norm_placement != "pre",
         "no pooler": model.use_pooler,
         "one final norm": model.encoder_final_norm_repeats != 1,
-        "float32": model.dtype != "float32",
         "one micro-batch": config.step.micro_batches != 1,
         "AdamW with a linear schedule": (optimizer.name, optimizer.schedule) != ("adamw", "linear"),
         "float32 moments": optimizer.moment_dtype != "float32",

@@ -17,6 +17,7 @@ from plug_jax.data.pipeline import make_iterator
 from plug_jax.objectives.composition import features_of
 from plug_jax.partitioning import put_batch
 from plug_jax.planning.flops import model_flops
+from plug_jax.planning.topologies import peak_flops
 from plug_jax.training.compilation import compile_program
 from plug_jax.training.program import TrainConfig, train_program
 from plug_jax.training.state import init_state
@@ -83,25 +84,32 @@ class Speed:
     batches: Batches
     seconds: tuple[float, ...]
 
-    def to_json(self) -> dict[str, float]:
-        """Rates by the median round. Model FLOPs: what the rows need, padding included."""
-        steps_per_second = len(self.batches) / statistics.median(self.seconds)
+    def tokens_a_step(self, *, real: bool = False) -> float:
+        """Places of the rows, or those that are no padding: the mean over the batches."""
         segments = [
             array
             for batch in self.batches
             for name, array in batch.items()
             if name.endswith("_segment_ids")
         ]
-        tokens = sum(array.size for array in segments) / len(self.batches)
-        real = sum(int((array > 0).sum()) for array in segments) / len(self.batches)
+        counts = (int((array > 0).sum()) if real else array.size for array in segments)
+        return sum(counts) / len(self.batches)
+
+    def to_json(self) -> dict[str, Any]:
+        """Rates by the median round, and the quartiles of a step's seconds over the rounds.
+
+        Model FLOPs: what the rows need, padding included.
+        """
+        steps_per_second = len(self.batches) / statistics.median(self.seconds)
         data = self.config.train_data
         flops = model_flops(
             self.config.model, self.config.objectives, data.feature_lengths, data.batch_size
         )
         return {
+            "step_seconds": _quartiles([s / len(self.batches) for s in self.seconds]),
             "steps_per_second": steps_per_second,
-            "tokens_per_second": tokens * steps_per_second,
-            "real_tokens_per_second": real * steps_per_second,
+            "tokens_per_second": self.tokens_a_step() * steps_per_second,
+            "real_tokens_per_second": self.tokens_a_step(real=True) * steps_per_second,
             "model_flops_per_second": flops.train_step * steps_per_second,
         }
 
@@ -118,8 +126,8 @@ def measure(
 
     Each round goes once through all ways, so that what else the machine does falls on all of them.
     "torch" trains on our rows; "torch_padded" on rows of one example, as released PLUG does, where
-    ours hold several. `times` is our speed as a multiple, of medians over the rounds: by all tokens
-    of "torch", by real tokens of "torch_padded".
+    ours hold several. `times` is our speed as a multiple, round by round: by all tokens of "torch",
+    by real tokens of "torch_padded"; the median, and the quartiles.
 
     Args:
         config: the run; its length and what it would write do not matter.
@@ -148,12 +156,29 @@ def measure(
         seconds = _timed(ways, {n: b for n, (_, b) in batches.items()}, rounds, report)
     speeds = {name: Speed(*batches[name], tuple(seconds[name])) for name in ways}
     results: dict[str, Any] = {name: speed.to_json() for name, speed in speeds.items()}
-    results["plug_jax"] |= ours.to_json()
-    for name, rate in (("torch", "tokens"), ("torch_padded", "real_tokens")):
-        if name in speeds:
-            times = results["plug_jax"][f"{rate}_per_second"] / results[name][f"{rate}_per_second"]
-            results[name]["times"] = times
+    results["plug_jax"] |= ours.to_json() | {"mfu": _mfu(results["plug_jax"], config)}
+    for name, speed in speeds.items():
+        if name == "plug_jax":
+            continue
+        real = name == "torch_padded"
+        scale = speeds["plug_jax"].tokens_a_step(real=real) / speed.tokens_a_step(real=real)
+        rounds_ = zip(speeds["plug_jax"].seconds, speed.seconds, strict=True)
+        times = [scale * theirs / mine for mine, theirs in rounds_]
+        results[name]["times"] = statistics.median(times)
+        results[name]["times_quartiles"] = _quartiles(times)
     return results
+
+
+def _mfu(ours: Mapping[str, float], config: TrainConfig) -> float | None:
+    """Model FLOPs as a part of what all devices can do at best; None where that is not known."""
+    devices = config.partitioner.mesh.devices
+    peak = peak_flops(devices.flat[0].device_kind)
+    return None if peak is None else ours["model_flops_per_second"] / (peak * devices.size)
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    """The first, the median and the third."""
+    return [float(q) for q in np.quantile(values, (0.25, 0.5, 0.75))]
 
 
 def _timed(

@@ -120,10 +120,17 @@ def _print_table(results: dict[str, Any]) -> None:
             f"{way['tokens_per_second']:,.0f}",
             f"{way['real_tokens_per_second']:,.0f}",
             f"{way['model_flops_per_second'] / 1e9:,.1f}",
-            f"{way['times']:.2f} x in {by}" if "times" in way else "",
+            _times(way["times_quartiles"], by) if "times" in way else "",
         )
     console.print(table)
+    if ours["mfu"] is not None:
+        console.print(f"{ours['mfu']:.1%} of the devices' peak (MFU)")
     console.print(
         f"compiled in {ours['compile_seconds']:.1f} s, after {ours['trace_seconds']:.1f} s of "
         f"tracing; {ours['device_bytes'] / 1e6:,.0f} MB of a device"
     )
+
+
+def _times(quartiles: list[float], by: str) -> str:
+    low, median, high = (f"{value:.2f}" for value in quartiles)
+    return f"{median} x in {by} ({low} to {high})"

@@ -111,6 +111,26 @@ CHIPS = {
     )
 }
 
+# bfloat16 FLOP/s of one device by a part of the name that jax has for its kind, dense, from
+# https://www.nvidia.com/en-us/data-center/<h100, h200, a100>/ for GPUs.
+_PEAKS = {
+    "TPU v4": CHIPS["v4"].peak_flops,
+    "TPU v5 lite": CHIPS["v5e"].peak_flops,
+    "TPU v5": CHIPS["v5p"].peak_flops,
+    "TPU v6 lite": CHIPS["v6e"].peak_flops,
+    "TPU7x": CHIPS["v7x"].peak_flops / CHIPS["v7x"].devices,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """bfloat16 FLOP/s of a device of this kind at best, as published; None: not known here."""
+    return next((peak for name, peak in _PEAKS.items() if name in device_kind), None)
+
+
 _SPELLING = re.compile(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+){1,2})")
 
 

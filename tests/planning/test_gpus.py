@@ -11,7 +11,7 @@ from plug_jax.cli.plan import configure
 from plug_jax.models.attention import attention_kernel
 from plug_jax.partitioning import put_batch
 from plug_jax.planning.compile import sharded_bytes
-from plug_jax.planning.topologies import GIB
+from plug_jax.planning.topologies import GIB, peak_flops
 from plug_jax.training.program import train_program
 from plug_jax.training.state import init_state
 from tests import synthetic
@@ -64,3 +64,20 @@ def test_the_compiler_knows_its_options_and_auto_is_cudnn(mesh: str) -> None:
     ):
         lengths = config.train_data.feature_lengths.values()
         assert attention_kernel(config.model, *lengths) == "cudnn"
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v5", 459e12),  # what jax calls a v5p
+        ("TPU7x", 1153.5e12),  # a chip is two devices
+        ("cpu", None),
+    ],
+)
+def test_peaks_by_kind_of_device(kind: str, peak: float | None) -> None:
+    assert peak_flops(kind) == peak

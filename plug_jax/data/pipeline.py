@@ -109,6 +109,19 @@ def make_iterator(
     )
 
 
+def stream_batches(
+    config: DatasetConfig, features: Sequence[Feature], stream: seqio.ShardInfo
+) -> tf.data.Dataset:
+    """The batches of one stream of `make_iterator`'s, for other trainers: int32 [rows, length].
+
+    Raises what `make_iterator` does, but for data without an example, which it cannot know.
+    """
+    register_tasks(config)
+    rows = _Rows.of(config, features)
+    _check_tasks(config)
+    return _batches(config, rows, stream)
+
+
 def register_tasks(config: DatasetConfig) -> None:
     """Import the module of the tasks, and tell seqio where caches are. PlugError as below."""
     if config.module is not None:

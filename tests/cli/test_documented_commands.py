@@ -61,7 +61,10 @@ BEGINNINGS = {
     ],
     "convert": [
         f"plug_jax.cli.convert.{name}"
-        for name in ("_import_plug", "_import_hf", "_verify", "_export_plug", "_export_hf")
+        for name in (
+            *("_import_plug", "_import_hf", "_import_t5x"),
+            *("_verify", "_export_plug", "_export_hf"),
+        )
     ],
 }
 

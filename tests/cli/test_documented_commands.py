@@ -160,7 +160,7 @@ def test_a_setting_that_is_named_is_one(build: Callable[[str], None], setting: s
 # tests/benchmarks, tests/cli/test_demo.py, tests/cli/test_demo_finetune.py).
 _ONLY_TAKEN = ("plan", "serve", "bench", "demo", "demo-finetune", "sweep", "ensemble")
 _ONLY_TAKEN_WITH = (
-    *("stage2.gin", "Dataflow", "import-plug", "export-plug", "verify", "text/train"),
+    *("stage2.gin", "Dataflow", "import-plug", "import-t5x", "export-plug", "verify", "text/train"),
     *("tnews_sweep", "runs/*"),  # of many runs: tests/finetuning
     ".damaged",  # checkpoint rm: tests/training/test_integrity.py
 )

@@ -112,13 +112,15 @@ def make_iterator(
 def stream_batches(
     config: DatasetConfig, features: Sequence[Feature], stream: seqio.ShardInfo
 ) -> tf.data.Dataset:
-    """The batches of one stream of `make_iterator`'s, for other trainers: int32 [rows, length].
+    """The batches of one stream of `make_iterator`'s endless data, for other trainers than ours.
 
-    Raises what `make_iterator` does, but for data without an example, which it cannot know.
+    [batch_size // streams, row length] of each feature. Raises what `make_iterator` does.
     """
+    assert config.num_epochs is None
     register_tasks(config)
     rows = _Rows.of(config, features)
     _check_tasks(config)
+    _check_examples(config, rows, stream)
     return _batches(config, rows, stream)
 
 

@@ -14,6 +14,7 @@ from plug_jax.data.pipeline import DatasetConfig, make_iterator
 from plug_jax.errors import PlugError
 from plug_jax.objectives.composition import features_of
 from plug_jax.objectives.stages import PALM, STRUCTBERT
+from plug_jax.t5x_bridge import data
 from plug_jax.t5x_bridge.data import T5xFeatureConverter, get_dataset, task_feature_lengths
 from plug_jax.t5x_bridge.evaluated_tasks import evaluated_task, log_likelihood
 from plug_jax.tasks import pretrain
@@ -40,6 +41,13 @@ def palm(files):
 @pytest.fixture(scope="module")
 def structbert(files):
     return pretrain.structbert_text(**files, max_length=48, name="t5x_structbert")
+
+
+@pytest.fixture(scope="module")
+def short(files, tmp_path_factory):
+    path = tmp_path_factory.mktemp("short") / "short.txt"
+    path.write_text("一。\n", encoding="utf-8")
+    return pretrain.palm_text(**{**files, "train_files": str(path)}, name="t5x_short")
 
 
 def converter(pack=True, **options):
@@ -105,17 +113,18 @@ def test_training_data_are_those_of_our_trainer(structbert):
     assert all(spec.shape[1:] == (48,) for spec in dataset.element_spec.values())
 
 
-def test_shards_have_rows_of_their_own(structbert):
-    cfg = dataset_config(structbert, STRUCTBERT, {"encoder": 48})
-
-    def first(shard):
-        dataset = get_dataset(
-            cfg, shard, 2, lambda pack: T5xFeatureConverter(features_of(STRUCTBERT))
-        )
-        return next(dataset.as_numpy_iterator())["encoder_original_tokens"]
-
-    assert first(0).shape == first(1).shape == (2, 48)
-    assert (first(0) != first(1)).any()
+@pytest.mark.parametrize("seed", [3, None])
+def test_a_shard_is_a_stream(structbert, monkeypatch, seed):
+    asked = []
+    monkeypatch.setattr(data, "stream_batches", lambda *arguments: asked.append(arguments))
+    cfg = dataset_config(structbert, STRUCTBERT, {"encoder": 48}, seed=seed, use_cached=True)
+    get_dataset(cfg, 1, 2, lambda pack: T5xFeatureConverter(features_of(STRUCTBERT)))
+    ((config, features, shard),) = asked
+    assert (shard.index, shard.num_shards) == (1, 2)
+    assert features == features_of(STRUCTBERT)
+    assert (config.use_cached, config.feature_lengths) == (True, {"encoder": 48})
+    # Without a seed, t5x's own: the time, in seconds.
+    assert config.seed == 3 if seed else config.seed > 1_600_000_000
 
 
 @pytest.mark.parametrize(
@@ -126,9 +135,10 @@ def test_shards_have_rows_of_their_own(structbert):
         ({"batch_size": 3}, {}, "BATCH_SIZE 3 does not divide into 2 shards"),
         ({"mixture_or_task_name": "t5x_palms"}, {}, "Did you mean .*t5x_palm"),
         ({"use_cached": True}, {}, "run `plug-jax cache` first"),
+        ({"mixture_or_task_name": "t5x_short"}, {}, "gives no example .* document_too_short 1"),
     ],
 )
-def test_what_is_wrong_is_said(palm, changes, arguments, message):
+def test_what_is_wrong_is_said(palm, short, changes, arguments, message):
     cfg = dataset_config(palm, PALM, LENGTHS, **changes)
     with pytest.raises(PlugError, match=message):
         get_dataset(cfg, 0, 2, converter, **arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import seqio
@@ -50,20 +49,22 @@ def evaluated_task(*, task: str) -> str:
         source=given.source,
         preprocessors=[*given.preprocessors, seqio.map_over_dataset(with_texts)],
         output_features={**features, "targets": targets},
-        postprocess_fn=_tokens,
+        postprocess_fn=_postprocess,
         metric_fns=[log_likelihood],
         shuffle_buffer_size=None,
     )
     return name
 
 
-def log_likelihood(targets: Sequence[Any], scores: Sequence[float]) -> dict[str, float]:
-    """seqio's metric over scores: the mean over the decoder's tokens, in nats, and how many."""
-    tokens = sum(len(target) for target in targets)
+def log_likelihood(targets: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
+    """seqio's metric over scores: the mean over the decoder's tokens, in nats, and how many.
+
+    `targets` are the numbers of tokens, the [SEP] that ends a text included.
+    """
+    tokens = sum(targets)
     return {"log_likelihood_per_token": float(np.sum(scores)) / max(tokens, 1), "tokens": tokens}
 
 
-def _tokens(output: Any, example: Any = None, is_target: bool = False) -> Any:
-    """Targets as they are: the metric counts them."""
-    del example, is_target
-    return output
+def _postprocess(text: str, example: Mapping[str, np.ndarray], is_target: bool) -> str | int:
+    """Of a target the number of its tokens that count: seqio gives its text, without [SEP]."""
+    return int(example["decoder_loss_weights"].sum()) if is_target else text

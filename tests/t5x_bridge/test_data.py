@@ -157,6 +157,10 @@ def test_an_evaluated_task(palm):
     assert example["targets_pretokenized"].decode() == vocabulary.decode(
         example["targets"].tolist()
     )
+    (metric,) = task.metric_objs
+    scored = metric.from_model_output([example], np.array([-6.0]), task.output_features)
+    values, _ = scored.actual_compute([example], task.output_features)
+    assert values["tokens"] == len(example["targets"])
 
 
 def test_a_task_without_a_decoder_is_not_evaluated(structbert):
@@ -165,8 +169,7 @@ def test_a_task_without_a_decoder_is_not_evaluated(structbert):
 
 
 def test_the_mean_is_over_tokens():
-    targets = [np.zeros(3), np.zeros(1)]
-    assert log_likelihood(targets, [-6.0, -2.0]) == {
+    assert log_likelihood([3, 1], [-6.0, -2.0]) == {
         "log_likelihood_per_token": -2.0,
         "tokens": 4,
     }

@@ -222,12 +222,12 @@ def test_eval_and_infer_score_as_we_do(work: Path, stage2: Path, imported2: Path
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     model = InferenceModel.load(imported2)
     v, inputs = model.vocabulary, [row["inputs"] for row in rows]
-    ours = model.log_likelihoods(
-        [model.prompt_ids(one["inputs_pretokenized"]) for one in inputs],
-        [[[*v.encode(one["targets_pretokenized"]), v.sep_id]] for one in inputs],
-    )
+    targets = [[*v.encode(one["targets_pretokenized"]), v.sep_id] for one in inputs]
+    prompts = [model.prompt_ids(one["inputs_pretokenized"]) for one in inputs]
+    ours = model.log_likelihoods(prompts, [[target] for target in targets])
     np.testing.assert_allclose(
         [row["score"] for row in rows], [math.fsum(ids) for (ids,) in ours], rtol=1e-4
     )
+    assert metrics["tokens"] == sum(map(len, targets))
     total = math.fsum(row["score"] for row in rows)
     assert metrics["log_likelihood_per_token"] == pytest.approx(total / metrics["tokens"], rel=1e-5)

@@ -1,4 +1,4 @@
-"""`plug-jax convert`: weights from and to PyTorch, and proof that they compute the same."""
+"""`plug-jax convert`: weights from PyTorch and t5x, to PyTorch, and proof that they agree."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from plug_jax.errors import PlugError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SUMMARY = "bring PyTorch weights in and out: PLUG, BERT, StructBERT"
+    from plug_jax.convert.from_torch import Imported
+
+SUMMARY = "bring PyTorch weights in and out (PLUG, BERT, StructBERT), and those of a t5x run in"
 EXAMPLE = """examples:
   plug-jax convert import-plug --input plug_model --vocabulary vocab.txt --output plug
   plug-jax convert import-hf --input chinese-roberta-wwm-ext-large --output roberta
+  plug-jax convert import-t5x --input t5x_run --output run2_again
   plug-jax convert verify --checkpoint plug --golden outputs.npz
   plug-jax convert export-hf --checkpoint run1 --output structbert
   plug-jax convert export-plug --checkpoint run2 --ranks 8 --output plug_again
@@ -54,6 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = command("import-hf", "read a Hugging Face directory of a BERT", _import_hf)
     _add_import_arguments(add)
     add("--num_sentence_classes", type=int, metavar="N", help="of a fresh sentence_head")
+
+    add = command("import-t5x", "read a checkpoint of a run of t5x (docs/t5x.md)", _import_t5x)
+    add("--input", required=True, metavar="DIR", help="t5x's MODEL_DIR, or MODEL_DIR/checkpoint_N")
+    add("--output", required=True, metavar="DIR", help="the MODEL_DIR to write")
 
     add = command("export-plug", "write PLUG's released layout", _export_plug)
     _add_export_arguments(add)
@@ -156,16 +163,29 @@ def _import(args: argparse.Namespace, open_source: Callable) -> int:
     )
     source = open_source(_local(args.input))
     imported = import_weights(source, _local(args.output), options)
+    _say_imported(args.output, imported, started)
+    if not imported.has_vocabulary:
+        print("no vocabulary came with it: commands that read text need one", file=sys.stderr)
+    return 0
+
+
+def _import_t5x(args: argparse.Namespace) -> int:
+    from plug_jax.convert.from_t5x import import_t5x
+
+    started = time.monotonic()
+    imported = import_t5x(_local(args.input), _local(args.output))
+    _say_imported(args.output, imported, started)
+    return 0
+
+
+def _say_imported(output: str, imported: Imported, started: float) -> None:
     config = imported.config
     print(
-        f"{args.output}: {config.num_encoder_layers} + {config.num_decoder_layers} layers, hidden "
+        f"{output}: {config.num_encoder_layers} + {config.num_decoder_layers} layers, hidden "
         f"{config.hidden_size}, {config.num_heads} heads of {config.head_dim}, "
         f"{config.vocab_size} pieces in {config.padded_vocab_size} rows"
     )
-    if not imported.has_vocabulary:
-        print("no vocabulary came with it: commands that read text need one", file=sys.stderr)
     _say_speed("imported", imported.tensors, imported.bytes, started)
-    return 0
 
 
 def _export_plug(args: argparse.Namespace) -> int:

@@ -125,7 +125,7 @@ class RowFeatureConverter(seqio.FeatureConverter):
         task_feature_lengths: Mapping[str, int],
         batch_size: int | None = None,
     ) -> tf.data.Dataset:
-        lengths = _row_lengths(task_feature_lengths)
+        lengths = side_lengths(task_feature_lengths)
         names = {*self.TASK_FEATURES, *map(length_name, lengths)} & set(ds.element_spec)
         if set(ds.element_spec) != names:
             ds = ds.map(
@@ -138,7 +138,7 @@ class RowFeatureConverter(seqio.FeatureConverter):
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
         """The row length of every model feature: that of its side."""
-        lengths = _row_lengths(task_feature_lengths)
+        lengths = side_lengths(task_feature_lengths)
         return {name: lengths[side_of(name)] for name in self.MODEL_FEATURES}
 
 
@@ -149,8 +149,8 @@ def _specs(features: Iterable[Feature]) -> dict[str, seqio.FeatureConverter.Feat
     }
 
 
-def _row_lengths(task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
-    """{"encoder": E, "decoder": D} from the lengths of the features, which must agree."""
+def side_lengths(task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+    """{"encoder": E, "decoder": D} from the row lengths of features; PlugError if they disagree."""
     lengths: dict[str, int] = {}
     for name, length in task_feature_lengths.items():
         if lengths.setdefault(side_of(name), length) != length:

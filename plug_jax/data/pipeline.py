@@ -109,6 +109,21 @@ def make_iterator(
     )
 
 
+def stream_batches(
+    config: DatasetConfig, features: Sequence[Feature], stream: seqio.ShardInfo
+) -> tf.data.Dataset:
+    """The batches of one stream of `make_iterator`'s endless data, for other trainers than ours.
+
+    [batch_size // streams, row length] of each feature. Raises what `make_iterator` does.
+    """
+    assert config.num_epochs is None
+    register_tasks(config)
+    rows = _Rows.of(config, features)
+    _check_tasks(config)
+    _check_examples(config, rows, stream)
+    return _batches(config, rows, stream)
+
+
 def register_tasks(config: DatasetConfig) -> None:
     """Import the module of the tasks, and tell seqio where caches are. PlugError as below."""
     if config.module is not None:

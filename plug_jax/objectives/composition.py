@@ -158,6 +158,20 @@ def training_forward(
     )
 
 
+def scoring_forward(
+    objectives: Sequence[Objective], model: PlugModel, params: Any, batch: Batch, *, chunk: int = 0
+) -> Forward:
+    """A forward pass over a batch as the task gives it, without dropout."""
+    return Forward(
+        model,
+        params,
+        prepare(objectives, batch),
+        uncorrupted=_uncorrupted(objectives),
+        texts_a_row=texts_a_row(objectives),
+        chunk=chunk,
+    )
+
+
 def metrics_of(objectives: Sequence[Objective], forward: Forward) -> dict[str, Mean]:
     """The metrics of all objectives."""
     metrics: dict[str, Mean] = {}
@@ -208,7 +222,7 @@ def evaluate(
     """
     padding = batch_metrics(batch)
     index, segments = batch.get("example_index"), batch["encoder_segment_ids"]
-    forward = _scoring_forward(objectives, model, params, batch, chunk=chunk)
+    forward = scoring_forward(objectives, model, params, batch, chunk=chunk)
     outputs = _outputs(objectives, forward)
     if outputs:
         assert index is not None
@@ -220,7 +234,7 @@ def predict(
     objectives: Sequence[Objective], model: PlugModel, params: Any, batch: Batch
 ) -> dict[str, jax.Array]:
     """What predictions are made of, [B, ...] each, of a batch as the task gives it."""
-    return _outputs(objectives, _scoring_forward(objectives, model, params, batch))
+    return _outputs(objectives, scoring_forward(objectives, model, params, batch))
 
 
 def batch_metrics(batch: Batch) -> dict[str, Mean]:
@@ -247,20 +261,6 @@ def summarize_metrics(objectives: Iterable[Objective], metrics: Metrics) -> dict
     for one in objectives:
         values |= one.summary(values)
     return values
-
-
-def _scoring_forward(
-    objectives: Sequence[Objective], model: PlugModel, params: Any, batch: Batch, *, chunk: int = 0
-) -> Forward:
-    """Over a batch as the task gives it, without dropout."""
-    return Forward(
-        model,
-        params,
-        prepare(objectives, batch),
-        uncorrupted=_uncorrupted(objectives),
-        texts_a_row=texts_a_row(objectives),
-        chunk=chunk,
-    )
 
 
 def _outputs(objectives: Iterable[Objective], forward: Forward) -> dict[str, jax.Array]:

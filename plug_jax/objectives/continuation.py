@@ -55,6 +55,14 @@ class Continuation(Objective):
 
     def metrics(self, forward: Forward) -> dict[str, Mean]:
         """`decoder_loss` and `decoder_accuracy`."""
+        scores, weights = self.scores(forward)
+        return {
+            "decoder_loss": Mean(*losses.weighted(scores.losses, weights)),
+            "decoder_accuracy": Mean(*losses.weighted(scores.hits, weights)),
+        }
+
+    def scores(self, forward: Forward) -> tuple[losses.Scores, jax.Array]:
+        """The scores of the decoder's tokens [B,D], and their int32 weights [B,D]."""
         batch = forward.batch
         states = forward.apply(
             "decoder_states",
@@ -65,12 +73,9 @@ class Continuation(Objective):
             segment_ids=batch["decoder_segment_ids"],
             encoder_segment_ids=batch["encoder_segment_ids"],
         )
-        labels, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+        labels = batch["decoder_target_tokens"]
         scores = forward.apply("decoder_scores", states, labels, chunk=forward.chunk)
-        return {
-            "decoder_loss": Mean(*losses.weighted(scores.losses, weights)),
-            "decoder_accuracy": Mean(*losses.weighted(scores.hits, weights)),
-        }
+        return scores, batch["decoder_loss_weights"]
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """`decoder_perplexity` = exp(decoder_loss)."""

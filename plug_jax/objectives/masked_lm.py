@@ -135,11 +135,8 @@ class MaskedLM(Objective):
     def metrics(self, forward: Forward) -> dict[str, Mean]:
         """`tokens_loss` of all; of the masked and the shuffled alone, and what was left out."""
         batch = forward.batch
-        positions = batch["prediction_positions"]
-        hidden = jnp.take_along_axis(forward.encoded, positions[..., None], axis=1)
-        labels = batch["prediction_labels"]
-        scores = forward.apply("mlm_scores", hidden, labels, chunk=forward.chunk)
-        weights, shuffled = batch["prediction_weights"], batch["prediction_shuffled"]
+        scores, weights = self.scores(forward)
+        shuffled = batch["prediction_shuffled"]
         overflow = count(batch["prediction_overflow"])
         metrics = {
             "tokens_loss": Mean(*losses.weighted(scores.losses, weights)),
@@ -153,6 +150,15 @@ class MaskedLM(Objective):
                 "word_order_accuracy": Mean(*losses.weighted(scores.hits, shuffled)),
             }
         return metrics
+
+    def scores(self, forward: Forward) -> tuple[losses.Scores, jax.Array]:
+        """The scores of what is predicted [B,P], and their int32 weights [B,P]."""
+        batch = forward.batch
+        positions = batch["prediction_positions"]
+        hidden = jnp.take_along_axis(forward.encoded, positions[..., None], axis=1)
+        labels = batch["prediction_labels"]
+        scores = forward.apply("mlm_scores", hidden, labels, chunk=forward.chunk)
+        return scores, batch["prediction_weights"]
 
     def flops(self, config: PlugConfig, rows: RowShape) -> Mapping[str, int]:
         """The head at the predicted positions: a transform, and the vocabulary before padding."""

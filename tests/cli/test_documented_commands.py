@@ -61,7 +61,10 @@ BEGINNINGS = {
     ],
     "convert": [
         f"plug_jax.cli.convert.{name}"
-        for name in ("_import_plug", "_import_hf", "_verify", "_export_plug", "_export_hf")
+        for name in (
+            *("_import_plug", "_import_hf", "_import_t5x"),
+            *("_verify", "_export_plug", "_export_hf"),
+        )
     ],
 }
 
@@ -157,7 +160,7 @@ def test_a_setting_that_is_named_is_one(build: Callable[[str], None], setting: s
 # tests/benchmarks, tests/cli/test_demo.py, tests/cli/test_demo_finetune.py).
 _ONLY_TAKEN = ("plan", "serve", "bench", "demo", "demo-finetune", "sweep", "ensemble")
 _ONLY_TAKEN_WITH = (
-    *("stage2.gin", "Dataflow", "import-plug", "export-plug", "verify", "text/train"),
+    *("stage2.gin", "Dataflow", "import-plug", "import-t5x", "export-plug", "verify", "text/train"),
     *("tnews_sweep", "runs/*"),  # of many runs: tests/finetuning
     ".damaged",  # checkpoint rm: tests/training/test_integrity.py
 )

@@ -193,6 +193,19 @@ def test_the_allowed_imports_have_no_cycle():
     assert done == MAY_IMPORT.keys()
 
 
+def test_the_picture_in_contributing_is_true():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    picture = text.partition("## The house\n\n```\n")[2].partition("```")[0]
+    lines = [line.partition("   ")[0].split() for line in picture.splitlines()]
+    height = {part: -number for number, line in enumerate(lines) for part in line}
+    folders = {path.parent.name for path in (ROOT / "plug_jax").glob("*/__init__.py")}
+    assert folders - height.keys() == set(), "not in the picture"
+    assert height.keys() <= MAY_IMPORT.keys()
+    for part in height:
+        for other in MAY_IMPORT[part] & height.keys():
+            assert height[other] < height[part], f"{part} imports {other}, which is no lower"
+
+
 @pytest.mark.parametrize(
     ("path", "source", "expected"),
     [

@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PYTEST_WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist loadfile
 AUDIT := .cache/audit
+WHEEL := .cache/wheel
+EMPTY := $(abspath $(WHEEL))/empty
 # Further arguments for pytest, such as ARGS='-k masking'.
 ARGS ?=
 # The interpreter that makes .venv; by default python3.11, else python3.
@@ -15,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-finetune test test-slow test-long test-parity kills lint audit clean
+.PHONY: help setup demo demo-finetune test test-slow test-long test-parity kills lint docs wheel audit clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +50,19 @@ lint: $(VENV)/.installed  ## Check style, format and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy plug_jax tasks
 
+docs: $(VENV)/.installed-docs  ## Build the site in docs/_build/html, its tutorials executed
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs docs/_build/html $(ARGS)
+	@echo "The site is docs/_build/html/index.html"
+
+# In an environment that has nothing of this folder but the wheel, and in another directory.
+wheel: $(WHEEL)/.installed  ## Build wheel and sdist in dist/, and try them in an empty environment
+	rm -rf build dist $(EMPTY)
+	$(WHEEL)/bin/python -m build --outdir dist
+	$(WHEEL)/bin/python -m twine check --strict dist/*
+	$(VENV)/bin/python -m venv $(EMPTY)
+	$(EMPTY)/bin/python -m pip install --quiet -c constraints.txt "$$(echo dist/*.whl)[demo,serve]"
+	$(EMPTY)/bin/python tests/try_installed.py
+
 # A tool that nothing else needs, so it is kept out of $(VENV). It asks PyPI about each package;
 # --strict: one that it cannot ask about is a failure too.
 audit: $(AUDIT)/.installed  ## Look for known vulnerabilities of the pinned packages
@@ -78,6 +93,16 @@ $(VENV)/.created:
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing the pinned dependencies into $(VENV) (4.1 GB on disk; takes minutes, once)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cache,clean,demo,dev,int8,serve,tpu]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "Installing Sphinx into $(VENV) for the site"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cache,clean,demo,dev,docs,int8,serve,tpu]'
+	@touch $@
+
+$(WHEEL)/.installed: $(VENV)/.created
+	$(BIN)/python -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet build==1.6.1 twine==7.0.0
 	@touch $@
 
 $(AUDIT)/.installed: $(VENV)/.created

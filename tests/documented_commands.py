@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Where the documentation's files are, and where those of a test are: in the current directory.
 _PLACES = re.compile("/path/to/|/data/|gs://BUCKET/|gs://bucket/")
-_BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`(plug-jax \w[^`]* -[^`]*)`")
 _SETTING = re.compile(r"`--gin\.([\w./]+)=([^`]+)`")
 _COMMENT = re.compile(r"^#(.*)$", re.MULTILINE)
@@ -80,9 +80,18 @@ def settings_of(page: str) -> list[str]:
     return ["{} = {}".format(name, value.strip('"')) for name, value in found]
 
 
+def _pages() -> list[Path]:
+    """All that is written by hand, but for tutorials, which `make docs` executes."""
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    return [
+        ROOT / "README.md",
+        *(page for page in pages if {"_build", "tutorials"}.isdisjoint(page.parts)),
+    ]
+
+
 def _texts() -> list[tuple[str, str]]:
     texts = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in _pages():
         page = path.read_text(encoding="utf-8")
         inline = [" ".join(code.split()) for code in _INLINE.findall(_BLOCK.sub("", page))]
         texts.append((path.name, "\n".join([*_BLOCK.findall(page), *inline])))
@@ -114,7 +123,7 @@ def _parse(where: str, line: str) -> Command:
     return Command(where, tuple(words), stdin)
 
 
-# What "..." stands for: the README's command of stage 1.
+# What "..." stands for: the command of stage 1 in docs/pretraining.md.
 _LEFT_OUT = (
     "--gin_file=runs/structbert_pretrain.gin",
     "--gin_file=models/tiny.gin",

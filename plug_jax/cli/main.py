@@ -45,6 +45,7 @@ COMMANDS = {
     "sweep": "plug_jax.cli.sweep",
     "ensemble": "plug_jax.cli.ensemble",
     "checkpoint": "plug_jax.cli.checkpoint",
+    "doctor": "plug_jax.cli.doctor",
     "bench": "plug_jax.cli.bench",
     "cache": "plug_jax.cli.cache",
     "demo": "plug_jax.cli.demo",

@@ -31,7 +31,7 @@ class TokenSource(FileSource):
     A record has int64 features: `tokens`, the ids of one document or several, one after the other,
     without special tokens; `document_lengths`, the tokens of each document, by default one document
     a record; `sentence_lengths`, the tokens of each sentence, by default one sentence a document.
-    The files that `plug-jax cache` writes, <task>/train.tfrecord-*, are such files.
+    The files that `plug-jax cache` writes, `<task>/train.tfrecord-*`, are such files.
 
     Without sentences stage 1 still works, but less well: a document up to half an example long
     cannot be cut into A and B, so it only gets label 0, or is dropped as "no_other_document"; a

@@ -50,6 +50,7 @@ BEGINNINGS = {
         "plug_jax.training.stored_steps.remove_steps",
     ],
     "demo": ["plug_jax.cli.demo._run_demo"],
+    "doctor": ["plug_jax.cli.doctor.examine"],
     "demo-finetune": ["plug_jax.cli.demo.trained_stage1"],
     "bench": [
         "plug_jax.cli.bench._run_data",
@@ -103,7 +104,15 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_all_places_were_looked_at() -> None:
     places = {command.where for command in COMMANDS}
-    assert {"README.md", "tpu.md", "evaluate.gin", "infer.gin", "cache --help"} <= places
+    assert {
+        "README.md",
+        "pretraining.md",
+        "plans.md",
+        "tpu.md",
+        "evaluate.gin",
+        "infer.gin",
+        "cache --help",
+    } <= places
     assert {command.name for command in COMMANDS} == set(BEGINNINGS)
     assert len(COMMANDS) > 70
 
@@ -138,7 +147,8 @@ def _serve(binding: str) -> None:
 SETTINGS = [
     (build, setting)
     for page, build in {
-        "README.md": _plan,
+        "docs/pretraining.md": _plan,
+        "docs/about/plans.md": _plan,
         "docs/tpu.md": _plan,
         "docs/inference.md": _serve,
         "docs/serving.md": _serve,
@@ -180,7 +190,7 @@ RUNNING = _running()
 STAGES = [
     command
     for command in RUNNING
-    if command.name == "train" and command.where == "README.md" and "cpu1" in str(command)
+    if command.name == "train" and command.where == "pretraining.md" and "cpu1" in str(command)
 ]
 
 
@@ -210,7 +220,7 @@ def small(command: Command) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory with what the README's two stages leave."""
+    """The directory with what the two stages of docs/pretraining.md leave."""
     directory = tmp_path_factory.mktemp("trained")
     prepare(directory)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -218,7 +228,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
         for command in STAGES:
             assert main(small(command)) == 0
-        cache = next(c for c in RUNNING if c.name == "cache" and c.where == "README.md")
+        cache = next(c for c in RUNNING if c.name == "cache" and c.where == "data.md")
         assert main(list(cache.arguments)) == 0
         for name in ("chinese-roberta-wwm-ext", "chinese-roberta-wwm-ext-large"):
             assert main(["convert", "export-hf", "--checkpoint", "run2", "--output", name]) == 0

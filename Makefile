@@ -69,7 +69,7 @@ audit: $(AUDIT)/.installed  ## Look for known vulnerabilities of the pinned pack
 	$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt -r constraints-parity.txt $(ARGS)
 
 clean:  ## Remove .venv, caches and build files
-	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist docs/_build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:

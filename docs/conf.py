@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from myst_nb.core import render
 from pygments.lexers import PythonLexer
 from sphinx.highlighting import lexers
 
@@ -55,6 +56,21 @@ os.environ.update(
     TTY_COMPATIBLE="0",  # no bars and colours: Jupyter's kernel asks for them
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
 )
+
+
+def merge_streams(outputs: list[Any]) -> list[Any]:
+    """One output for each stream of a cell; myst-nb's own would end lines at each write."""
+    merged: dict[Any, Any] = {}
+    for output in outputs:
+        key = output.get("name", len(merged))
+        if key in merged:
+            merged[key]["text"] += output["text"]
+        else:
+            merged[key] = type(output)(output)
+    return list(merged.values())
+
+
+render.coalesce_streams = merge_streams
 
 
 def literal_blocks(

@@ -21,7 +21,7 @@ PLUG_JAX = Path(sys.executable).parent / "plug-jax"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_NUM_PROCESSES": "1", "PYTHONPATH": ""}
 
 # The demo, of so few steps that it takes a minute.
-DEMO = ("TRAIN_STEPS=10", "EVAL_EVERY=1", "LOG_EVERY=5", "CHECKPOINT_EVERY=10")
+DEMO = ("TRAIN_STEPS=10", "EVAL_EVERY=9", "LOG_EVERY=5", "CHECKPOINT_EVERY=10")
 
 MY_TASKS = """
 from plug_jax.data.sources import TextSource
@@ -47,9 +47,8 @@ def main() -> None:
     assert not {"tasks", "gin_configs", "tests"} & names, "other names than plug_jax are installed"
     os.environ.update(ENVIRONMENT)
     print(plug_jax("doctor"))
-    Path("text.txt").write_text(
-        "今天天气很好。我们去公园散步。晚上回家吃饭。\n" * 200, encoding="utf-8"
-    )
+    document = "今天天气很好。我们去公园散步。晚上回家吃饭。" * 5
+    Path("text.txt").write_text(f"{document}\n" * 50, encoding="utf-8")
     plug_jax("inspect", "--input", "text.txt", "--stage", "1", "--report", "report.html")
 
     # A module `tasks` of one's own is found, and takes nothing from ours.

@@ -87,10 +87,7 @@ def serving(checkpoint: str) -> Iterator[str]:
     with open("serve.log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        for _ in range(600):
-            told = Path("serve.log").read_text()
-            if " at http://" in told:
-                break
+        while " at http://" not in (told := Path("serve.log").read_text()):
             if server.poll() is not None:
                 sys.exit(told)
             time.sleep(0.2)

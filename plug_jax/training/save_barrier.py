@@ -31,9 +31,11 @@ class SaveBarrier:
         self.name = name
         self._board = f"failed_saves/{name}"
         self._peers = peers()
+        self.error: Exception | None = None  # why this process could not write its part
 
-    def failed(self) -> None:
+    def failed(self, error: Exception) -> None:
         """Tell the others that this process could not write its part."""
+        self.error = self.error or error
         if self._peers is not None:
             self._peers.post(self._board)
 
@@ -74,6 +76,6 @@ class WatchedFuture:
         """The result; raises what the other raises."""
         try:
             return self._written.result(timeout=timeout)
-        except Exception:
-            self._barrier.failed()
+        except Exception as error:
+            self._barrier.failed(error)
             raise

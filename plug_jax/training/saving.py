@@ -144,8 +144,9 @@ class Saver:
                 "does not answer, or another process could not write. The older checkpoints are "
                 "as they were; the same command goes on from the newest."
             )
-        if error is not None:
-            self._barrier.failed()
+        if error is not None and not isinstance(error, AnotherFailed):
+            self._barrier.failed(error)
+        error = self._barrier.error or error  # not what orbax makes of it
         mine = None if error is None else reason_of(error)
         of_all = of_all_processes((mine, isinstance(error, AnotherFailed)))
         reasons = [(another, n, reason) for n, (reason, another) in enumerate(of_all) if reason]

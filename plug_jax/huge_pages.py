@@ -13,6 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from plug_jax.held_interrupts import block_interrupts
+
 _MODES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TUNABLES = "GLIBC_TUNABLES"
 _TUNABLE = "glibc.malloc.hugetlb"
@@ -29,6 +31,7 @@ def ask_for_huge_pages() -> None:
     """
     environment = with_huge_pages(os.environ)
     if environment is not None and sys.executable and is_plug_jax(sys.orig_argv[1:]):
+        block_interrupts()  # until that program can hear them
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 

@@ -15,12 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_ALL = ("atomic_files", "errors", "field_types", "strict_json")
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
-    "__main__": {"cli", "huge_pages"},
+    "__main__": {"cli", "held_interrupts", "huge_pages"},
     "atomic_files": set(),
     "errors": set(),
     "strict_json": set(),
     "field_types": set(),
-    "huge_pages": set(),
+    "held_interrupts": set(),
+    "huge_pages": {"held_interrupts"},
     "named_modules": set(),
     "config": set(),
     "losses": set(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import threading
@@ -76,12 +77,39 @@ def _last_step(metrics: Path) -> int:
 
 
 def _now() -> dict[str, float]:
-    """The process as it is: bytes of memory of the host, of the first device; files; threads."""
+    """The process as it is: bytes of memory of the host, of the first device; files; threads.
+
+    Of the host's: all pages that it has, and what of them was allocated and not freed.
+    """
     stats = jax.local_devices()[0].memory_stats()
     device = {"device_bytes": stats["bytes_in_use"]} if stats else {}
     return {
         "host_bytes": int((_PROC / "statm").read_text().split()[1]) * _PAGE,
+        **_allocated(),
         "files": len(os.listdir(_PROC / "fd")),
         "threads": len(os.listdir(_PROC / "task")),
         **device,
     }
+
+
+class _MallocInfo(ctypes.Structure):
+    """What glibc's `mallinfo2` returns."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def _allocated() -> dict[str, int]:
+    """Nothing where malloc is another than glibc's."""
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError):
+        return {}
+    mallinfo.restype = _MallocInfo
+    info = mallinfo()
+    return {"allocated_bytes": info.uordblks + info.hblkhd}

@@ -128,6 +128,18 @@ class Peers:
         self._stop = Note(text, status, stop=True)
         self._wake.set()
 
+    def post(self, board: str) -> None:
+        """Leave word on a board, a path such as "a/b", that nobody looks at by itself."""
+        self._write(f"boards/{board}/{self.process}", True, must=False)
+
+    def posted(self, board: str) -> bool:
+        """Whether any process has left word there.
+
+        Raises:
+            RuntimeError: the coordinator does not answer.
+        """
+        return bool(self._read(f"boards/{board}"))
+
     def stop_after(self, step: int) -> Note | None:
         """Why the run is to stop after this step, the same one on every process; else None.
 

@@ -20,6 +20,7 @@ from etils import epath
 from plug_jax.errors import PlugError
 from plug_jax.training.best import Best
 from plug_jax.training.checksums import is_bucket, write_checksums, write_part
+from plug_jax.training.save_barrier import SaveBarrier
 
 CHECKPOINTS = "checkpoints"
 
@@ -110,7 +111,7 @@ def open_manager(
     best: Best | None = None,
     create: bool = False,
     timeout: float = 1200.0,
-    barriers: str | None = None,
+    barrier: SaveBarrier | None = None,
 ) -> ocp.CheckpointManager:
     """The manager of MODEL_DIR/checkpoints.
 
@@ -118,7 +119,8 @@ def open_manager(
     checkpoint with metrics was, when it was saved, the best of the run by its metric. `extra`: see
     `LatestRegular`; it may grow.
 
-    `timeout`: seconds that the processes may take to write one; they meet at `barriers`.
+    `timeout`: seconds that the processes may take to write one; they meet at `barrier`, which is
+    that of this manager alone.
     """
     policies = ocp.checkpoint_managers
     kept: list[Any] = [LatestRegular(max_to_keep, extra)]
@@ -147,30 +149,33 @@ def open_manager(
             create=create,
             async_options=ocp.AsyncOptions(
                 timeout_secs=math.ceil(timeout),
+                barrier_sync_fn=barrier,
                 # Else one that cannot be made would be waited for until the timeout.
                 create_directories_asynchronously=False,
             ),
             multiprocessing_options=ocp.options.MultiprocessingOptions(
-                barrier_sync_key_prefix=barriers
+                barrier_sync_key_prefix=barrier.name if barrier else None
             ),
             temporary_path_class=_CommittedStep if is_bucket(path) else _RenamedStep,
         ),
-        handler_registry=handlers(),
+        handler_registry=handlers(barrier),
     )
 
 
-def handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
-    """What writes and reads each item."""
+def handlers(
+    barrier: SaveBarrier | None = None,
+) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+    """What writes and reads each item; `barrier`: where the processes wait for each other."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     arrays = (ocp.args.StandardSave, ocp.args.StandardRestore)
     files_args = (FilesSave, FilesRestore)
     json_args = (ocp.args.JsonSave, ocp.args.JsonRestore)
     for item, args, handler in (
-        ("params", arrays, _ArraysHandler()),
-        ("unused", arrays, _ArraysHandler()),
-        ("optimizer", arrays, _ArraysHandler()),
-        ("data", files_args, FilesHandler()),
-        ("vocabulary", files_args, FilesHandler()),
+        ("params", arrays, _ArraysHandler(barrier)),
+        ("unused", arrays, _ArraysHandler(barrier)),
+        ("optimizer", arrays, _ArraysHandler(barrier)),
+        ("data", files_args, FilesHandler(barrier)),
+        ("vocabulary", files_args, FilesHandler(barrier)),
         ("metadata", json_args, ocp.JsonCheckpointHandler()),
     ):
         for one in args:
@@ -181,11 +186,16 @@ def handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
 class _ArraysHandler(ocp.StandardCheckpointHandler):
     """orbax's, after whose writing each process hashes what it wrote."""
 
+    def __init__(self, barrier: SaveBarrier | None) -> None:
+        super().__init__()
+        self._barrier = barrier
+
     async def async_save(self, directory: epath.Path, *args: Any, **options: Any) -> Any:
         """The futures of the writing and, once they are done, of the hashing."""
         futures = await super().async_save(directory, *args, **options)
         hashing = functools.partial(write_part, directory, jax.process_index())
-        return [ocp.future.ChainedFuture(futures or [], hashing)]
+        written = ocp.future.ChainedFuture(futures or [], hashing)
+        return [self._barrier.watched(written) if self._barrier else written]
 
 
 class _Checked(ocp.path.atomicity.TemporaryPathBase):
@@ -225,6 +235,9 @@ class _CommittedStep(_Checked, ocp.path.atomicity.CommitFileTemporaryPath):
 class FilesHandler(ocp.AsyncCheckpointHandler):
     """An orbax item that is a directory of files, written and read by plain functions."""
 
+    def __init__(self, barrier: SaveBarrier | None = None) -> None:
+        self._barrier = barrier
+
     def save(self, directory: epath.Path, args: FilesSave) -> None:
         """Let `args.write` fill the directory, on every process."""
         args.write(directory)
@@ -241,7 +254,7 @@ class FilesHandler(ocp.AsyncCheckpointHandler):
             written.set_exception(error)
         else:
             written.set_result(None)
-        return [written]
+        return [self._barrier.watched(written) if self._barrier else written]
 
     def restore(self, directory: epath.Path, args: FilesRestore) -> None:
         """Let `args.read` read the directory, on every process."""

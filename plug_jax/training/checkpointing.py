@@ -134,7 +134,7 @@ class Checkpoints:
         self._fingerprint = vocabulary_fingerprint(vocabulary)
         self._interrupted: set[int] = set()  # what only interruptions made
         self._saver = Saver(
-            lambda failures: open_manager(
+            lambda failures, barrier: open_manager(
                 epath.Path(model_dir) / CHECKPOINTS,
                 max_to_keep=config.keep,
                 keep_every=config.keep_every,
@@ -142,8 +142,7 @@ class Checkpoints:
                 best=best,
                 create=not failures,
                 timeout=config.timeout,
-                # A barrier that a failed save did not reach is not one of the saves after it.
-                barriers=f"save{failures}",
+                barrier=barrier,
             ),
             most_failures=config.most_failures,
             timeout=config.timeout,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,39 +10,27 @@ from typing import Any
 import jax
 
 from plug_jax.atomic_files import write_whole
-from plug_jax.data import pipeline
-from plug_jax.data.drops import reset_counts
 from plug_jax.data.vocabularies import save_vocabulary
 from plug_jax.downstream.formats import Outputs
-from plug_jax.downstream.record_task import check_task, record_counts, task_description
 from plug_jax.hosts.activity import doing
 from plug_jax.hosts.supervision import Start, tell
 from plug_jax.hosts.watchdog import watched
 from plug_jax.metrics import Mean, add
-from plug_jax.objectives.composition import features_of, summarize_metrics
-from plug_jax.techniques.child_tuning import ChildTuningD, with_mask
+from plug_jax.objectives.composition import summarize_metrics
 from plug_jax.techniques.lora import LORA
-from plug_jax.training.best import BestSoFar
 from plug_jax.training.checkpoint_format import PlainPath
-from plug_jax.training.checkpointing import Checkpoints
-from plug_jax.training.compilation import compile_program, use_compilation_cache
+from plug_jax.training.compilation import compile_program
 from plug_jax.training.confusions import draw_confusion
-from plug_jax.training.evaluate import Evaluator, check_vocabulary
-from plug_jax.training.feed import Feed
-from plug_jax.training.fisher import fisher_of, top_mask
-from plug_jax.training.goodput import Goodput
-from plug_jax.training.initial_checkpoint import first_state
 from plug_jax.training.interrupts import Interrupts, interrupts
 from plug_jax.training.model_dir import held
-from plug_jax.training.preflight import check_data, check_space
+from plug_jax.training.opening import OpenRun, check_run, open_run, with_chosen_parameters
 from plug_jax.training.profiling import StepProfile
-from plug_jax.training.program import TrainConfig, train_program
+from plug_jax.training.program import TrainConfig
 from plug_jax.training.safeguard import Safeguard
 from plug_jax.training.saving import writing
 from plug_jax.training.timing import StepTimer
 from plug_jax.training.writers import (
     MetricsWriter,
-    ProgressReport,
     read_metrics,
     read_summary,
     write_summary,
@@ -68,115 +55,25 @@ def train(config: TrainConfig) -> dict[str, float]:
     with watched(config.watchdog, config.model_dir), contextlib.ExitStack() as stack:
         doing("starting", watched=False)
         stack.enter_context(held(PlainPath.of(config.model_dir)))
-        return _Trainer(config, stack).run()
+        return _Trainer(open_run(config, stack), stack).run()
 
 
 class _Trainer:
-    """One run: what is built once, and the loop over it."""
+    """The loop over a run's steps, and what is written of them."""
 
-    def __init__(self, config: TrainConfig, stack: contextlib.ExitStack) -> None:
-        # Of several processes the first writes and reports.
-        self._first_process = jax.process_index() == 0
-        self._model_dir = PlainPath.of(config.model_dir)
-        self._goodput = Goodput(self._model_dir, writes=self._first_process)
-        use_compilation_cache(config.compilation_cache_dir)
-        task = config.train_data.mixture_or_task_name
-        vocabulary = pipeline.vocabulary_of(task, module=config.train_data.module)
-        check_vocabulary(config.model, vocabulary, task)
-        check_task(task, config.objectives)
-        self._config = config = config.in_steps()
-        partitioner = config.partitioner
-        stack.enter_context(partitioner.context())
-        self._program = program = train_program(config)
-        layout = program.layout
-        reset_counts()  # of this process: an earlier run is not this one's
-        self._feed = Feed(
-            config.train_data,
-            features_of(config.objectives),
-            model=config.model,
-            sharding=partitioner.batch_sharding,
-        )
-        self._evaluate = (
-            Evaluator(
-                config.model,
-                config.objectives,
-                config.eval_data,
-                partitioner,
-                config.step,
-                keep_batches=True,
-            )
-            if config.eval_data is not None
-            else None
-        )
-        description = task_description(task, config.objectives)
-        self._checkpoints = Checkpoints(
-            self._model_dir,
-            config.checkpoint,
-            model=config.model,
-            vocabulary=vocabulary,
-            task=description,
-            best=config.best,
-            lora=config.techniques.lora,
-            say=lambda line: self._progress.say(line),
-        )
-        stack.callback(self._checkpoints.close)
-        note = None
-        latest = self._checkpoints.latest_step()
-        # Before the processes meet to restore: then the first one may write that file anew.
-        records = read_metrics(self._model_dir)
-        check_space(config, layout.abstract, start=latest or 0)
-        if latest is not None:
-            with self._goodput.part("restore"):
-                self._state, note = self._checkpoints.restore(layout, self._feed)
-        else:
-            self._state, note = first_state(config, program, vocabulary, description)
-        self._start = int(self._state.step)
-        records = [record for record in records if record["step"] <= self._start]
-        self._best: BestSoFar | None = None
-        if config.best is not None:
-            self._best = BestSoFar(config.best, records)
-            self._best.keep_stored(self._checkpoints.steps())
+    def __init__(self, opened: OpenRun, stack: contextlib.ExitStack) -> None:
+        self._config, self._program = opened.config, opened.program
+        self._feed, self._evaluate = opened.feed, opened.evaluate
+        self._checkpoints, self._best = opened.checkpoints, opened.best
+        self._goodput, self._progress = opened.goodput, opened.progress
+        self._state, self._start = opened.state, opened.step
+        # Of several processes the first writes.
+        self._writes = jax.process_index() == 0
+        self._model_dir = PlainPath.of(opened.config.model_dir)
         self._writer: MetricsWriter | None = None
-        self._progress = stack.enter_context(
-            ProgressReport(
-                "train",
-                total=config.steps,
-                start=self._start,
-                quiet=not self._first_process,
-            )
-        )
-        if self._is_done:
-            return
-        if note is not None:
-            self._progress.say(note)
-        for data in filter(None, (config.train_data, config.eval_data)):
-            for line in record_counts(data.mixture_or_task_name, data.split):
-                self._progress.say(line)
-        doing("reading the first batches")
-        check_data(config, self._feed, self._evaluate)
-        self._goodput.resumed(self._start)
-        # An evaluation that a run left out when it was interrupted.
-        self._to_score = self._is_scored_at(self._start) and not any(
-            (record["step"], record["split"]) == (self._start, "validation") for record in records
-        )
-        if self._first_process:
-            save_vocabulary(vocabulary, self._model_dir / "vocabulary")
-            if config.config_gin is not None:
-                write_whole(self._model_dir / "config.gin", config.config_gin)
-            self._writer = MetricsWriter(self._model_dir, start_step=self._start)
-            stack.callback(self._writer.close)
-        child_tuning = config.techniques.child_tuning
-        if latest is None and isinstance(child_tuning, ChildTuningD):
-            self._progress.say("Child-Tuning D: a pass over the training data")
-            mask = top_mask(fisher_of(config, program, self._state.params), child_tuning.p)
-            self._state = dataclasses.replace(
-                self._state, opt_state=with_mask(self._state.opt_state, mask)
-            )
-        self._profile = StepProfile(
-            self._model_dir / "profile", config.profile_steps if self._first_process else None
-        )
-        stack.callback(self._profile.close)
-        self._timer = StepTimer()
+        self._is_done = opened.is_done
+        if not self._is_done:
+            self._begin(opened, stack)
 
     def run(self) -> dict[str, float]:
         """Train to the end; see `train`."""
@@ -193,10 +90,27 @@ class _Trainer:
         self._finish(int(self._state.step), values)
         return values
 
-    @property
-    def _is_done(self) -> bool:
-        """Whether the checkpoint that it goes on from is its last."""
-        return self._start >= self._config.steps or self._waited_enough
+    def _begin(self, opened: OpenRun, stack: contextlib.ExitStack) -> None:
+        """What is done once where steps are left; nothing is written before it is checked."""
+        check_run(opened)
+        self._goodput.resumed(self._start)
+        # An evaluation that a run left out when it was interrupted.
+        self._to_score = self._is_scored_at(self._start) and not any(
+            (record["step"], record["split"]) == (self._start, "validation")
+            for record in opened.records
+        )
+        if self._writes:
+            save_vocabulary(opened.vocabulary, self._model_dir / "vocabulary")
+            if self._config.config_gin is not None:
+                write_whole(self._model_dir / "config.gin", self._config.config_gin)
+            self._writer = MetricsWriter(self._model_dir, start_step=self._start)
+            stack.callback(self._writer.close)
+        self._state = with_chosen_parameters(opened)
+        self._profile = StepProfile(
+            self._model_dir / "profile", self._config.profile_steps if self._writes else None
+        )
+        stack.callback(self._profile.close)
+        self._timer = StepTimer()
 
     @property
     def _waited_enough(self) -> bool:
@@ -382,7 +296,7 @@ class _Trainer:
         if drops := counts.get("dropped"):
             shown = ", ".join(f"{reason} {count:,}" for reason, count in drops.items())
             self._progress.say(f"dropped while reading: {shown}")
-        if self._first_process:
+        if self._writes:
             kinds = {kind: counts.get(kind, {}) for kind in ("dropped", "changed")}
             best = {}
             if self._best is not None:

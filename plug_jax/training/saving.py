@@ -21,6 +21,7 @@ from etils import epath
 
 from plug_jax.errors import PlugError
 from plug_jax.training.processes import of_all_processes
+from plug_jax.training.save_barrier import AnotherFailed, SaveBarrier
 
 # What a file system that refuses raises: Python's own functions, and TensorFlow's.
 REFUSALS = (OSError, tf.errors.OpError)
@@ -51,13 +52,13 @@ class Saver:
 
     def __init__(
         self,
-        open_manager: Callable[[int], ocp.CheckpointManager],
+        open_manager: Callable[[int, SaveBarrier], ocp.CheckpointManager],
         *,
         most_failures: int | None,
         timeout: float,
         say: Callable[[str], None],
     ) -> None:
-        """`open_manager(n)`: the manager to save with after `n` failures.
+        """`open_manager(n, barrier)`: the manager to save with after `n` failures.
 
         `most_failures`: saves in a row that fail end the run, None: no number of them does.
         `timeout`: seconds that a save may take. `say` tells a person.
@@ -67,8 +68,8 @@ class Saver:
         sys.unraisablehook = self._not_of_a_closed_loop
         self._open = open_manager
         self._most_failures, self._timeout, self._say = most_failures, timeout, say
-        self.manager = open_manager(0)
         self._failures = 0  # of this process
+        self._reopen()
         self._in_a_row = 0
         self._last_failure = ""
         self._under_way: int | None = None  # the step that is being written
@@ -143,11 +144,21 @@ class Saver:
                 "does not answer, or another process could not write. The older checkpoints are "
                 "as they were; the same command goes on from the newest."
             )
-        reasons = of_all_processes(None if error is None else reason_of(error))
-        for process, reason in enumerate(reasons):
-            if reason is not None:
-                return reason if len(reasons) == 1 else f"{reason} (process {process})"
-        return None
+        if error is not None and not isinstance(error, AnotherFailed):
+            self._barrier.failed(error)
+        error = self._barrier.error or error  # not what orbax makes of it
+        mine = None if error is None else reason_of(error)
+        of_all = of_all_processes((mine, isinstance(error, AnotherFailed)))
+        reasons = [(another, n, reason) for n, (reason, another) in enumerate(of_all) if reason]
+        if not reasons:
+            return None
+        _, process, reason = min(reasons)
+        return reason if len(of_all) == 1 else f"{reason} (process {process})"
+
+    def _reopen(self) -> None:
+        # A barrier that a failed save did not reach is not one of the saves after it.
+        self._barrier = SaveBarrier(f"save{self._failures}")
+        self.manager = self._open(self._failures, self._barrier)
 
     def _in_time(self, call: Callable[[], object]) -> Exception | None:
         # A save that was done long ago has to be asked for it still.
@@ -175,7 +186,7 @@ class Saver:
         self._in_a_row += 1
         directory = self.manager.directory
         # Orbax has already forgotten the older checkpoints that it would have deleted by now.
-        self.manager = self._open(self._failures)
+        self._reopen()
         if jax.process_index() == 0:
             _within(_SECONDS_TO_REMOVE, lambda: _remove_failed(directory))
         newest = self.manager.latest_step()
@@ -221,7 +232,8 @@ def reason_of(error: BaseException) -> str:
     # Tensorstore: RESOURCE_EXHAUSTED: ... No space left on device [os_error_code='28']
     if found := re.search(r"os_error_code='(\d+)'", text):
         return os.strerror(int(found[1]))
-    return text.strip().splitlines()[0]
+    # TensorFlow: {{function_node ...}} a/b; File too large [Op:SaveV2]
+    return re.sub(r"^{{.*?}} | \[Op:\w+\]$", "", text.strip().splitlines()[0])
 
 
 def remove_unfinished(directory: epath.Path) -> None:

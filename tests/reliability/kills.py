@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,14 +28,14 @@ from typing import Any
 import numpy as np
 
 from plug_jax.training.writers import read_metrics
+from tests import tiny_run
 from tests.reliability.same_files import differences
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CHARACTERS = "天地人你我他来去上下大小好多年月日时分水火木金土山石田力口手心门"
 STEPS, SWITCH = 16, 8
-PHASES = ("start-up", "rewrite", "step", "save", "evaluation", "switch", "end")
+PHASES = ("start-up", "data", "rewrite", "step", "save", "evaluation", "switch", "end")
 # The longest that a strike comes after its moment, in seconds: a signal meets C++ code then.
-DELAYS = {"step": 0.05, "save": 0.3, "evaluation": 0.1, "start-up": 0.1}
+DELAYS = {"step": 0.05, "save": 0.3, "evaluation": 0.1, "start-up": 0.1, "data": 0.5}
 SIGNALS: Mapping[str, Mapping[str, Any]] = {
     "SIGKILL": {"signal": "SIGKILL"},
     "SIGTERM": {"signal": "SIGTERM"},
@@ -60,7 +61,6 @@ MODEL_DIR = 'run'
 TRAIN_FILES = '../train.txt'
 VALIDATION_FILES = '../validation.txt'
 VOCABULARY = '../vocab.txt'
-VOCAB_SIZE = 38
 DECODER_LAYERS = 1
 INITIAL_CHECKPOINT = None
 TASK_FEATURE_LENGTHS = {'encoder': 32, 'decoder': 32}
@@ -71,13 +71,7 @@ EVAL_EVERY = 4
 CHECKPOINT_EVERY = 3
 LOG_EVERY = 1
 LEARNING_RATE = 1e-2
-config.PlugConfig.hidden_size = 16
-config.PlugConfig.num_encoder_layers = 1
-config.PlugConfig.num_heads = 4
-config.PlugConfig.head_dim = 4
-config.PlugConfig.mlp_dim = 32
-config.PlugConfig.max_positions = 32
-config.PlugConfig.vocab_multiple = 16
+%s
 pretrain.palm_text.min_length = 6
 pretrain.palm_text.max_length = 24
 masked_lm.MaskedLM.until = %g
@@ -107,8 +101,7 @@ class Harness:
 
     def __init__(self, directory: Path, seed: int) -> None:
         self.seed, self._directory, self._random = seed, directory, random.Random(seed)
-        _write_corpus(directory)
-        (directory / "run.gin").write_text(_GIN % (STEPS, SWITCH / STEPS), encoding="utf-8")
+        write_run(directory)
         self._counts: Mapping[str, int] = {}
         self.kills: list[Kill] = []
         self.differences: dict[int, list[str]] = {}
@@ -128,7 +121,7 @@ class Harness:
         ended = self._start(0, {"counts": "../counts.json"})
         assert ended.returncode == 0, ended.stderr
         counts = json.loads((self._directory / "counts.json").read_text())
-        return {"rewrite": 3, **counts}  # a run that starts anew has none
+        return {"rewrite": 2, **counts}  # a run that starts anew has none
 
     def _draw(self) -> Iterator[tuple[str, str, float, float]]:
         """Phase, signal, and where in the phase and how long after, as parts of one."""
@@ -172,20 +165,10 @@ class Harness:
     def _start(self, number: int, plan: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
         plan = {**plan, "switch": [SWITCH, SWITCH + 1]}
         command = [sys.executable, "-m", "tests.reliability.victim", json.dumps(plan)]
-        flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_PROCESSES": "1",
-            "XLA_FLAGS": flags,
-            "JAX_COMPILATION_CACHE_DIR": str(self._directory / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
         return subprocess.run(
             [*command, "train", "--gin_file=../run.gin"],
             cwd=self._directory / str(number),
-            env=environment,
+            env=environment(self._directory),
             capture_output=True,
             text=True,
             errors="replace",
@@ -202,20 +185,36 @@ class Harness:
         return max((int(path.name) for path in steps if path.name.isdigit()), default=0)
 
 
-def _write_corpus(directory: Path) -> None:
+def write_run(directory: Path) -> None:
+    """What the runs in directories of this one read: run.gin, the text and its vocabulary."""
     rng = np.random.default_rng(0)
     for name, count in (("train", 60), ("validation", 8)):
-        documents = [
-            "".join(
-                "".join(rng.choice(list(CHARACTERS), rng.integers(4, 9))) + "。" for _ in range(12)
-            )
-            for _ in range(count)
-        ]
-        # Some of what a run leaves out, which it counts.
-        documents[count // 2] = "短。"
-        (directory / f"{name}.txt").write_text("\n".join(documents), encoding="utf-8")
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "。", *CHARACTERS]
-    (directory / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+        documents = tiny_run.documents(rng, count)
+        documents[count // 2] = "短。"  # Some of what a run leaves out, which it counts.
+        tiny_run.write_documents(directory / f"{name}.txt", documents)
+    tiny_run.write_vocabulary(directory / "vocab.txt")
+    gin = _GIN % (STEPS, "\n".join(tiny_run.MODEL), SWITCH / STEPS)
+    (directory / "run.gin").write_text(gin, encoding="utf-8")
+
+
+def hear_interrupts() -> None:
+    """Let SIGINT reach what is started: a shell has it ignored by its jobs in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """Of a command that runs on one CPU device, and keeps in `directory` what it has compiled."""
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_PROCESSES": "1",
+        "XLA_FLAGS": flags,
+        "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
 
 
 def table(kills: list[Kill]) -> str:
@@ -235,6 +234,7 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="a JSON file of all kills")
     parser.add_argument("--directory", type=Path, help="an empty one, which is kept")
     args = parser.parse_args()
+    hear_interrupts()
     with tempfile.TemporaryDirectory() as temporary:
         directory = args.directory or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What comparing a checkpoint with its checksums adds to reading it.
+"""What comparing a checkpoint with its checksums adds to reading it, and checks to writing it.
 
 python -m tests.reliability.restore_cost
 """
@@ -9,6 +9,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
+import timeit
 from pathlib import Path
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ from etils import epath
 from plug_jax.models.plug import PlugModel
 from plug_jax.training.checkpointing import CheckpointConfig, Checkpoints
 from plug_jax.training.integrity import find_damage
+from plug_jax.training.safety import all_finite
 from plug_jax.training.state import StateLayout, TrainState, abstract_params
 from tests.inference_model import CONFIG
 from tests.training.stored_run import NEW, Place, open_run, step_of
@@ -53,6 +55,8 @@ def measure(directory: Path) -> str:
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
     sharding = jax.sharding.SingleDeviceSharding(device)
     layout = StateLayout(abstract, jax.tree.map(lambda _: sharding, abstract), None)
+    check = jax.jit(all_finite).lower(state).compile()
+    looking = min(timeit.repeat(lambda: check(state).block_until_ready(), number=1, repeat=ROUNDS))
     writing = run(verify=True)
     start = time.monotonic()
     writing.save(state, Place(NEW))
@@ -75,7 +79,8 @@ def measure(directory: Path) -> str:
     return (
         f"{size / 1e6:.0f} MB: saved in {saving:.2f} s; restored in {plain:.2f} s, with its "
         f"checksums compared in {checked:.2f} s ({checked / plain - 1:.0%} more); comparing alone "
-        f"{hashing:.2f} s, {size / 1e6 / hashing:.0f} MB/s"
+        f"{hashing:.2f} s, {size / 1e6 / hashing:.0f} MB/s; looking for numbers that are not "
+        f"finite before it is saved {looking * 1e3:.0f} ms"
     )
 
 

@@ -75,7 +75,7 @@ def _phase_of(path: str) -> str | None:
 
 
 def _around(owner: Any, name: str, phase: Callable[..., str], moments: Moments) -> None:
-    """A moment before and after each call of a function; `phase` is of its arguments."""
+    """A moment before and after each call of a function; `phase` is of its positional arguments."""
     function = getattr(owner, name)
 
     @functools.wraps(function)
@@ -92,12 +92,15 @@ def main() -> int:
     plan = json.loads(sys.argv[1])
     moments = Moments(plan)
     sys.addaudithook(moments.hear)
-    from plug_jax.cli.main import import_tensorflow
-    from plug_jax.cli.main import main as plug_jax
+    from plug_jax.__main__ import run
+    from plug_jax.held_interrupts import hold_interrupts
 
+    hold_interrupts()
     try:
+        from plug_jax.cli.main import import_tensorflow
+
         import_tensorflow()
-        from plug_jax.training import evaluate, loop, writers
+        from plug_jax.training import checkpointing, evaluate, feed, loop, writers
     except KeyboardInterrupt:
         return 130
 
@@ -110,7 +113,15 @@ def main() -> int:
     _around(evaluate.Evaluator, "scored", lambda *_: "evaluation", moments)
     _around(loop.StepTimer, "dispatched", lambda *_: "step", moments)
     _around(loop, "write_summary", lambda *_: "end", moments)
-    status = plug_jax(sys.argv[2:])
+    for owner, name in (
+        (feed.Feed, "__init__"),
+        (feed.Feed, "read_ahead"),
+        (evaluate.Evaluator, "read_ahead"),
+        (checkpointing.Checkpoints, "restore"),
+    ):
+        _around(owner, name, lambda *_: "data", moments)
+    sys.argv[1:] = sys.argv[2:]
+    status = run()
     if "counts" in plan:
         Path(plan["counts"]).write_text(json.dumps(moments.counts))
     return status

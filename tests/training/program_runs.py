@@ -25,10 +25,9 @@ from plug_jax.training.program import TrainConfig, TrainProgram, train_program
 from plug_jax.training.state import TrainState, init_state
 from plug_jax.training.step import StepConfig
 from plug_jax.training.timing import StepTimer
-from tests import synthetic
+from tests import synthetic, tiny_run
 
 ONE_DEVICE = Partitioner(data=1, devices=tuple(jax.devices()[:1]))
-CHARACTERS = "天地人你我他来去上下大小好多年月日时分水火木金土山石田力口手心门"
 MESH = Partitioner(data=2, fsdp=2, tensor=2)
 
 
@@ -55,12 +54,11 @@ def write_task(root: Path, name: str) -> DatasetConfig:
     """A stage-1 task over 40 documents, 38 pieces in its vocabulary; unpacked, in batches of 8."""
     rng = np.random.default_rng(0)
     documents = [
-        "".join("".join(rng.choice(list(CHARACTERS), 6)) + "。" for _ in range(8))
+        "".join("".join(rng.choice(list(tiny_run.CHARACTERS), 6)) + "。" for _ in range(8))
         for _ in range(40)
     ]
-    (root / "text.txt").write_text("\n".join(documents), encoding="utf-8")
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "。", *CHARACTERS]
-    (root / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    tiny_run.write_documents(root / "text.txt", documents)
+    tiny_run.write_vocabulary(root / "vocab.txt")
     files = dict.fromkeys(("train_files", "validation_files"), str(root / "text.txt"))
     pretrain.structbert_text(**files, vocabulary=str(root / "vocab.txt"), max_length=24, name=name)
     return DatasetConfig(

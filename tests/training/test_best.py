@@ -14,7 +14,7 @@ from plug_jax.data.pipeline import DatasetConfig
 from plug_jax.errors import PlugError
 from plug_jax.objectives.composition import features_of
 from plug_jax.objectives.stages import STRUCTBERT
-from plug_jax.training import loop
+from plug_jax.training import opening
 from plug_jax.training.best import Best, BestSoFar
 from plug_jax.training.checkpointing import CheckpointConfig
 from plug_jax.training.epochs import rows_of_an_epoch, steps_of
@@ -130,7 +130,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
         return Evaluator()
 
-    monkeypatch.setattr(loop, "Evaluator", evaluator)
+    monkeypatch.setattr(opening, "Evaluator", evaluator)
     yield left
 
 

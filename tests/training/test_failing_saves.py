@@ -21,7 +21,7 @@ from plug_jax.training.saved_model import load_for_inference, open_checkpoint
 from plug_jax.training.saving import CannotSave
 from plug_jax.training.state import TrainState
 from plug_jax.training.writers import read_metrics
-from tests import synthetic
+from tests import synthetic, tiny_run
 from tests.small_disk import fill, small_disk
 from tests.training.program_runs import run_config, write_task
 
@@ -105,27 +105,25 @@ def test_a_file_system_that_does_not_answer(root: Path, data: DatasetConfig) -> 
     checkpoints = root / "hangs" / "checkpoints"
     checkpoints.mkdir(parents=True)
     os.mkfifo(checkpoints / ".can-be-written")
-    sizes = {"num_encoder_layers": 1, "hidden_size": 16, "num_heads": 4, "head_dim": 4}
-    bindings = {
-        "MODEL_DIR": repr(str(root / "hangs")),
-        "TRAIN_FILES": repr(str(root / "text.txt")),
-        "VOCABULARY": repr(str(root / "vocab.txt")),
-        "VOCAB_SIZE": 38,
-        "EVAL_DATA": None,
-        "MAX_LENGTH": 24,
-        "TASK_FEATURE_LENGTHS": {"encoder": 24},
-        "BATCH_SIZE": 8,
-        "TRAIN_STEPS": 2,
-        "CHECKPOINT_EVERY": 1,
-        "SAVE_TIMEOUT": 2,
-        **{f"config.PlugConfig.{name}": size for name, size in sizes.items()},
-    }
+    bindings = (
+        f"MODEL_DIR = {str(root / 'hangs')!r}",
+        f"TRAIN_FILES = {str(root / 'text.txt')!r}",
+        f"VOCABULARY = {str(root / 'vocab.txt')!r}",
+        "EVAL_DATA = None",
+        "MAX_LENGTH = 24",
+        "TASK_FEATURE_LENGTHS = {'encoder': 24}",
+        "BATCH_SIZE = 8",
+        "TRAIN_STEPS = 2",
+        "CHECKPOINT_EVERY = 1",
+        "SAVE_TIMEOUT = 2",
+        *tiny_run.MODEL,
+    )
     files = ("runs/structbert_pretrain.gin", "models/tiny.gin", "mesh/cpu1.gin")
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "plug_jax", "train"),
             *(f"--gin_file={file}" for file in files),
-            *(f"--gin.{name}={value}" for name, value in bindings.items()),
+            *(f"--gin.{binding.replace(' = ', '=', 1)}" for binding in bindings),
         ],
         cwd=ROOT,
         env=os.environ | {"JAX_NUM_PROCESSES": "1"},

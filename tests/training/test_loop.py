@@ -37,11 +37,10 @@ from plug_jax.training.saved_model import (
 from plug_jax.training.step import StepConfig
 from plug_jax.training.timing import StepTimer
 from plug_jax.training.writers import ProgressReport, read_metrics
-from tests import synthetic
+from tests import synthetic, tiny_run
 from tests.training.program_runs import interrupt_at
 
 OBJECTIVES = {1: STRUCTBERT, 2: (MaskedLM(until=0.5), Continuation())}
-CHARACTERS = "天地人你我他来去上下大小好多年月日时分水火木金土山石田力口手心门"
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +49,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("corpus[1]")
     rng = np.random.default_rng(0)
     for name, count in (("train", 60), ("validation", 8)):
-        documents = [
-            "".join(
-                "".join(rng.choice(list(CHARACTERS), rng.integers(4, 9))) + "。" for _ in range(12)
-            )
-            for _ in range(count)
-        ]
-        (root / f"{name}.txt").write_text("\n".join(documents), encoding="utf-8")
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "。", *CHARACTERS]
-    (root / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+        tiny_run.write_documents(root / f"{name}.txt", tiny_run.documents(rng, count))
+    tiny_run.write_vocabulary(root / "vocab.txt")
     files = {
         "train_files": str(root / "train.txt"),
         "validation_files": str(root / "validation.txt"),

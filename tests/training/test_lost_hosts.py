@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from plug_jax.training.writers import read_metrics
+from tests import tiny_run
 from tests.training.program_runs import write_task
 from tests.two_processes import ROOT, Ended, Pair, started
 
@@ -43,7 +44,6 @@ def bindings(corpus: Path, model_dir: Path) -> list[str]:
         f"TRAIN_FILES = {str(corpus / 'text.txt')!r}",
         "EVAL_DATA = None",
         f"VOCABULARY = {str(corpus / 'vocab.txt')!r}",
-        "VOCAB_SIZE = 38",
         "TASK_FEATURE_LENGTHS = {'encoder': 32}",
         "MAX_LENGTH = 32",
         "BATCH_SIZE = 8",
@@ -53,13 +53,7 @@ def bindings(corpus: Path, model_dir: Path) -> list[str]:
         "CHECKPOINT_EVERY = 10",
         "LOG_EVERY = 1",
         f"LOST_AFTER = {LOST_AFTER}",
-        "config.PlugConfig.hidden_size = 16",
-        "config.PlugConfig.num_encoder_layers = 1",
-        "config.PlugConfig.num_heads = 8",
-        "config.PlugConfig.head_dim = 2",
-        "config.PlugConfig.mlp_dim = 32",
-        "config.PlugConfig.max_positions = 32",
-        "config.PlugConfig.vocab_multiple = 16",
+        *tiny_run.MODEL,
     ]
 
 

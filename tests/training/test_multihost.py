@@ -16,9 +16,9 @@ import pytest
 from plug_jax.cli.train import configure
 from plug_jax.training.loop import train
 from plug_jax.training.writers import read_metrics
+from tests import tiny_run
 from tests.two_processes import started
 
-CHARACTERS = "天地人你我他来去上下大小好多年月日时分水火木金土山石田力口手心门"
 GIN_FILES = ["runs/palm_pretrain.gin", "models/tiny.gin", "mesh/cpu8.gin"]
 
 pytestmark = pytest.mark.slow
@@ -30,15 +30,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     for name, count in (("train0", 30), ("train1", 30), ("validation", 8)):
-        documents = [
-            "".join(
-                "".join(rng.choice(list(CHARACTERS), rng.integers(4, 9))) + "。" for _ in range(12)
-            )
-            for _ in range(count)
-        ]
-        (root / f"{name}.txt").write_text("\n".join(documents), encoding="utf-8")
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "。", *CHARACTERS]
-    (root / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+        tiny_run.write_documents(root / f"{name}.txt", tiny_run.documents(rng, count))
+    tiny_run.write_vocabulary(root / "vocab.txt")
     return root
 
 
@@ -49,7 +42,6 @@ def bindings(corpus: Path, model_dir: Path, train_files: str = "train?.txt") -> 
         f"TRAIN_FILES = {str(corpus / train_files)!r}",
         f"VALIDATION_FILES = {str(corpus / 'validation.txt')!r}",
         f"VOCABULARY = {str(corpus / 'vocab.txt')!r}",
-        "VOCAB_SIZE = 38",
         "DECODER_LAYERS = 1",
         "INITIAL_CHECKPOINT = None",
         "TASK_FEATURE_LENGTHS = {'encoder': 32, 'decoder': 32}",
@@ -61,13 +53,7 @@ def bindings(corpus: Path, model_dir: Path, train_files: str = "train?.txt") -> 
         "CHECKPOINT_EVERY = 6",
         "LOG_EVERY = 1",
         "LEARNING_RATE = 1e-2",
-        "config.PlugConfig.hidden_size = 16",
-        "config.PlugConfig.num_encoder_layers = 1",
-        "config.PlugConfig.num_heads = 8",
-        "config.PlugConfig.head_dim = 2",
-        "config.PlugConfig.mlp_dim = 32",
-        "config.PlugConfig.max_positions = 32",
-        "config.PlugConfig.vocab_multiple = 16",
+        *tiny_run.MODEL,
         "config.PlugConfig.scan_layers = True",
         "pretrain.palm_text.min_length = 6",
         "pretrain.palm_text.max_length = 24",

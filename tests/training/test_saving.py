@@ -13,6 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from plug_jax.data.vocabularies import SPECIAL_PIECES, WordPieceVocabulary
 from plug_jax.errors import PlugError
@@ -230,6 +231,8 @@ def errors() -> Iterator[tuple[Exception, str]]:
         ),
         "No space left on device",
     )
+    message = "{{function_node __wrapped__SaveV2_device_/job:a}} a/b; File too large [Op:SaveV2]"
+    yield tf.errors.OutOfRangeError(None, None, message), "a/b; File too large"
     yield RuntimeError("first\nsecond"), "first"
     yield KeyError(), "KeyError"
 

@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # which every part may.
 MAY_ALL = ("atomic_files", "errors", "field_types", "strict_json")
 MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"inference", "partitioning", "tensorflow_import"},
     "__main__": {"cli", "huge_pages"},
     "atomic_files": set(),
     "errors": set(),
     "strict_json": set(),
     "field_types": set(),
     "huge_pages": set(),
+    "tensorflow_import": set(),
     "named_modules": set(),
     "config": set(),
     "losses": set(),
@@ -111,6 +112,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "partitioning",
         "planning",
         "serving",
+        "tensorflow_import",
         "training",
     },
     "t5x_bridge": {

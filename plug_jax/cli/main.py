@@ -36,6 +36,8 @@ COMMANDS = {
     "score": "plug_jax.cli.score",
     "score-generation": "plug_jax.cli.score_generation",
     "classify": "plug_jax.cli.classify",
+    "embed": "plug_jax.cli.embed",
+    "fill-mask": "plug_jax.cli.fill_mask",
     "clue": "plug_jax.cli.clue",
     "zero-shot": "plug_jax.cli.zero_shot",
     "inspect": "plug_jax.cli.inspect",

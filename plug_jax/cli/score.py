@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax score`."""
     parser.add_argument("--prompt", help="in place of --input: a prompt")
     parser.add_argument("--target", help="and the text to be scored after it")
-    jobs.add_arguments(parser, _OPTIONS, gin_file="runs/score.gin")
+    jobs.add_arguments(parser, _OPTIONS, jobs.NO_SEP, gin_file="runs/score.gin")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     given = None if args.prompt is None else {"prompt": args.prompt, "target": args.target}
     with joined():
         config = gin_config.configured(
-            ScoreConfig, files=args.gin_file, bindings=jobs.bindings_of(args, _OPTIONS, given)
+            ScoreConfig,
+            files=args.gin_file,
+            bindings=jobs.bindings_of(args, _OPTIONS, given, jobs.NO_SEP),
         )
         return jobs.report(
             results(config.job, config.work),

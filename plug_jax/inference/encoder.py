@@ -17,7 +17,6 @@ import numpy as np
 
 from plug_jax.config import ComputeDtype, PlugConfig
 from plug_jax.data.vocabularies import PlugVocabulary
-from plug_jax.errors import PlugError
 from plug_jax.inference.placement import PlacedModel, power_of_two, to_host
 from plug_jax.inference.programs import Params, apply
 from plug_jax.inference.quantization import quantize
@@ -83,14 +82,6 @@ class EncoderModel(PlacedModel):
     def of(cls, model: PlacedModel) -> EncoderModel:
         """The encoder of a model that is there already; the parameters are in memory once."""
         return cls(model.config, model.params, model.vocabulary, model.partitioner)
-
-    def check_length(self, length: int) -> None:
-        """PlugError unless texts of `length` tokens, [CLS] and [SEP] included, can be read."""
-        if not 3 <= length <= self.longest:
-            raise PlugError(
-                f"max_length is {length}; it must be between 3 and {self.longest}, the positions "
-                "that this model has ([CLS] and [SEP] included)"
-            )
 
     def states(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The encoder's states of each text, float32 [its tokens, M]; ids have [CLS] and [SEP].

@@ -19,6 +19,7 @@ from plug_jax.inference.encoder import EncoderModel, Pooling
 from plug_jax.inference.jobs import Answer, EncoderWork
 from plug_jax.inference.model import NoNumbersError
 from plug_jax.inference.rows import Row
+from plug_jax.training.saved_model import SavedModel
 
 TEXT_FIELDS = ("text", "sentence")  # where a row's text is looked for, in this order
 
@@ -90,6 +91,15 @@ class Reading:
 _NO_MEAN = "the text has no token, so there is no mean of its states; leave it out, or pool by cls"
 
 
+def check_max_length(max_length: int | None, longest: int) -> None:
+    """PlugError unless a model that reads `longest` tokens can read texts of so many."""
+    if max_length is not None and not 3 <= max_length <= longest:
+        raise PlugError(
+            f"max_length is {max_length}; it must be between 3 and {longest}, the positions that "
+            "this model has ([CLS] and [SEP] included)"
+        )
+
+
 def read(
     model: EncoderModel,
     text: str,
@@ -104,8 +114,6 @@ def read(
     """
     v = model.vocabulary
     ids = v.encode(text) if ids is None else list(ids)
-    if max_length is not None:
-        model.check_length(max_length)
     room = (max_length or model.longest) - 2
     if len(ids) <= room:
         return Reading([v.cls_id, *ids, v.sep_id], 0)
@@ -142,6 +150,7 @@ def encode(
         PlugError: a text is too long for the model, and there is no `max_length`.
         NoNumbersError: the model computes no finite numbers.
     """
+    check_max_length(max_length, model.longest)
     placed = placed_tokens(texts, model.vocabulary)
     readings = numbered(
         texts, lambda text: read(model, text, max_length=max_length, ids=placed[text].ids.tolist())
@@ -167,6 +176,7 @@ def embed(
         PlugError: as `read_for_vector`.
         NoNumbersError: the model computes no finite numbers.
     """
+    check_max_length(options.max_length, model.longest)
     known = token_ids(texts, model.vocabulary)
     readings = numbered(
         texts, lambda text: read_for_vector(model, text, options, ids=known[text].tolist())
@@ -208,6 +218,11 @@ class Embedding(EncoderWork):
         """Every option."""
         options = dataclasses.asdict(self.options)
         return {"work": "embed", "text_field": self.text_field, **options}
+
+    def check(self, saved: SavedModel) -> None:
+        """PlugError for a checkpoint without a vocabulary, or that reads less than `max_length`."""
+        super().check(saved)
+        check_max_length(self.options.max_length, saved.config.max_positions)
 
     def prepare(self, model: EncoderModel, row: Row, index: int) -> Reading:
         """What is read of the row's text; PlugError without one, or with one too long."""

@@ -124,6 +124,23 @@ class Job:
             object.__setattr__(self, "output", os.path.expanduser(self.output))
 
 
+class Counts:
+    """How many rows there are, how many with an error, and how many texts lost their end."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(("rows", "errors", "shortened"), 0)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
+        self._counts["rows"] += 1
+        self._counts["errors"] += ERROR in row
+        self._counts["shortened"] += "left_out" in row
+
+    def fields(self) -> dict[str, Any]:
+        """The counts by name."""
+        return dict(self._counts)
+
+
 def run(job: Job, work: Work[Any, Any]) -> Iterator[dict[str, Any]]:
     """Each row with the fields of its answer, in the order of the input; go through to the end.
 

@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "partitioning",
         "training",
     },
-    "serving": {"config", "data", "decoding", "inference"},
+    "serving": {"config", "data", "decoding", "downstream", "inference"},
     "benchmarks": {
         "config",
         "convert",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from plug_jax.inference.jobs import Job, run
 from plug_jax.inference.prediction import Prediction
 from plug_jax.inference.rows import Row
 from plug_jax.tasks.clue import clue_format
-from tests.downstream.tiny_encoder import write_fine_tuned
+from tests.downstream.tiny_encoder import write_encoder, write_fine_tuned
 from tests.stored_model import write_stored_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,3 +200,21 @@ def test_another_dtype(stage2, writer):
     vector = half.embed("天地人")
     assert vector.dtype == np.float32
     assert 0 < np.abs(vector - writer.embed("天地人")).max() < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["docs/python.md", "README.md"])
+def test_the_documented_examples_run(page, labels_of_pairs, tmp_path, monkeypatch, capsys):
+    """One after the other, in a directory with the models that they name."""
+    write_encoder(tmp_path / "run1", max_positions=512)
+    write_encoder(tmp_path / "run2", max_positions=512, num_decoder_layers=1)
+    shutil.copytree(labels_of_pairs, tmp_path / "finetuned" / "afqmc")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    ours = [block for block in blocks if "plug_jax" in block or "model." in block]
+    assert ours
+    for block in ours:
+        exec(compile(block, page, "exec"), names)
+    assert capsys.readouterr().out

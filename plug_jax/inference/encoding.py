@@ -242,7 +242,7 @@ class Embedding(EncoderWork):
                     "embedding": json_floats(vector),
                     **({"left_out": item.left_out} if item.left_out else {}),
                 },
-                len(item.ids),
+                len(item.ids) - 2,
             )
             if np.isfinite(vector).all()
             else NoNumbersError()

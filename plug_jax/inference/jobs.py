@@ -47,7 +47,7 @@ class Answer:
     """What is said of a row."""
 
     fields: dict[str, Any]
-    tokens: int  # written or scored
+    tokens: int  # written, scored or read
 
 
 class Work(Protocol[Model, Item]):

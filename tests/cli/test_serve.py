@@ -17,10 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # The command with a small model in place of a checkpoint's, which takes its time to write.
 PROGRAM = """
 import sys, time
+from plug_jax.cli import serve
 from plug_jax.cli.main import main
 from plug_jax.inference.model import InferenceModel
 from plug_jax.inference.slots import Slots
 from tests.inference_model import lively_model
+serve.only_reads = lambda checkpoint: False
 InferenceModel.load = lambda *args, **kwargs: lively_model()
 advance = Slots.advance
 Slots.advance = lambda slots, steps: (time.sleep(0.1), advance(slots, steps))[1]

@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plug_jax.errors import PlugError
-    from plug_jax.inference.encoding import EmbeddingOptions, EncodedText, Token
+    from plug_jax.inference.encoding import EncodedText, Token
     from plug_jax.inference.generator import GeneratedText
     from plug_jax.inference.loaded import ClassifiedText, Model, load
-    from plug_jax.inference.mask_filling import Candidate, FilledMask, MaskOptions
+    from plug_jax.inference.mask_filling import Candidate, FilledMask
     from plug_jax.inference.model import NoNumbersError
-    from plug_jax.inference.options import GenerationOptions
+    from plug_jax.inference.request_options import (
+        EmbeddingOptions,
+        GenerationOptions,
+        MaskOptions,
+    )
     from plug_jax.inference.scoring import Score
     from plug_jax.partitioning import Partitioner
 
@@ -49,12 +53,15 @@ __all__ = [
 _HOMES = {
     "PlugError": "plug_jax.errors",
     "Partitioner": "plug_jax.partitioning",
-    "GenerationOptions": "plug_jax.inference.options",
     "NoNumbersError": "plug_jax.inference.model",
     "GeneratedText": "plug_jax.inference.generator",
     "Score": "plug_jax.inference.scoring",
-    **dict.fromkeys(("EmbeddingOptions", "EncodedText", "Token"), "plug_jax.inference.encoding"),
-    **dict.fromkeys(("Candidate", "FilledMask", "MaskOptions"), "plug_jax.inference.mask_filling"),
+    **dict.fromkeys(("EncodedText", "Token"), "plug_jax.inference.encoding"),
+    **dict.fromkeys(("Candidate", "FilledMask"), "plug_jax.inference.mask_filling"),
+    **dict.fromkeys(
+        ("EmbeddingOptions", "GenerationOptions", "MaskOptions"),
+        "plug_jax.inference.request_options",
+    ),
     **dict.fromkeys(("ClassifiedText", "Model", "load"), "plug_jax.inference.loaded"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config, jobs
@@ -32,7 +32,7 @@ docs/inference.md says more.
 UNKNOWN_ARGUMENTS = True
 
 _ZERO_SHOT = ("labels", "template", "prompt_template", "normalize", "no_sep")
-_OPTIONS = {
+_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     **jobs.OPTIONS,
     "labels": (str, "a file, one label a line (or: label, tab, its words), or labels with commas"),
     "template": (str, "what follows the prompt if the label is right ('{label}')"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config, jobs
+from plug_jax.cli.arguments import help_of, options_of
 from plug_jax.field_types import check_fields
+from plug_jax.inference.request_options import EmbeddingOptions
 
 if TYPE_CHECKING:
     from plug_jax.inference.encoding import Embedding
@@ -27,18 +29,17 @@ rows with an error. docs/inference.md says more.
 """
 UNKNOWN_ARGUMENTS = True
 
-_OPTIONS = {
+_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     **jobs.OPTIONS,
     "output": (
         str,
         "FILE.npy: the vectors; else JSON lines, each row with its vector, and the same command "
         "again goes on",
     ),
-    "pooling": (str, "mean, of the text's tokens, or cls, the state at [CLS] (mean)"),
-    "max_length": (int, "leave out what is beyond so many tokens, [CLS] and [SEP] included"),
+    **options_of(EmbeddingOptions),
     "text_field": (str, "field of a row with the text (text or sentence)"),
 }
-_SWITCHES = {"normalize": ("vectors of length 1 (L2)", "NORMALIZE = True")}
+_SWITCHES = {"normalize": (help_of(EmbeddingOptions, "normalize"), "NORMALIZE = True")}
 _SHOWN = 4  # numbers of a vector that the terminal gets
 
 

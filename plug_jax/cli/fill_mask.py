@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config, jobs
+from plug_jax.cli.arguments import options_of
 from plug_jax.field_types import check_fields
+from plug_jax.inference.request_options import MaskOptions
 
 if TYPE_CHECKING:
     from plug_jax.inference.jobs import Job
@@ -25,9 +27,9 @@ docs/inference.md says more.
 """
 UNKNOWN_ARGUMENTS = True
 
-_OPTIONS = {
+_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     **jobs.OPTIONS,
-    "top_k": (int, "how many candidates a [MASK] gets, 0 = every piece (5)"),
+    **options_of(MaskOptions),
     "text_field": (str, "field of a row with the text (text or sentence)"),
 }
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STATUS_WITH_ERRORS = 3  # of a command that is done, but for rows with an error
 
-OPTIONS: dict[str, tuple[type, str]] = {
+OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "checkpoint": (str, "checkpoint directory (a run's MODEL_DIR, or one step)"),
     "input": (str, "JSON lines, or .txt with a text a line: a path or a glob; .gz too"),
     "output": (str, "write each row with its result here; the same command again goes on"),
@@ -41,7 +41,7 @@ class Summary(Protocol):
 
 def add_arguments(
     parser: argparse.ArgumentParser,
-    options: Mapping[str, tuple[type, str]],
+    options: Mapping[str, tuple[Callable[[str], Any], str]],
     switches: Switches = MappingProxyType({}),
     *,
     gin_file: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config, jobs
@@ -25,7 +25,7 @@ an error. docs/inference.md says more.
 """
 UNKNOWN_ARGUMENTS = True
 
-_OPTIONS = {
+_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     **jobs.OPTIONS,
     "prompt_field": (str, "field of a row with the prompt (prompt, text or inputs)"),
     "target_field": (str, "field of a row with the target or a list of them (target or targets)"),

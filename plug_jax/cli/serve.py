@@ -206,9 +206,10 @@ def _slots(config: ServeConfig) -> Slots:
 def _reader(config: ServeConfig) -> tuple[Reader, EncoderModel, FineTunedModel | None]:
     """The encoder, and the whole of a model that labels texts, ready to read."""
     from plug_jax.inference.encoder import EncoderModel
-    from plug_jax.inference.encoding import Embedding, EmbeddingOptions
+    from plug_jax.inference.encoding import Embedding
     from plug_jax.inference.fine_tuned import FineTunedModel
     from plug_jax.inference.prediction import Prediction
+    from plug_jax.inference.request_options import EmbeddingOptions
     from plug_jax.serving.reader import Reader, Reading
     from plug_jax.serving.readings import labels_of
     from plug_jax.training.saved_model import open_checkpoint

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,11 @@ from plug_jax.data.vocabularies import PlugVocabulary
 from plug_jax.inference.placement import PlacedModel, power_of_two, to_host
 from plug_jax.inference.programs import Params, apply
 from plug_jax.inference.quantization import quantize
+from plug_jax.inference.request_options import Pooling
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
 from plug_jax.training.saved_model import load_for_inference
 from plug_jax.training.state import HEADS
-
-Pooling = Literal["mean", "cls"]
 
 
 class EncoderModel(PlacedModel):

@@ -15,34 +15,14 @@ from plug_jax.downstream.token_texts import PlacedTokens, placed_tokens, token_i
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 from plug_jax.inference.batches import batches, numbered
-from plug_jax.inference.encoder import EncoderModel, Pooling
+from plug_jax.inference.encoder import EncoderModel
 from plug_jax.inference.jobs import Answer, EncoderWork
 from plug_jax.inference.model import NoNumbersError
+from plug_jax.inference.request_options import EmbeddingOptions, Pooling
 from plug_jax.inference.rows import Row
 from plug_jax.training.saved_model import SavedModel
 
 TEXT_FIELDS = ("text", "sentence")  # where a row's text is looked for, in this order
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EmbeddingOptions:
-    """How a text becomes a vector.
-
-    pooling: "mean", of the states of the text's own tokens ([CLS], [SEP] and padding are none), or
-    "cls", the state at [CLS]. The mean is the default because an encoder that was pre-trained alone
-    says little at [CLS]: means compare better (Reimers and Gurevych 2019, arXiv 1908.10084, table
-    6). Neither goes through BERT's pooler, which is trained for pairs of sentences, if at all.
-    normalize: divide by the length (L2), so that dot products are cosines.
-    max_length: tokens, [CLS] and [SEP] included; what is beyond is left out, and counted. None: a
-    text that is too long for the model is an error.
-    """
-
-    pooling: Pooling = "mean"
-    normalize: bool = False
-    max_length: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,10 +26,10 @@ from plug_jax.field_types import check_fields
 from plug_jax.inference.batches import batches
 from plug_jax.inference.encoder import EncoderModel
 from plug_jax.inference.model import InferenceModel, NoNumbersError, check_writes
-from plug_jax.inference.options import MAX_TEXTS
 from plug_jax.inference.parts import PartedOutput
 from plug_jax.inference.placement import PlacedModel
 from plug_jax.inference.progress import Progress
+from plug_jax.inference.request_options import MAX_TEXTS
 from plug_jax.inference.rows import Contents, Row, RowSource, contents_of
 from plug_jax.partitioning import Partitioner
 from plug_jax.training.compilation import use_compilation_cache

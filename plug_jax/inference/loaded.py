@@ -19,15 +19,15 @@ from plug_jax.inference import encoding, generator, mask_filling
 from plug_jax.inference.batches import batches, numbered
 from plug_jax.inference.classification import Classification
 from plug_jax.inference.encoder import EncoderModel
-from plug_jax.inference.encoding import EmbeddingOptions, EncodedText
+from plug_jax.inference.encoding import EncodedText
 from plug_jax.inference.fine_tuned import FineTunedModel
 from plug_jax.inference.generator import GeneratedText
 from plug_jax.inference.jobs import Work
-from plug_jax.inference.mask_filling import FilledMask, MaskOptions, check_fills_masks
+from plug_jax.inference.mask_filling import FilledMask, check_fills_masks
 from plug_jax.inference.model import InferenceModel, NoNumbersError, check_writes
-from plug_jax.inference.options import GenerationOptions
 from plug_jax.inference.placement import PlacedModel
 from plug_jax.inference.prediction import Prediction
+from plug_jax.inference.request_options import EmbeddingOptions, GenerationOptions, MaskOptions
 from plug_jax.inference.rows import Row
 from plug_jax.inference.scoring import Score, Scoring, pairs_size, score_pairs
 from plug_jax.partitioning import Partitioner

@@ -17,20 +17,9 @@ from plug_jax.inference.encoding import row_text
 from plug_jax.inference.jobs import Answer, EncoderWork
 from plug_jax.inference.model import NoNumbersError
 from plug_jax.inference.placement import power_of_two
+from plug_jax.inference.request_options import MaskOptions
 from plug_jax.inference.rows import Row
 from plug_jax.training.saved_model import SavedModel
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskOptions:
-    """How many candidates each [MASK] gets; 0 is every piece of the vocabulary."""
-
-    top_k: int = 5
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.top_k < 0:
-            raise PlugError(f"top_k is {self.top_k}; it must be 0 (every piece) or positive")
 
 
 @dataclasses.dataclass(frozen=True)

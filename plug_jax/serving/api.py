@@ -13,22 +13,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from plug_jax.errors import PlugError
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 
 MAX_SAMPLES = 128
 MAX_STOPS = 4
 _MAX_LOG_PROBS = 5  # OpenAI's limit
 
+_RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+# Options of which a request may have others than the command: `n` texts, sampled, of a prompt.
+_NOT_SERVED = (
+    *("num_samples", "num_beams", "length_penalty", "length_offset"),
+    *("forced_text", "forbidden_text"),
+)
 # Field -> (option of GenerationOptions, type).
 _OPTIONS: dict[str, tuple[str, type]] = {
-    "max_tokens": ("max_new_tokens", int),
-    "min_tokens": ("min_new_tokens", int),
-    "temperature": ("temperature", float),
-    "top_k": ("top_k", int),
-    "top_p": ("top_p", float),
-    "repetition_penalty": ("repetition_penalty", float),
-    "no_repeat_ngram": ("no_repeat_ngram", int),
-    "seed": ("seed", int),
+    _RENAMED.get(field.name, field.name): (field.name, type(field.default))
+    for field in dataclasses.fields(GenerationOptions)
+    if field.name not in _NOT_SERVED
 }
 _OTHERS = ("model", "prompt", "n", "stop", "stream", "stream_options", "logprobs", "user")
 # Fields that clients may send as long as they ask for nothing -> what asks for nothing, what to do.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from plug_jax.errors import PlugError
 from plug_jax.inference.generator import FinishReason, GeneratedText
 from plug_jax.inference.model import NoNumbersError
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.inference.slots import Slots
 from plug_jax.serving import stops
 from plug_jax.serving.worker import Task, Worker, failure_of

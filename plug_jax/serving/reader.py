@@ -87,8 +87,8 @@ class Reader(Worker[ReadJob]):
             if len(jobs) > 1:
                 self._suspects.extend(jobs)  # one of them may be at fault: it will show
                 return
-            self._finish(jobs[0], failure_of(error))
             self._check_alive(reading)
+            self._finish(jobs[0], failure_of(error))
             return
         for job, answer in zip(jobs, answers, strict=False):
             if isinstance(answer, NoNumbersError):

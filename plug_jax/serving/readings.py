@@ -19,9 +19,10 @@ from starlette.types import Receive, Scope, Send
 from plug_jax.downstream.text_format import TextFormat
 from plug_jax.errors import PlugError
 from plug_jax.inference.encoder import EncoderModel
-from plug_jax.inference.encoding import Embedding, EmbeddingOptions, check_max_length
+from plug_jax.inference.encoding import Embedding, check_max_length
 from plug_jax.inference.fine_tuned import FineTunedModel
 from plug_jax.inference.prediction import Prediction
+from plug_jax.inference.request_options import EmbeddingOptions
 from plug_jax.inference.rows import Row
 from plug_jax.serving.api import ApiError, check_model, text_of, value_of
 from plug_jax.serving.clients import Shares, client_of

@@ -20,9 +20,10 @@ from plug_jax.convert.to_torch import export_hf
 from plug_jax.data.vocabularies import SPECIAL_PIECES
 from plug_jax.errors import PlugError
 from plug_jax.inference.encoder import EncoderModel
-from plug_jax.inference.encoding import Embedding, EmbeddingOptions
+from plug_jax.inference.encoding import Embedding
 from plug_jax.inference.jobs import Job, run
-from plug_jax.inference.mask_filling import MaskFilling, MaskOptions
+from plug_jax.inference.mask_filling import MaskFilling
+from plug_jax.inference.request_options import EmbeddingOptions, MaskOptions
 from plug_jax.inference.rows import Row
 from plug_jax.models.plug import PlugModel
 from tests import golden_weights, reference_model

@@ -8,7 +8,7 @@ import pytest
 import plug_jax
 from plug_jax.clue.tasks import find_task
 from plug_jax.inference.generator import generate
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.tasks.clue import clue_format
 from tests.downstream.tiny_encoder import write_fine_tuned
 from tests.inference_model import lively_model
@@ -207,7 +207,7 @@ def test_texts_are_labeled_on_the_page(browser, labeler, size):
         page.fill("#pair", "什么是还款")
         page.click("#go")
         best = max(labeler.classify("怎么还款", "什么是还款").probabilities.values())
-        first.get_by_text(f"{best:.3f}").wait_for()
+        first.locator("output", has_text=f"{best:.3f}").wait_for()
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= size[0]
         page.click("#language")

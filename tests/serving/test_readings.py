@@ -7,12 +7,16 @@ import concurrent.futures
 import math
 import threading
 
+import jax
 import numpy as np
 import pytest
 
 import plug_jax
 from plug_jax.clue.tasks import find_task
 from plug_jax.inference.encoder import EncoderModel
+from plug_jax.inference.encoding import Embedding
+from plug_jax.inference.prediction import Prediction
+from plug_jax.inference.request_options import EmbeddingOptions
 from plug_jax.serving.reader import Reader, Reading
 from plug_jax.tasks.clue import clue_format
 from tests.downstream.tiny_encoder import write_fine_tuned
@@ -169,8 +173,6 @@ def test_one_that_fails_fails_alone(model, monkeypatch):
 
 
 def test_a_model_without_numbers_says_so(model):
-    import jax
-
     broken = jax.tree.map(lambda leaf: leaf * math.nan, model._placed.params)
     encoder = EncoderModel(model.config, broken, model.vocabulary)
     with reading(plug_jax.Model(model._saved, encoder), labels=False) as (client, _):
@@ -188,14 +190,15 @@ def test_keys_are_asked_for(model):
 
 
 def test_after_the_warm_up_nothing_compiles(model):
-    from plug_jax.inference.encoding import Embedding, EmbeddingOptions
-
     reader = Reader(batch_size=2, max_queue=0)
     found = Reading(model._encoder, Embedding(options=EmbeddingOptions()))
-    notes = list(reader.warm_up([found]))
-    assert notes == [f"texts of up to {length} tokens" for length in (32, 64, 128)]
+    notes = list(reader.warm_up([found, Reading(model._placed, Prediction())]))
+    assert notes == [f"texts of up to {length} tokens" for length in (32, 64, 128, 32)]
+    rows = model._placed._predict._cache_size()
     programs = model._encoder._vectors._cache_size()
     with reading(model, batch_size=2) as (client, _):
         for count, length in ((1, 3), (2, 30), (2, 31), (1, 126)):
             answer(client, "embeddings", input=["怎" * length] * count)
+            answer(client, "classify", input=["怎" * length] * count)
     assert model._encoder._vectors._cache_size() == programs
+    assert model._placed._predict._cache_size() == rows

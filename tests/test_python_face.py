@@ -202,6 +202,14 @@ def test_another_dtype(stage2, writer):
     assert 0 < np.abs(vector - writer.embed("天地人")).max() < 0.2
 
 
+def test_int8(stage2, writer):
+    pytest.importorskip("qwix")
+    small = plug_jax.load(stage2, int8=True)
+    difference = np.abs(small.embed("天地人") - writer.embed("天地人")).max()
+    assert 0 < difference < 0.05
+    assert len(small.generate("天地", max_new_tokens=3)) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs/python.md", "README.md"])
 def test_the_documented_examples_run(page, labels_of_pairs, tmp_path, monkeypatch, capsys):

@@ -167,7 +167,6 @@ def test_what_a_model_cannot_do_is_said(encoder, writer, tmp_path):
         (lambda: writer.stream("天", num_samples=2), "a stream is one sampled text"),
         (lambda: plug_jax.load(tmp_path), "no checkpoint in"),
         (lambda: plug_jax.load(tmp_path, batch_size=0), "batch_size is 0"),
-        (lambda: plug_jax.load(tmp_path, mesh={"fdsp": 2}), "no checkpoint in"),
     ):
         with pytest.raises(plug_jax.PlugError, match=message):
             wrong()
@@ -188,8 +187,14 @@ def test_a_mesh_gives_the_same(stage2, writer):
     assert [t.text for [t] in spread.generate(texts, **options)] == [
         t.text for [t] in writer.generate(texts, **options)
     ]
-    with pytest.raises(plug_jax.PlugError, match="there is no option fdsp"):
-        plug_jax.load(stage2, mesh={"fdsp": 2})
+    for wrong, message in (
+        ({"mesh": {"fdsp": 2}}, "there is no option fdsp"),
+        ({"mesh": {"fsdp": 3}}, "does not match the 8 devices"),
+        ({"mesh": 2}, "mesh must be sizes such as"),
+        ({"dtype": "float16"}, "dtype must be one of 'float32', 'bfloat16'"),
+    ):
+        with pytest.raises(plug_jax.PlugError, match=message):
+            plug_jax.load(stage2, **wrong)
     everywhere = plug_jax.load(stage2, mesh={"data": 4, "tensor": 2})
     np.testing.assert_allclose(everywhere.embed(texts), writer.embed(texts), atol=1e-5)
 

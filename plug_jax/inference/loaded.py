@@ -76,13 +76,12 @@ def load(
     if batch_size < 1:
         raise PlugError(f"batch_size is {batch_size}; it must be 1 or more")
     saved = open_checkpoint(os.path.expanduser(os.fspath(checkpoint)))
-    partitioner = _chosen(Partitioner, None, mesh) if isinstance(mesh, Mapping) else mesh
     kind: type[InferenceModel] | type[FineTunedModel] | type[EncoderModel] = EncoderModel
     if saved.task is not None:
         kind = FineTunedModel
     elif saved.config.num_decoder_layers:
         kind = InferenceModel
-    placed = kind.load(saved.path, partitioner, dtype, int8=int8, verify=verify)
+    placed = kind.load(saved.path, _partitioner(mesh), dtype, int8=int8, verify=verify)
     return Model(saved, placed, batch_size=batch_size)
 
 
@@ -316,17 +315,15 @@ class Model:
 
     def _writer(self) -> InferenceModel:
         """The model with its decoder. PlugError without one."""
-        if isinstance(self._placed, InferenceModel):
-            return self._placed
         check_writes(self._saved)
-        raise AssertionError(f"{self!r} has a decoder that was not read")
+        assert isinstance(self._placed, InferenceModel)
+        return self._placed
 
     def _answerer(self) -> FineTunedModel:
         """The model with its head. PlugError where it was not fine-tuned."""
-        if isinstance(self._placed, FineTunedModel):
-            return self._placed
         described_format(self._saved.task)
-        raise AssertionError(f"{self!r} has a head that was not read")
+        assert isinstance(self._placed, FineTunedModel)
+        return self._placed
 
     def _answers(
         self, model: PlacedModel, work: Work[Any, Any], rows: Sequence[Row]
@@ -339,6 +336,14 @@ class Model:
                     raise answer
                 found[place] = answer.fields
         return found
+
+
+def _partitioner(mesh: Mesh | None) -> Partitioner | None:
+    if isinstance(mesh, Mapping):
+        return _chosen(Partitioner, None, mesh)
+    if mesh is not None and not isinstance(mesh, Partitioner):
+        raise PlugError(f'mesh must be sizes such as {{"fsdp": 4}} or a Partitioner, not {mesh!r}')
+    return mesh
 
 
 def _label_format(saved: SavedModel) -> TextFormat:

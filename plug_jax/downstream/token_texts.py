@@ -79,13 +79,13 @@ def placed_tokens(texts: Iterable[str], vocabulary: PlugVocabulary) -> dict[str,
             text: _from_bytes(text, *vocabulary.encode_with_offsets(text)) for text in different
         }
     assert isinstance(vocabulary, WordPieceVocabulary)
-    chinese = vocabulary.rules.tokenize_chinese_chars
-    words = {text: _words(text, chinese=chinese) for text in different}
-    known = token_ids(
-        [*different, *(text[a:b] for text, spans in words.items() for a, b in spans)], vocabulary
-    )
+    known = token_ids(different, vocabulary)
+    # Words cost time, and are only of use where pieces alone do not tell what a text is made of.
+    unsure = [text for text in different if vocabulary.unk_id in known[text]]
+    words = {text: _words(text, chinese=vocabulary.rules.tokenize_chinese_chars) for text in unsure}
+    known |= token_ids((text[a:b] for text in unsure for a, b in words[text]), vocabulary)
     return {
-        text: _by_words(text, words[text], known, vocabulary)
+        text: _by_words(text, words.get(text), known, vocabulary)
         or _placed(text, known[text], vocabulary)
         for text in different
     }
@@ -146,14 +146,16 @@ def _kind(character: str) -> Literal["space", "chinese", "alone", "letter"]:
 
 def _by_words(
     text: str,
-    words: Sequence[tuple[int, int]],
+    words: Sequence[tuple[int, int]] | None,
     known: Mapping[str, np.ndarray],
     vocabulary: PlugVocabulary,
 ) -> PlacedTokens | None:
-    """Each word's tokens within the word; None if the words are not those of the vocabulary.
+    """Each word's tokens within the word; None without words, or if they are not the vocabulary's.
 
-    That is so for a few rare characters, and is seen by the ids.
+    The latter is so for a few rare characters, and is seen by the ids.
     """
+    if words is None:
+        return None
     spans: list[tuple[int, int]] = []
     for first, last in words:
         ids = known[text[first:last]].tolist()

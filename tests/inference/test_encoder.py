@@ -6,6 +6,7 @@ import functools
 import importlib
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -249,6 +250,28 @@ def test_a_model_that_writes_encodes_with_the_same_parameters(stage2, writer):
     params = lively_params(CONFIG)
     expected = reference_model.encode(params, CONFIG, np.array(ids))[0]
     np.testing.assert_allclose(writer.encode("天地").states, expected, atol=1e-4)
+
+
+def test_a_converted_plug_reads_and_writes(bert_files, tmp_path):
+    """Its encoder ends with its final norm twice, as the released model infers."""
+    config = weights.plug_config(max_positions=64)
+    (tmp_path / "plug").mkdir()
+    tensors = weights.state_dict(config, "plug", rows=96)
+    save_file(tensors, tmp_path / "plug" / "model.safetensors")
+    described = {"model_type": "plug", "num_attention_heads": 4, "vocab_size": ROWS}
+    (tmp_path / "plug" / "config.json").write_text(json.dumps(described))
+    shutil.copy(bert_files / "vocab.txt", tmp_path / "plug")
+    import_weights(open_hf(tmp_path / "plug"), tmp_path / "model", ImportOptions())
+    model = plug_jax.load(tmp_path / "model")
+    assert model.config.encoder_final_norm_repeats == 2
+    found = model.encode("天地人")
+    ids = np.array([[token.id for token in found.tokens]])
+    params = {name: part for name, part in model._placed.params.items() if name != "decoder"}
+    expected = reference_model.encode(jax.device_get(params), model.config, ids)[0]
+    np.testing.assert_allclose(found.states, expected, atol=1e-4)
+    assert len(model.fill_mask("天[MASK]人")[0].candidates) == 5
+    [text] = model.generate("天地", max_new_tokens=4)
+    assert math.isfinite(text.log_prob)
 
 
 def test_heads_that_were_initialised_anew_fill_nothing(bert_files, tmp_path):

@@ -181,6 +181,7 @@ def prepare(directory: Path) -> None:
         "DuReaderQG/train.json": _rows(_QUESTION),
         "DuReaderQG/dev.json": _rows(_QUESTION),
         "questions.tsv": "answer\tcontext\tquestion\n天\t天地\t人间？\n",
+        "masked.jsonl": _rows({"text": "天[MASK]人间"}),
         "rows.jsonl": _rows({"text": "天地", "label": "体育"}),
         "my_package/my_tasks.py": _MY_TASKS,
         "demo_output/corpus/train.txt": small.replace("\n", "\n\n"),

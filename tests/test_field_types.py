@@ -24,7 +24,7 @@ from plug_jax.field_types import FieldTypeError, check_fields, parameter_types, 
 from plug_jax.inference.batch_generation import Generation
 from plug_jax.inference.classification import Classification
 from plug_jax.inference.jobs import Job
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.inference.rows import RowSource
 from plug_jax.inference.scoring import Scoring
 from plug_jax.partitioning import Partitioner

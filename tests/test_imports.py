@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # which every part may.
 MAY_ALL = ("atomic_files", "errors", "field_types", "strict_json")
 MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"inference", "partitioning", "tensorflow_import"},
     "__main__": {"cli", "held_interrupts", "huge_pages"},
     "atomic_files": set(),
     "errors": set(),
@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "field_types": set(),
     "held_interrupts": set(),
     "huge_pages": {"held_interrupts"},
+    "tensorflow_import": set(),
     "named_modules": set(),
     "config": set(),
     "losses": set(),
@@ -65,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "partitioning",
         "training",
     },
-    "serving": {"config", "data", "decoding", "inference"},
+    "serving": {"config", "data", "decoding", "downstream", "inference"},
     "benchmarks": {
         "config",
         "convert",
@@ -112,6 +113,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "partitioning",
         "planning",
         "serving",
+        "tensorflow_import",
         "training",
     },
     "t5x_bridge": {

@@ -22,8 +22,8 @@ from plug_jax.data.vocabularies import PlugVocabulary
 from plug_jax.errors import PlugError
 from plug_jax.inference.generator import generate
 from plug_jax.inference.model import InferenceModel
-from plug_jax.inference.options import GenerationOptions
 from plug_jax.inference.programs import apply
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.models.plug import PlugModel
 
 _ROWS_A_BATCH = 8

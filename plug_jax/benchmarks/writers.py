@@ -15,8 +15,9 @@ import numpy as np
 
 from plug_jax.inference.generator import generate
 from plug_jax.inference.model import InferenceModel
-from plug_jax.inference.options import GenerationOptions, not_text
+from plug_jax.inference.options import not_text
 from plug_jax.inference.programs import apply
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.models.plug import PlugModel
 
 _PROMPT = (  # of 62 characters

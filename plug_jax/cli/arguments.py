@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from plug_jax.errors import PlugError
@@ -70,6 +71,28 @@ def finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is no finite number")
     return value
+
+
+def options_of(declared: type) -> dict[str, tuple[Callable[[str], Any], str]]:
+    """Kind and help text, with the default, of each field of a dataclass that takes a value."""
+    return {
+        field.name: (_KINDS.get(str(field.type), str), _help(field))
+        for field in dataclasses.fields(declared)
+        if field.type != "bool"
+    }
+
+
+def help_of(declared: type, name: str) -> str:
+    """The help text of one field, such as a switch."""
+    return next(_help(field) for field in dataclasses.fields(declared) if field.name == name)
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    unset = field.default is None or field.default is False or field.default == ""
+    return field.metadata["help"] + ("" if unset else f" ({field.default})")
+
+
+_KINDS: dict[str, Callable[[str], Any]] = {"int": int, "int | None": int, "float": finite}
 
 
 def decoded(arguments: Sequence[str]) -> list[str]:

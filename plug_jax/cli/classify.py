@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config, jobs
@@ -32,7 +32,7 @@ docs/inference.md says more.
 UNKNOWN_ARGUMENTS = True
 
 _ZERO_SHOT = ("labels", "template", "prompt_template", "normalize", "no_sep")
-_OPTIONS = {
+_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     **jobs.OPTIONS,
     "labels": (str, "a file, one label a line (or: label, tab, its words), or labels with commas"),
     "template": (str, "what follows the prompt if the label is right ('{label}')"),
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax classify`."""
     parser.add_argument("--text", help="in place of --input: a text")
     parser.add_argument("--text_pair", help="the second text of a pair, for a checkpoint of pairs")
-    jobs.add_arguments(parser, _OPTIONS, gin_file="runs/classify.gin")
+    jobs.add_arguments(parser, _OPTIONS, jobs.NO_SEP, gin_file="runs/classify.gin")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from plug_jax.inference.prediction import Prediction
 
     with joined():
-        bindings = jobs.bindings_of(args, _OPTIONS, _row(args))
+        bindings = jobs.bindings_of(args, _OPTIONS, _row(args), jobs.NO_SEP)
         job: Job
         work: Prediction | Classification
         if task := jobs.fine_tuned_for(args.gin_file, bindings):

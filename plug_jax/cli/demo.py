@@ -219,7 +219,7 @@ def _generate(checkpoint: Path, data: _Data) -> tuple[dict[str, str], TextQualit
 
     from plug_jax.inference.generator import generate
     from plug_jax.inference.model import InferenceModel
-    from plug_jax.inference.options import GenerationOptions
+    from plug_jax.inference.request_options import GenerationOptions
 
     model = InferenceModel.load(checkpoint)
     samples = generate(model, PROMPTS, GenerationOptions(max_new_tokens=_NEW_TOKENS))

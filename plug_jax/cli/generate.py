@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config
-from plug_jax.cli.arguments import finite
+from plug_jax.cli.arguments import options_of
 from plug_jax.config import ComputeDtype
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
+from plug_jax.inference.request_options import GenerationOptions
 
 if TYPE_CHECKING:
     from plug_jax.inference.generator import GeneratedText
     from plug_jax.inference.model import InferenceModel
-    from plug_jax.inference.options import GenerationOptions
     from plug_jax.partitioning import Partitioner
 
 SUMMARY = "Continue a text with a stage-2 checkpoint."
@@ -47,30 +47,16 @@ class GenerateConfig:
     int8: bool = False  # weights in 8 bits
 
     def __post_init__(self) -> None:
-        from plug_jax.inference.options import GenerationOptions
         from plug_jax.partitioning import Partitioner
 
-        check_fields(self, {"GenerationOptions": GenerationOptions, "Partitioner": Partitioner})
+        check_fields(self, {"Partitioner": Partitioner})
 
 
 # Each option sets the macro of its name in the gin file, which has the defaults.
 _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "checkpoint": (str, "checkpoint directory (a run's MODEL_DIR, or one step)"),
     "prompt": (str, "the text to continue; without it, prompts are read from standard input"),
-    "max_new_tokens": (int, "stop after so many tokens (128)"),
-    "min_new_tokens": (int, "do not stop before so many tokens (0)"),
-    "num_samples": (int, "how many texts to write for a prompt (1)"),
-    "temperature": (finite, "0 is greedy (0.9)"),
-    "top_k": (int, "draw from the k likeliest, 0 = all (20)"),
-    "top_p": (finite, "draw from this much probability (1.0)"),
-    "seed": (int, "same seed, same texts (0)"),
-    "num_beams": (int, "above 1: beam search, which draws nothing (1)"),
-    "length_penalty": (finite, "of beam search: above 1 prefers long texts, 0 short ones (1.0)"),
-    "length_offset": (finite, "the penalty is ((offset + length) / (offset + 1)) ** power (0)"),
-    "repetition_penalty": (finite, "above 1: less of what was written before (1.0)"),
-    "no_repeat_ngram": (int, "no n tokens in a row twice (0: free)"),
-    "forced_text": (str, "what the text has to begin with"),
-    "forbidden_text": (str, "tokens that are not to be written"),
+    **options_of(GenerationOptions),
 }
 _MACROS = {"seed": "RANDOM_SEED"}
 _SWITCHES = {

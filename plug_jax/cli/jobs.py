@@ -1,4 +1,4 @@
-"""What `plug-jax infer`, `score` and `classify` share: options, and how they show results."""
+"""What `plug-jax infer` and the other commands of rows share: options, and how they report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import codecs
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from plug_jax.cli import gin_config
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
 
 STATUS_WITH_ERRORS = 3  # of a command that is done, but for rows with an error
 
-OPTIONS: dict[str, tuple[type, str]] = {
+OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "checkpoint": (str, "checkpoint directory (a run's MODEL_DIR, or one step)"),
-    "input": (str, "JSON lines: a path or a glob; .gz too"),
+    "input": (str, "JSON lines, or .txt with a text a line: a path or a glob; .gz too"),
     "output": (str, "write each row with its result here; the same command again goes on"),
     "batch_size": (int, "texts at a time (32)"),
 }
+# Options without a value: what they say, and the binding that they are.
+Switches = Mapping[str, tuple[str, str]]
+NO_SEP: Switches = {"no_sep": ("do not score the [SEP] at the end of a text", "SEP = False")}
 
 
 class Summary(Protocol):
@@ -36,31 +40,36 @@ class Summary(Protocol):
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, options: Mapping[str, tuple[type, str]], *, gin_file: str
+    parser: argparse.ArgumentParser,
+    options: Mapping[str, tuple[Callable[[str], Any], str]],
+    switches: Switches = MappingProxyType({}),
+    *,
+    gin_file: str,
 ) -> None:
-    """Add options, each of which sets the macro of its name, and --no_sep and --json."""
+    """Add options, each of which sets the macro of its name, switches, and --json."""
     for name, (kind, text) in options.items():
         parser.add_argument(f"--{name}", type=kind, help=text)
-    parser.add_argument(
-        "--no_sep", action="store_true", help="do not score the [SEP] at the end of a text"
-    )
+    for name, (text, _) in switches.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     gin_config.add_arguments(parser, default=gin_file)
 
 
 def bindings_of(
-    args: argparse.Namespace, options: Iterable[str], given: Mapping[str, str] | None
+    args: argparse.Namespace,
+    options: Iterable[str],
+    given: Mapping[str, str] | None,
+    switches: Switches = MappingProxyType({}),
 ) -> list[str]:
-    """What options and overrides set.
+    """What options, switches and overrides set.
 
     `given`: the fields of a single row on the command line, None without.
     """
     if given is not None and args.input is not None:
         raise PlugError(f"give either --input or {' and '.join(f'--{name}' for name in given)}")
     values = {name.upper(): getattr(args, name) for name in options}
-    if args.no_sep:
-        values["SEP"] = False
     bindings = [f"{macro} = {value!r}" for macro, value in values.items() if value is not None]
+    bindings += [binding for name, (_, binding) in switches.items() if getattr(args, name)]
     if given is not None:
         bindings += ["ROWS = [@rows.Row()]", f"rows.Row.fields = {dict(given)!r}"]
     return [*bindings, *gin_config.overrides(args.unknown)]

@@ -9,22 +9,21 @@ that help is instant.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
-import gc
 import importlib
 import io
-import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 import plug_jax
 from plug_jax.cli import task_modules
 from plug_jax.cli.arguments import Parser, decoded
 from plug_jax.errors import Interrupted, PlugError
+from plug_jax.tensorflow_import import import_tensorflow as import_tensorflow  # for the commands
+from plug_jax.tensorflow_import import quiet_tensorflow
 
 COMMANDS = {
     "train": "plug_jax.cli.train",
@@ -37,6 +36,8 @@ COMMANDS = {
     "score": "plug_jax.cli.score",
     "score-generation": "plug_jax.cli.score_generation",
     "classify": "plug_jax.cli.classify",
+    "embed": "plug_jax.cli.embed",
+    "fill-mask": "plug_jax.cli.fill_mask",
     "clue": "plug_jax.cli.clue",
     "zero-shot": "plug_jax.cli.zero_shot",
     "inspect": "plug_jax.cli.inspect",
@@ -53,9 +54,6 @@ COMMANDS = {
 }
 
 _INTERRUPTED = 130  # what a shell reports for SIGINT
-_STDERR = 2  # the file descriptor, which C++ writes to
-# What Keras, a part of tensorflow that nothing here uses, imports where it is installed.
-_NOT_FOR_KERAS = ("matplotlib", "sklearn")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     `--help`, `--version` and argparse's errors end in `SystemExit`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _quiet_tensorflow()
+    quiet_tensorflow()
     _print_anything()
     if not arguments:
         _main_parser().print_help()
@@ -107,50 +105,6 @@ def _saved(error: Interrupted) -> str:
         return ""
     seconds = time.monotonic() - error.came
     return f": the checkpoint of step {error.step} was saved {seconds:.1f} s later"
-
-
-def import_tensorflow() -> None:
-    """Import tensorflow with standard error shut; a command calls it before its heavy imports.
-
-    Its libraries print notes while they are loaded, before they read TF_CPP_MIN_LOG_LEVEL. Set that
-    to 0 to see them. An import that fails raises as usual. It reads data only, so it is kept from
-    GPUs, whose memory it would take.
-    """
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
-        _import_tensorflow()
-        return
-    sys.stderr.flush()
-    saved = os.dup(_STDERR)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), _STDERR)
-        _import_tensorflow()
-    finally:
-        os.dup2(saved, _STDERR)
-        os.close(saved)
-
-
-def _import_tensorflow() -> None:
-    if "tensorflow" not in sys.modules:
-        with _no_more_than_needed():
-            importlib.import_module("tensorflow")
-    sys.modules["tensorflow"].config.set_visible_devices([], "GPU")
-
-
-@contextlib.contextmanager
-def _no_more_than_needed() -> Iterator[None]:
-    """Within, an import of tensorflow leaves out what nothing here needs."""
-    hidden = [name for name in _NOT_FOR_KERAS if name not in sys.modules]
-    for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment] # to import it is an ImportError
-    gc.disable()  # it makes a million objects, and no garbage
-    try:
-        yield
-    finally:
-        gc.freeze()  # so that later collections do not look through them again
-        gc.enable()
-        for name in hidden:
-            del sys.modules[name]
 
 
 def _main_parser() -> argparse.ArgumentParser:
@@ -207,8 +161,3 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _quiet_tensorflow() -> None:
-    """Keep tensorflow's C++ log off the terminal; must come before it is imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

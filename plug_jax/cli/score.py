@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config, jobs
@@ -25,7 +25,7 @@ an error. docs/inference.md says more.
 """
 UNKNOWN_ARGUMENTS = True
 
-_OPTIONS = {
+_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     **jobs.OPTIONS,
     "prompt_field": (str, "field of a row with the prompt (prompt, text or inputs)"),
     "target_field": (str, "field of a row with the target or a list of them (target or targets)"),
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax score`."""
     parser.add_argument("--prompt", help="in place of --input: a prompt")
     parser.add_argument("--target", help="and the text to be scored after it")
-    jobs.add_arguments(parser, _OPTIONS, gin_file="runs/score.gin")
+    jobs.add_arguments(parser, _OPTIONS, jobs.NO_SEP, gin_file="runs/score.gin")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     given = None if args.prompt is None else {"prompt": args.prompt, "target": args.target}
     with joined():
         config = gin_config.configured(
-            ScoreConfig, files=args.gin_file, bindings=jobs.bindings_of(args, _OPTIONS, given)
+            ScoreConfig,
+            files=args.gin_file,
+            bindings=jobs.bindings_of(args, _OPTIONS, given, jobs.NO_SEP),
         )
         return jobs.report(
             results(config.job, config.work),

@@ -1,13 +1,16 @@
-"""`plug-jax serve`: a web page and an OpenAI-compatible endpoint for a checkpoint."""
+"""`plug-jax serve`: a web page and OpenAI-compatible endpoints for a checkpoint."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config
 from plug_jax.config import ComputeDtype
@@ -15,12 +18,20 @@ from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from plug_jax.inference.encoder import EncoderModel
+    from plug_jax.inference.fine_tuned import FineTunedModel
     from plug_jax.inference.slots import Slots
     from plug_jax.partitioning import Partitioner
+    from plug_jax.serving.reader import Reader
+    from plug_jax.serving.worker import Worker
 
-SUMMARY = "Serve a stage-2 checkpoint: a page to try it, and OpenAI's /v1/completions."
+SUMMARY = "Serve a checkpoint: a page to try it, and OpenAI's completions or embeddings."
 EXAMPLE = """examples:
   plug-jax serve --checkpoint /path/to/model_dir
+  plug-jax serve --checkpoint /path/to/run1               # an encoder: /v1/embeddings
+  plug-jax serve --checkpoint finetuned/tnews             # and of a fine-tuned one /v1/classify
   plug-jax serve --checkpoint /path/to/model_dir --slots 16 --gin_file=mesh/cpu8.gin
   plug-jax serve --checkpoint /path/to/model_dir --host 0.0.0.0 --api_keys keys.txt \\
     --ssl_certfile cert.pem --ssl_keyfile key.pem
@@ -67,7 +78,7 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     "checkpoint": (str, "checkpoint directory (a run's MODEL_DIR, or one step)"),
     "host": (str, "address to listen on (127.0.0.1: this machine alone)"),
     "port": (int, "port to listen on, 0 = a free one (8000)"),
-    "slots": (int, "texts written at a time (8)"),
+    "slots": (int, "texts written, or read, at a time (8)"),
     "max_queue": (int, "texts that may wait for a slot; beyond, requests get status 429 (64)"),
     "max_prompt_tokens": (int, "longest prompt, with [CLS] and [SEP] (the model's limit)"),
     "max_new_tokens": (int, "longest text (the model's limit)"),
@@ -113,9 +124,7 @@ def serve(config: ServeConfig) -> None:
         PlugError: the port is taken, there is no such checkpoint, a number is out of range.
     """
     from plug_jax.serving import server
-    from plug_jax.serving.app import make_app
     from plug_jax.serving.clients import Shares, read_keys
-    from plug_jax.serving.engine import Engine
 
     # What can be wrong is found before the model is loaded, which takes time.
     keys, shares = read_keys(config.api_keys), Shares(config.max_client_texts)
@@ -125,19 +134,40 @@ def serve(config: ServeConfig) -> None:
     with server.listen(config.host, config.port) as sock:
         if not server.is_loopback(sock):
             _warn(config.host, keys=bool(keys), encrypted=tls is not None)
-        slots = _slots(config)
-        name = config.model_name or os.path.basename(os.path.abspath(config.checkpoint))
-        with Engine(slots, max_queue=config.max_queue) as engine:
-            app = make_app(
-                engine,
-                model_name=name,
-                allowed_hosts=server.allowed_hosts(sock, config.host),
-                keys=keys,
-                shares=shares,
-            )
+        told = {
+            "model_name": config.model_name or os.path.basename(os.path.abspath(config.checkpoint)),
+            "allowed_hosts": server.allowed_hosts(sock, config.host),
+            "keys": keys,
+            "shares": shares,
+        }
+        with _served(config) as (worker, make_app):
             address = server.url(sock, config.host, encrypted=tls is not None)
-            print(f"Serving {name} at {address} (Ctrl-C stops it)", flush=True)
-            server.Server(app, engine, tls=tls).run(sockets=[sock])
+            app = make_app(**told)
+            print(f"Serving {told['model_name']} at {address} (Ctrl-C stops it)", flush=True)
+            server.Server(app, worker, tls=tls).run(sockets=[sock])
+
+
+@contextlib.contextmanager
+def _served(config: ServeConfig) -> Iterator[tuple[Worker[Any], Callable[..., Starlette]]]:
+    """The model at work, and what makes its application."""
+    from plug_jax.serving.app import make_app, make_reading_app
+    from plug_jax.serving.engine import Engine
+
+    if not only_reads(config.checkpoint):
+        with Engine(_slots(config), max_queue=config.max_queue) as engine:
+            yield engine, functools.partial(make_app, engine)
+        return
+    reader, encoder, labeler = _reader(config)
+    with reader:
+        yield reader, functools.partial(make_reading_app, reader, encoder, labeler)
+
+
+def only_reads(checkpoint: str) -> bool:
+    """Whether a checkpoint is an encoder, or was fine-tuned to answer by a head of its own."""
+    from plug_jax.training.saved_model import open_checkpoint
+
+    saved = open_checkpoint(checkpoint)
+    return saved.task is not None or saved.config.num_decoder_layers == 0
 
 
 def _warn(host: str, *, keys: bool, encrypted: bool) -> None:
@@ -169,11 +199,47 @@ def _slots(config: ServeConfig) -> Slots:
     )
     slots = Slots(model, count=config.slots, max_prompt_tokens=prompt, max_new_tokens=new)
     if config.warm_up:
-        started = time.monotonic()
-        for program in slots.warm_up():
-            _say(f"compiling for {program}")
-        _say(f"compiled in {time.monotonic() - started:.0f} s")
+        _warm_up(slots.warm_up())
     return slots
+
+
+def _reader(config: ServeConfig) -> tuple[Reader, EncoderModel, FineTunedModel | None]:
+    """The encoder, and the whole of a model that labels texts, ready to read."""
+    from plug_jax.inference.encoder import EncoderModel
+    from plug_jax.inference.encoding import Embedding
+    from plug_jax.inference.fine_tuned import FineTunedModel
+    from plug_jax.inference.prediction import Prediction
+    from plug_jax.inference.request_options import EmbeddingOptions
+    from plug_jax.serving.reader import Reader, Reading
+    from plug_jax.serving.readings import labels_of
+    from plug_jax.training.saved_model import open_checkpoint
+
+    for name in ("max_prompt_tokens", "max_new_tokens"):
+        if getattr(config, name) is not None:
+            raise PlugError(f"{name} is for models that write; this checkpoint reads")
+    reader = Reader(batch_size=config.slots, max_queue=config.max_queue)
+    _say(f"loading {config.checkpoint}")
+    told = (config.checkpoint, config.partitioner, config.dtype)
+    labeler = None
+    if open_checkpoint(config.checkpoint).task is None:
+        encoder = EncoderModel.load(*told, int8=config.int8)
+    else:
+        model = FineTunedModel.load(*told, int8=config.int8, batch_size=config.slots)
+        encoder = EncoderModel.of(model)
+        labeler = model if labels_of(model) is not None else None
+    readings = [Reading(encoder, Embedding(options=EmbeddingOptions()))]
+    if labeler is not None:
+        readings.append(Reading(labeler, Prediction()))
+    if config.warm_up:
+        _warm_up(reader.warm_up(readings))
+    return reader, encoder, labeler
+
+
+def _warm_up(programs: Iterator[str]) -> None:
+    started = time.monotonic()
+    for program in programs:
+        _say(f"compiling for {program}")
+    _say(f"compiled in {time.monotonic() - started:.0f} s")
 
 
 def _say(message: str) -> None:

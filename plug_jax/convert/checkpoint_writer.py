@@ -33,7 +33,8 @@ def write_checkpoint(
         unused: what the model has no use for and an export gives back; may be empty.
         config: of the model.
         vocabulary: its vocabulary; without one, commands that need it will say so.
-        converted_from: a JSON object on where the arrays are from, for the export.
+        converted_from: a JSON object on where the arrays are from: for the export, and for those
+            who need a head that was not initialised anew.
     """
     small: dict[str, Any] = {
         "metadata": ocp.args.JsonSave(

@@ -154,6 +154,7 @@ class _Import:
                     "ranks": len(self._source.ranks),
                     "vocab_rows": self._rows,
                     "dtypes": self._narrower(dtypes),
+                    "fresh": list(self._options.fresh),
                 },
             )
         return sum(sizes)

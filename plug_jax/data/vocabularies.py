@@ -323,6 +323,17 @@ class SentencePieceVocabulary(PlugVocabulary):
         with tf.init_scope():
             self._tokenizer = tf_text.SentencepieceTokenizer(model=content)
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids of a text in valid Unicode, and the bytes [start, end) of its UTF-8 that each is of.
+
+        Returns:
+            int32 [n], int64 [n], int64 [n].
+        """
+        with tf.init_scope():
+            found = self._tokenizer.tokenize_with_offsets(tf.constant(text))
+        ids, starts, ends = (part.numpy() for part in found)
+        return ids, starts, ends
+
     def _tokenize(self, strings: tf.Tensor) -> tf.RaggedTensor:
         return self._tokenizer.tokenize(strings)
 

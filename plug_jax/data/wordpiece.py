@@ -83,6 +83,11 @@ def joined_characters() -> frozenset[str]:
     return frozenset(chr(i) for first, last in _ranges(_JOINED) for i in range(first, last + 1))
 
 
+def is_ideograph(character: str) -> bool:
+    """Whether BERT takes a character for a Chinese one, which is a word of its own."""
+    return any(first <= ord(character) <= last for first, last in _ranges(_IDEOGRAPHS))
+
+
 def _class(table: str) -> str:
     """The content of an RE2 character class."""
     return "".join(rf"\x{{{first:X}}}-\x{{{last:X}}}" for first, last in _ranges(table))
@@ -90,9 +95,8 @@ def _class(table: str) -> str:
 
 # Characters that are a word each, apart from `_JOINED`: ASCII symbols, punctuation, ideographs.
 _PUNCTUATION = r"!-/:-@\[-`{-~\p{P}" + _class("166D 111C9")
-_ALONE = _PUNCTUATION + _class(
-    "3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2B81F 2B820-2CEAF 2F800-2FA1F"
-)
+_IDEOGRAPHS = "3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2B81F 2B820-2CEAF 2F800-2FA1F"
+_ALONE = _PUNCTUATION + _class(_IDEOGRAPHS)
 # Punctuation to BERT, but not to the tokenizer's own splitting.
 _PADDED = r"[\x{166D}\x{111C9}]"
 # RE2 cannot count what `_ALONE` excludes: too many states. So a run that may be a long word is

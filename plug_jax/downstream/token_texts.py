@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies import (
+    PlugVocabulary,
+    SentencePieceVocabulary,
+    WordPieceVocabulary,
+)
+from plug_jax.data.wordpiece import is_ideograph
 from plug_jax.errors import PlugError
 
 _TEXTS_A_CALL = 4096
@@ -62,16 +69,129 @@ def character_ids(text: str, vocabulary: PlugVocabulary, known: dict[str, int]) 
 def placed_tokens(texts: Iterable[str], vocabulary: PlugVocabulary) -> dict[str, PlacedTokens]:
     """The tokens of each different text with their places.
 
-    A vocabulary changes texts (case, width, accents, spaces) before it cuts them, and [UNK] may be
-    a word of any length: pieces are looked for in the text, in order, both without these
-    differences, and what lies between two that are found is the [UNK]'s between them.
+    A vocabulary changes texts (case, width, accents, spaces) before it cuts them: places are of the
+    text as it was given. Where a character becomes several tokens, each of them has all of it.
+    Spaces, and what the vocabulary removes, are at no end of a token; [UNK] has the whole word.
     """
+    different = list(dict.fromkeys(texts))
+    if isinstance(vocabulary, SentencePieceVocabulary):
+        return {
+            text: _from_bytes(text, *vocabulary.encode_with_offsets(text)) for text in different
+        }
+    assert isinstance(vocabulary, WordPieceVocabulary)
+    known = token_ids(different, vocabulary)
+    # Words cost time, and are only of use where pieces alone do not tell what a text is made of.
+    unsure = [text for text in different if vocabulary.unk_id in known[text]]
+    words = {text: _words(text, chinese=vocabulary.rules.tokenize_chinese_chars) for text in unsure}
+    known |= token_ids((text[a:b] for text in unsure for a, b in words[text]), vocabulary)
     return {
-        text: _placed(text, ids, vocabulary) for text, ids in token_ids(texts, vocabulary).items()
+        text: _by_words(text, words.get(text), known, vocabulary)
+        or _placed(text, known[text], vocabulary)
+        for text in different
     }
 
 
+def _from_bytes(text: str, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> PlacedTokens:
+    """Of places in the UTF-8 of the text, without the spaces around them."""
+    lengths = [len(character.encode()) for character in text]
+    of_byte = np.repeat(np.arange(len(text)), lengths)  # the character of each byte
+    of_byte = np.append(of_byte, len(text)).astype(np.int32)
+    spans = []
+    for start, end in zip(of_byte[starts].tolist(), of_byte[ends].tolist(), strict=True):
+        end = max(end, min(start + 1, len(text)))  # a part of a character
+        while start < end and not _plain(text[start]):
+            start += 1
+        while start < end and not _plain(text[end - 1]):
+            end -= 1
+        spans.append((start, end))
+    places = np.array(spans, np.int32).reshape(-1, 2)
+    return PlacedTokens(ids.astype(np.int32), places[:, 0], places[:, 1])
+
+
+def _words(text: str, *, chinese: bool) -> list[tuple[int, int]]:
+    """Where the words of BERT's basic tokenizer stand; Chinese characters may be some of their own.
+
+    >>> _words("ab，3天 c", chinese=True)
+    [(0, 2), (2, 3), (3, 4), (4, 5), (6, 7)]
+    """
+    spans: list[tuple[int, int]] = []
+    joins = False
+    for place, character in enumerate(text):
+        kind = _kind(character)
+        if kind == "letter" or (kind == "chinese" and not chinese):
+            if joins:
+                spans[-1] = (spans[-1][0], place + 1)
+            else:
+                spans.append((place, place + 1))
+            joins = True
+        else:
+            joins = False
+            if kind != "space":
+                spans.append((place, place + 1))
+    return spans
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _kind(character: str) -> Literal["space", "chinese", "alone", "letter"]:
+    """What a character is to BERT; what it removes counts as a letter."""
+    category = unicodedata.category(character)
+    if character in "\t\n\r" or category[0] == "Z":
+        return "space"
+    if is_ideograph(character):
+        return "chinese"
+    if category[0] == "P" or (character.isascii() and category[0] == "S"):
+        return "alone"
+    return "letter"
+
+
+def _by_words(
+    text: str,
+    words: Sequence[tuple[int, int]] | None,
+    known: Mapping[str, np.ndarray],
+    vocabulary: PlugVocabulary,
+) -> PlacedTokens | None:
+    """Each word's tokens within the word; None without words, or if they are not the vocabulary's.
+
+    The latter is so for a few rare characters, and is seen by the ids.
+    """
+    if words is None:
+        return None
+    spans: list[tuple[int, int]] = []
+    for first, last in words:
+        ids = known[text[first:last]].tolist()
+        found = _in_word(text, first, last, [_plain_piece(i, vocabulary) for i in ids])
+        if found is None:
+            return None
+        spans += found
+    of_words = [known[text[first:last]] for first, last in words]
+    together = np.concatenate(of_words) if of_words else np.zeros(0, np.int32)
+    if not np.array_equal(together, known[text]):
+        return None
+    places = np.array(spans, np.int32).reshape(-1, 2)
+    return PlacedTokens(known[text].astype(np.int32), places[:, 0], places[:, 1])
+
+
+def _in_word(
+    text: str, first: int, last: int, pieces: Sequence[str]
+) -> list[tuple[int, int]] | None:
+    """Places of the pieces of one word; [UNK], a piece "", is all of it. None if they differ."""
+    places = [place for place in range(first, last) for _ in _plain(text[place])]
+    if list(pieces) == [""]:
+        return [(places[0], places[-1] + 1) if places else (first, last)]
+    if not all(pieces) or "".join(pieces) != "".join(map(_plain, text[first:last])):
+        return None
+    ends = list(itertools.accumulate(map(len, pieces)))
+    return [
+        (places[end - len(piece)], places[end - 1] + 1)
+        for piece, end in zip(pieces, ends, strict=True)
+    ]
+
+
 def _placed(text: str, ids: np.ndarray, vocabulary: PlugVocabulary) -> PlacedTokens:
+    """Pieces looked for in the text, in order, both without differences of case and the like.
+
+    What lies between two that are found is that of the [UNK]s between them.
+    """
     letters = [(_plain(character), place) for place, character in enumerate(text)]
     plain = "".join(characters for characters, _ in letters)
     # Where each plain character comes from, and the end of the text.

@@ -1,1 +1,1 @@
-"""A trained model put to use: texts generated and scored, in batches, on any mesh."""
+"""A trained model put to use: texts written, scored and read, in batches, on any mesh."""

@@ -12,7 +12,7 @@ from plug_jax.field_types import check_fields
 from plug_jax.inference.generator import GeneratedText, write
 from plug_jax.inference.jobs import Answer, DecoderWork
 from plug_jax.inference.model import InferenceModel, NoNumbersError
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.inference.rows import Row, prompt_ids
 
 

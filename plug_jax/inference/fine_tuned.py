@@ -26,8 +26,6 @@ from plug_jax.objectives.composition import predict
 from plug_jax.partitioning import Partitioner
 from plug_jax.training.saved_model import load_for_inference, open_checkpoint
 
-_SMALLEST_BUCKET = 32
-
 Example = Mapping[str, np.ndarray]  # its features by name, [T, L] each, L that of the longest text
 
 
@@ -84,6 +82,11 @@ class FineTunedModel(PlacedModel):
             params = quantize(params)
         return cls(config, params, vocabulary, format_, partitioner, batch_size=batch_size)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text of an example."""
+        return self.format.max_length
+
     def examples(self, examples: Examples) -> list[Example]:
         """The examples one by one, as `outputs` takes them."""
         bounds = zip(examples.splits[:-1], examples.splits[1:], strict=True)
@@ -104,10 +107,6 @@ class FineTunedModel(PlacedModel):
             for first in range(0, len(examples), self._most_rows)
         ]
         return {name: np.concatenate([one[name] for one in made]) for name in made[0]}
-
-    def bucket(self, length: int) -> int:
-        """What texts of `length` tokens are padded to."""
-        return min(max(_SMALLEST_BUCKET, power_of_two(length)), self.format.max_length)
 
     def _outputs_of_rows(self, examples: Sequence[Example], length: int) -> Outputs:
         rows = self.rows(min(power_of_two(len(examples)), self._most_rows))

@@ -13,14 +13,9 @@ import numpy as np
 from plug_jax.decoding.generate import Decoding
 from plug_jax.decoding.rolling import RollingScheme, roll
 from plug_jax.inference.model import InferenceModel, NoNumbersError
-from plug_jax.inference.options import (
-    GenerationOptions,
-    constraints_of,
-    prompt_rngs,
-    sample_rngs,
-    sampling_of,
-)
+from plug_jax.inference.options import constraints_of, prompt_rngs, sample_rngs, sampling_of
 from plug_jax.inference.placement import to_host
+from plug_jax.inference.request_options import GenerationOptions
 
 FinishReason = Literal["stop", "length"]
 

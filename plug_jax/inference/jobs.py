@@ -23,11 +23,13 @@ from plug_jax.config import ComputeDtype
 from plug_jax.data.file_source import as_list, literal_directories
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
+from plug_jax.inference.batches import batches
+from plug_jax.inference.encoder import EncoderModel
 from plug_jax.inference.model import InferenceModel, NoNumbersError, check_writes
-from plug_jax.inference.options import MAX_TEXTS
 from plug_jax.inference.parts import PartedOutput
-from plug_jax.inference.placement import PlacedModel, power_of_two
+from plug_jax.inference.placement import PlacedModel
 from plug_jax.inference.progress import Progress
+from plug_jax.inference.request_options import MAX_TEXTS
 from plug_jax.inference.rows import Contents, Row, RowSource, contents_of
 from plug_jax.partitioning import Partitioner
 from plug_jax.training.compilation import use_compilation_cache
@@ -45,7 +47,7 @@ class Answer:
     """What is said of a row."""
 
     fields: dict[str, Any]
-    tokens: int  # written or scored
+    tokens: int  # written, scored or read
 
 
 class Work(Protocol[Model, Item]):
@@ -86,6 +88,20 @@ class DecoderWork:
         )
 
 
+class EncoderWork:
+    """The model of a work that reads texts."""
+
+    def check(self, saved: SavedModel) -> None:
+        """PlugError for a checkpoint without a vocabulary."""
+        _ = saved.vocabulary_path
+
+    def load(self, saved: SavedModel, job: Job) -> EncoderModel:
+        """The checkpoint's encoder."""
+        return EncoderModel.load(
+            saved.path, job.partitioner, job.dtype, int8=job.int8, verify=job.verify_checkpoint
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """A model, its input and its output."""
@@ -106,6 +122,23 @@ class Job:
             raise PlugError(f"BATCH_SIZE must be between 1 and {MAX_TEXTS}, not {self.batch_size}")
         if self.output is not None:
             object.__setattr__(self, "output", os.path.expanduser(self.output))
+
+
+class Counts:
+    """How many rows there are, how many with an error, and how many texts lost their end."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(("rows", "errors", "shortened"), 0)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
+        self._counts["rows"] += 1
+        self._counts["errors"] += ERROR in row
+        self._counts["shortened"] += "left_out" in row
+
+    def fields(self) -> dict[str, Any]:
+        """The counts by name."""
+        return dict(self._counts)
 
 
 def run(job: Job, work: Work[Any, Any]) -> Iterator[dict[str, Any]]:
@@ -166,32 +199,28 @@ def _answer(
 ) -> list[dict[str, Any]]:
     """The rows of a part with their answers; the longest are worked on together."""
     results: list[dict[str, Any]] = []
-    items: list[tuple[int, Item]] = []  # with their places in the part
+    items: list[Item] = []
+    places: list[int] = []  # of the items in the part
     for index, row in part:
         results.append({k: v for k, v in row.fields.items() if k not in (ERROR, *work.ANSWERS)})
         try:
             if row.error is not None:
                 raise PlugError(row.error)
-            items.append((len(results) - 1, work.prepare(model, row, index)))
+            items.append(work.prepare(model, row, index))
+            places.append(len(results) - 1)
         except PlugError as error:
             results[-1][ERROR] = str(error)
             progress.add(1)
-    items.sort(key=lambda placed: work.size(placed[1]))
-    for texts, alike in itertools.groupby(items, lambda placed: work.size(placed[1])[0]):
-        most = model.rows(max(1, batch_size // texts))
-        for batch in _chunks(alike, most):
-            full = [item for _, item in batch]
-            # Powers of two, and copies of the last to fill them: so few sizes mean few programs.
-            full += full[-1:] * (min(power_of_two(len(full)), most) - len(full))
-            answers = work.answer(model, full)[: len(batch)]
-            tokens = 0
-            for (place, _), answer in zip(batch, answers, strict=True):
-                if isinstance(answer, NoNumbersError):
-                    results[place][ERROR] = str(answer)
-                else:
-                    results[place] |= answer.fields
-                    tokens += answer.tokens
-            progress.add(len(batch), tokens)
+    for batch, full in batches(model, items, work.size, batch_size):
+        answers = work.answer(model, full)[: len(batch)]
+        tokens = 0
+        for item, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, NoNumbersError):
+                results[places[item]][ERROR] = str(answer)
+            else:
+                results[places[item]] |= answer.fields
+                tokens += answer.tokens
+        progress.add(len(batch), tokens)
     return results
 
 

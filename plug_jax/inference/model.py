@@ -21,15 +21,13 @@ from plug_jax.decoding.generate import Decoding
 from plug_jax.decoding.rolling import Chunk, RollingScheme
 from plug_jax.decoding.sampling import Sampling
 from plug_jax.errors import PlugError
-from plug_jax.inference.placement import PlacedModel, power_of_two, to_host
+from plug_jax.inference.placement import PlacedModel, to_host
 from plug_jax.inference.programs import Programs
 from plug_jax.inference.quantization import quantize
 from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
 from plug_jax.training.saved_model import SavedModel, load_for_inference, open_checkpoint
-
-_SMALLEST_BUCKET = 32
 
 
 class NoNumbersError(PlugError):
@@ -63,11 +61,6 @@ class InferenceModel(PlacedModel):
             PlugError: the model has no decoder, or its vocabulary is another one.
         """
         check_decoder(config)
-        if vocabulary.vocab_size > config.padded_vocab_size:
-            raise PlugError(
-                f"the vocabulary has {vocabulary.vocab_size} pieces, the model rows for "
-                f"{config.padded_vocab_size}: it is not the one that the model was trained with"
-            )
         super().__init__(config, split_layers(params), vocabulary, partitioner)
         programs = Programs(
             PlugModel(config, layers_apart=True), vocabulary.cls_id, vocabulary.sep_id
@@ -127,10 +120,6 @@ class InferenceModel(PlacedModel):
                 f"{name} is {tokens}; it must be between 1 and {self.config.max_positions}, the "
                 "positions that this model has"
             )
-
-    def bucket(self, length: int) -> int:
-        """The length that `length` tokens are padded to: the next power of two, 32 at least."""
-        return min(max(_SMALLEST_BUCKET, power_of_two(length)), self.config.max_positions)
 
     def start(
         self,
@@ -262,18 +251,6 @@ class InferenceModel(PlacedModel):
         scores = [found[i, : len(row)].tolist() for i, row in enumerate(rows)]
         return [scores[i : i + each] for i in range(0, len(scores), each)]
 
-    def batch(self, prompts: Sequence[Sequence[int]], bucket: int | None = None) -> tuple[Any, Any]:
-        """Token and segment ids, int32 [P, E]: a prompt is segment 1, padding segment 0."""
-        length = self.bucket(max(map(len, prompts))) if bucket is None else bucket
-        tokens = np.full((len(prompts), length), self.vocabulary.pad_id, np.int32)
-        segment_ids = np.zeros_like(tokens)
-        for row, ids in enumerate(prompts):
-            tokens[row, : len(ids)] = ids
-            segment_ids[row, : len(ids)] = 1
-        rows = self.rows(len(prompts))
-        padded: tuple[Any, Any] = self.padded((tokens, segment_ids), rows)
-        return padded
-
 
 def check_writes(saved: SavedModel) -> None:
     """PlugError for a checkpoint that only reads; it says what such a one is for."""
@@ -294,6 +271,7 @@ def check_decoder(config: PlugConfig) -> None:
             "this checkpoint has no decoder: it is an encoder alone (of stage 1, or a converted "
             "BERT), which reads text and writes or scores none. Stage 2 gives it a decoder "
             "(`plug-jax train --gin_file=runs/palm_pretrain.gin`, with the checkpoint as "
-            "INITIAL_CHECKPOINT); as it is, `plug-jax evaluate` scores its masked LM, and "
-            "`plug-jax convert export-hf` writes it for transformers"
+            "INITIAL_CHECKPOINT); as it is, `plug-jax embed` and `plug-jax fill-mask` use it, "
+            "`plug-jax evaluate` scores its masked LM, and `plug-jax convert export-hf` writes it "
+            "for transformers"
         )

@@ -1,8 +1,7 @@
-"""What a request asks of generation, checked once, and as the arrays that a program reads."""
+"""What requests ask of generation, as the arrays that a program reads."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -11,96 +10,10 @@ import numpy as np
 
 from plug_jax.config import PlugConfig
 from plug_jax.data.vocabularies import PlugVocabulary
-from plug_jax.decoding.constraints import FREE, MAX_NGRAM, Constraints
-from plug_jax.decoding.sampling import Sampling, candidates_for, row_rngs
+from plug_jax.decoding.constraints import FREE, Constraints
+from plug_jax.decoding.sampling import Sampling, row_rngs
 from plug_jax.errors import PlugError
-from plug_jax.field_types import check_fields
-
-MAX_TEXTS = 1 << 16  # written at a time: rows of one program
-MAX_INT = int(np.iinfo(np.int32).max)
-# Within these, float32 holds the score of every text: a sum of log-probabilities that the penalty
-# multiplied, divided by a length of up to 2**16 to this power.
-_LARGEST_PENALTY = 1000.0
-_LARGEST_POWER = 5.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
-    """How texts are to be written. temperature 0.9 and top_k 20 are the released PLUG's.
-
-    A number means what it says, however large or small: what float32 and int32 cannot hold is
-    refused, or replaced where the nearest that they hold gives the same texts.
-
-    Raises:
-        PlugError: an option is out of range or of another type; the message has its name.
-    """
-
-    max_new_tokens: int = 128
-    min_new_tokens: int = 0  # no [SEP] before
-    num_samples: int = 1  # texts for each prompt; the best of the beams with num_beams > 1
-    seed: int = 0
-    temperature: float = 0.9  # 0: the likeliest token
-    top_k: int = 20  # draw from the k likeliest; 0: all
-    top_p: float = 1.0  # draw from the likeliest of this much probability
-    repetition_penalty: float = 1.0  # above 1: less of what was written; 1: none
-    no_repeat_ngram: int = 0  # no n tokens in a row twice; 0: free
-    forced_text: str = ""  # what each text begins with
-    forbidden_text: str = ""  # no token of it is written
-    num_beams: int = 1  # above 1: beam search, which draws nothing
-    length_penalty: float = 1.0  # of beam search: scores are divided by length to this power,
-    length_offset: float = 0.0  # or by (offset + length) / (offset + 1) to it
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        wanted = {
-            "max_new_tokens": (1 <= self.max_new_tokens <= MAX_INT, f"at least 1, below {2**31}"),
-            "min_new_tokens": (
-                0 <= self.min_new_tokens <= self.max_new_tokens,
-                "0 or more, and at most max_new_tokens",
-            ),
-            "num_samples": (1 <= self.num_samples <= MAX_TEXTS, f"between 1 and {MAX_TEXTS}"),
-            "seed": (0 <= self.seed < 2**32, "0 or more, below 2**32"),
-            "temperature": (self.temperature >= 0, "0 (greedy) or positive"),
-            "top_k": (self.top_k >= 0, "0 (every token) or positive"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (every token)"),
-            "repetition_penalty": (
-                1 / _LARGEST_PENALTY <= self.repetition_penalty <= _LARGEST_PENALTY,
-                f"between {1 / _LARGEST_PENALTY} and {_LARGEST_PENALTY}",
-            ),
-            "no_repeat_ngram": (
-                0 <= self.no_repeat_ngram <= MAX_NGRAM,
-                f"between 0 (none) and {MAX_NGRAM}",
-            ),
-            "num_beams": (1 <= self.num_beams <= MAX_TEXTS, f"between 1 and {MAX_TEXTS}"),
-            "length_penalty": (
-                abs(self.length_penalty) <= _LARGEST_POWER,
-                f"between {-_LARGEST_POWER} and {_LARGEST_POWER}",
-            ),
-            "length_offset": (0 <= self.length_offset <= MAX_TEXTS, f"between 0 and {MAX_TEXTS}"),
-        }
-        problems = [
-            f"{name} is {getattr(self, name)}; it must be {what}"
-            for name, (good, what) in wanted.items()
-            if not good
-        ]
-        if self.num_beams > 1 and self.num_samples > self.num_beams:
-            problems.append(
-                f"num_samples is {self.num_samples}; beam search gives num_beams texts at most, "
-                f"{self.num_beams}"
-            )
-        if problems:
-            raise PlugError("; ".join(problems))
-
-    @property
-    def penalties(self) -> bool:
-        """Whether what was written changes what may follow."""
-        return self.repetition_penalty != 1 or self.no_repeat_ngram > 0
-
-    def candidates(self, config: PlugConfig) -> int:
-        """How many of the likeliest tokens sampling has to look at."""
-        return candidates_for(
-            temperature=self.temperature, top_k=self.top_k, vocab_size=config.padded_vocab_size
-        )
+from plug_jax.inference.request_options import MAX_INT, GenerationOptions
 
 
 def not_text(config: PlugConfig, vocabulary: PlugVocabulary) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is read to be worked on: JSON lines, or the examples of a seqio task, as rows of fields."""
+"""What is read to be worked on, as rows of fields: JSON lines, text, examples of a seqio task."""
 
 from __future__ import annotations
 
@@ -63,11 +63,12 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowSource:
-    """JSON lines or a seqio task or mixture; every iteration gives the same rows.
+    """JSON lines, lines of text, or a seqio task or mixture; every iteration gives the same rows.
 
     Files are paths or globs, also of remote file systems (gs://...), and those that end in .gz are
-    compressed. Blank lines are passed over; a line that is no JSON object is a row with an error,
-    and the line in its field `line`.
+    compressed. A line of a file that ends in .txt (or .txt.gz) is {"text": the line}. Blank lines
+    are passed over; a line that is no JSON object, or not UTF-8, is a row with an error, and the
+    line in its field `line`.
 
     An example of a stage-2 task is {"prompt": the encoder's uncorrupted text, "target": the
     decoder's}, and its tokens go with it as they are; so does what it has besides its features,
@@ -97,7 +98,7 @@ class RowSource:
         """The rows, read anew."""
         if self.files is not None:
             for path in self.paths():
-                yield from _json_rows(path)
+                yield from _rows_of_file(path)
             return
         for task in self._tasks():
             if isinstance(task, RecordTask):
@@ -186,22 +187,30 @@ def checked_text(text: str, name: str) -> str:
     return text
 
 
-def _json_rows(path: str) -> Iterator[Row]:
+def _rows_of_file(path: str) -> Iterator[Row]:
+    read = _text_row if path.removesuffix(".gz").endswith(".txt") else _json_row
     with tf.io.gfile.GFile(path, "rb") as file:
         lines: Iterable[bytes] = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
         try:
             for number, line in enumerate(lines, start=1):
                 line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
                 if line.strip():
-                    yield _json_row(line, f"{path}, line {number}")
+                    yield read(line, f"{path}, line {number}")
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise PlugError(f"{path} is damaged or not compressed by gzip: {error}") from error
         except tf.errors.OpError as error:
             raise PlugError(f"cannot read {path}: {error.message}") from error
 
 
+def _text_row(line: bytes, where: str) -> Row:
+    try:
+        return Row({"text": line.decode().rstrip("\r\n")})
+    except UnicodeError:
+        return Row(_undecoded(line), f"{where} is not UTF-8")
+
+
 def _json_row(line: bytes, where: str) -> Row:
-    raw = {"line": line.decode("utf-8", "backslashreplace").rstrip("\r\n")}
+    raw = _undecoded(line)
     try:
         fields = json.loads(line.decode(), parse_constant=_finite, parse_float=_finite)
     except UnicodeError:
@@ -211,6 +220,11 @@ def _json_row(line: bytes, where: str) -> Row:
     if not isinstance(fields, dict):
         return Row(raw, f"{where} holds no JSON object but {_kind_of(fields)}")
     return Row(fields)
+
+
+def _undecoded(line: bytes) -> dict[str, Any]:
+    """The fields of a row with an error."""
+    return {"line": line.decode("utf-8", "backslashreplace").rstrip("\r\n")}
 
 
 def _finite(number: str) -> float:

@@ -17,14 +17,13 @@ from plug_jax.errors import PlugError
 from plug_jax.inference.generator import GeneratedText, host_rows, read_row
 from plug_jax.inference.model import InferenceModel
 from plug_jax.inference.options import (
-    MAX_TEXTS,
-    GenerationOptions,
     constraints_of,
     prompt_rngs,
     sample_rng,
     sample_rngs,
     sampling_of,
 )
+from plug_jax.inference.request_options import MAX_TEXTS, GenerationOptions
 
 _FORCED_PLACES = 32  # tokens of forced_text that a slot has room for
 _PLAIN = GenerationOptions(max_new_tokens=1)

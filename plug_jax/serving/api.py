@@ -13,22 +13,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from plug_jax.errors import PlugError
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 
 MAX_SAMPLES = 128
 MAX_STOPS = 4
 _MAX_LOG_PROBS = 5  # OpenAI's limit
 
+_RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+# Options of which a request may have others than the command: `n` texts, sampled, of a prompt.
+_NOT_SERVED = (
+    *("num_samples", "num_beams", "length_penalty", "length_offset"),
+    *("forced_text", "forbidden_text"),
+)
 # Field -> (option of GenerationOptions, type).
 _OPTIONS: dict[str, tuple[str, type]] = {
-    "max_tokens": ("max_new_tokens", int),
-    "min_tokens": ("min_new_tokens", int),
-    "temperature": ("temperature", float),
-    "top_k": ("top_k", int),
-    "top_p": ("top_p", float),
-    "repetition_penalty": ("repetition_penalty", float),
-    "no_repeat_ngram": ("no_repeat_ngram", int),
-    "seed": ("seed", int),
+    _RENAMED.get(field.name, field.name): (field.name, type(field.default))
+    for field in dataclasses.fields(GenerationOptions)
+    if field.name not in _NOT_SERVED
 }
 _OTHERS = ("model", "prompt", "n", "stop", "stream", "stream_options", "logprobs", "user")
 # Fields that clients may send as long as they ask for nothing -> what asks for nothing, what to do.
@@ -99,18 +100,16 @@ def parse(body: Any, *, model_name: str, max_tokens: int) -> CompletionRequest:
         raise ApiError(400, "the body must be a JSON object")
     given = {name: value for name, value in body.items() if value is not None}
     _check_names(given)
-    if _value(given, "model", str, model_name) != model_name:
-        message = f"there is no model {given['model']!r} here, only {model_name!r}"
-        raise ApiError(404, message, param="model", code="model_not_found")
-    _value(given, "user", str, "")  # accepted, not used
-    n = _value(given, "n", int, 1)
+    check_model(given, model_name)
+    value_of(given, "user", str, "")  # accepted, not used
+    n = value_of(given, "n", int, 1)
     if not 1 <= n <= MAX_SAMPLES:
         raise ApiError(400, f"n is {n}; it must be between 1 and {MAX_SAMPLES}", param="n")
-    log_probs = _value(given, "logprobs", int, -1)
+    log_probs = value_of(given, "logprobs", int, -1)
     if "logprobs" in given and not 0 <= log_probs <= _MAX_LOG_PROBS:
         message = f"logprobs is {log_probs}; it must be between 0 and {_MAX_LOG_PROBS}"
         raise ApiError(400, message, param="logprobs")
-    stream = _value(given, "stream", bool, False)
+    stream = value_of(given, "stream", bool, False)
     return CompletionRequest(
         prompts=_prompts(given),
         options=_options(given, max_tokens),
@@ -120,6 +119,13 @@ def parse(body: Any, *, model_name: str, max_tokens: int) -> CompletionRequest:
         include_usage=_include_usage(given, stream),
         logprobs="logprobs" in given,
     )
+
+
+def check_model(given: Mapping[str, Any], model_name: str) -> None:
+    """ApiError, 404, where a request is for another model."""
+    if value_of(given, "model", str, model_name) != model_name:
+        message = f"there is no model {given['model']!r} here, only {model_name!r}"
+        raise ApiError(404, message, param="model", code="model_not_found")
 
 
 def api_message(error: PlugError) -> str:
@@ -144,7 +150,7 @@ def _check_names(given: Mapping[str, Any]) -> None:
             raise ApiError(400, f"unknown field {name!r}; there are: {known}", param=param)
 
 
-def _value(given: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+def value_of(given: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
     """A field of the type that it must have; an integer counts as a number, true as neither."""
     value = given.get(name, default)
     accepted: Any = (int, float) if kind is float else kind
@@ -161,7 +167,8 @@ def _value(given: Mapping[str, Any], name: str, kind: type, default: Any) -> Any
     return number
 
 
-def _text(value: Any, name: str, what: str) -> str:
+def text_of(value: Any, name: str, what: str) -> str:
+    """A text of a field. ApiError, that it must be `what`, where it is none."""
     if not isinstance(value, str):
         raise ApiError(400, f"{name} must be {what}", param=name)
     try:
@@ -179,7 +186,7 @@ def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
     if not prompts:
         raise ApiError(400, "prompt is an empty list", param="prompt")
     what = "a string or a list of strings (token ids are not supported)"
-    return tuple(_text(prompt, "prompt", what) for prompt in prompts)
+    return tuple(text_of(prompt, "prompt", what) for prompt in prompts)
 
 
 def _stops(given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -189,13 +196,13 @@ def _stops(given: Mapping[str, Any]) -> tuple[str, ...]:
         raise ApiError(400, f"stop has {len(stops)} strings, at most {MAX_STOPS}", param="stop")
     if "" in stops:
         raise ApiError(400, "stop has an empty string", param="stop")
-    return tuple(_text(stop, "stop", "a string or a list of strings") for stop in stops)
+    return tuple(text_of(stop, "stop", "a string or a list of strings") for stop in stops)
 
 
 def _options(given: Mapping[str, Any], max_tokens: int) -> GenerationOptions:
     defaults = GenerationOptions()
     options = {
-        option: _value(given, field, kind, getattr(defaults, option))
+        option: value_of(given, field, kind, getattr(defaults, option))
         for field, (option, kind) in _OPTIONS.items()
     }
     if "max_tokens" not in given:
@@ -217,5 +224,5 @@ def _include_usage(given: Mapping[str, Any], stream: bool) -> bool:
     if not stream or not isinstance(options, Mapping) or options.keys() - {"include_usage"}:
         message = 'stream_options is {"include_usage": true or false}, and needs stream'
         raise ApiError(400, message, param="stream_options")
-    include: bool = _value(options, "include_usage", bool, False)
+    include: bool = value_of(options, "include_usage", bool, False)
     return include

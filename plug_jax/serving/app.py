@@ -7,7 +7,7 @@ import hashlib
 import importlib.resources
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,13 +17,20 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
 
-from plug_jax.serving.api import ApiError
+from plug_jax.inference.encoder import EncoderModel
+from plug_jax.inference.fine_tuned import FineTunedModel
+from plug_jax.serving.api import ApiError, check_model
 from plug_jax.serving.clients import RequireKey, Shares
 from plug_jax.serving.completions import Completions
 from plug_jax.serving.engine import Engine
+from plug_jax.serving.reader import Reader
+from plug_jax.serving.readings import Classify, Embeddings, labels_of
+from plug_jax.serving.worker import Worker
 
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+_SHARED = re.compile(r"\{\{([\w.]+)\}\}\n")
 _HEADERS = {  # of errors
     401: {"WWW-Authenticate": "Bearer"},
     429: {"Retry-After": "1"},
@@ -50,48 +57,100 @@ def make_app(
         shares: what one client may have in hand; None: as much as the engine takes.
     """
     slots = engine.slots
-    model = {
-        "id": model_name,
-        "object": "model",
-        "created": int(time.time()),
-        "owned_by": "plug-jax",
-        "max_prompt_tokens": slots.max_prompt_tokens - 2,  # less [CLS] and [SEP]
-        "max_tokens": slots.max_new_tokens,
-    }
-
-    async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model]})
-
-    async def one_model(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name != model_name:
-            message = f"there is no model {name!r} here, only {model_name!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
-        return JSONResponse(model)
-
-    async def health(request: Request) -> Response:
-        writing, waiting = engine.counts()
-        body = {
-            "status": engine.state,
-            "slots": slots.count,
-            "writing": writing,
-            "waiting": waiting,
-        }
-        return JSONResponse(body, status_code=200 if engine.state == "ok" else 503)
-
     completions = Completions(
         engine,
         model_name=model_name,
         max_tokens=slots.max_new_tokens,
         shares=shares or Shares(None),
     )
+    limits = {
+        "max_prompt_tokens": slots.max_prompt_tokens - 2,  # less [CLS] and [SEP]
+        "max_tokens": slots.max_new_tokens,
+    }
+    return _app(
+        engine,
+        {"/completions": completions},
+        model={"id": model_name, **limits},
+        page="page.html",
+        at_a_time=slots.count,
+        allowed_hosts=allowed_hosts,
+        keys=keys,
+    )
+
+
+def make_reading_app(
+    reader: Reader,
+    encoder: EncoderModel,
+    labeler: FineTunedModel | None,
+    *,
+    model_name: str,
+    allowed_hosts: Sequence[str] = ("*",),
+    keys: Sequence[str] = (),
+    shares: Shares | None = None,
+) -> Starlette:
+    """The application over a running reader: embeddings, and labels where there is a `labeler`.
+
+    The other arguments are those of `make_app`.
+    """
+    shares = shares or Shares(None)
+    endpoints: dict[str, ASGIApp] = {
+        "/embeddings": Embeddings(reader, encoder, model_name=model_name, shares=shares)
+    }
+    model: dict[str, Any] = {
+        "id": model_name,
+        "max_prompt_tokens": encoder.longest - 2,
+        "embedding_size": encoder.config.hidden_size,
+    }
+    if labeler is not None:
+        endpoints["/classify"] = Classify(reader, labeler, model_name=model_name, shares=shares)
+        model["labels"] = labels_of(labeler)
+    return _app(
+        reader,
+        endpoints,
+        model=model,
+        page="reading.html",
+        at_a_time=reader.batch_size,
+        allowed_hosts=allowed_hosts,
+        keys=keys,
+    )
+
+
+def _app(
+    worker: Worker[Any],
+    endpoints: Mapping[str, ASGIApp],
+    *,
+    model: Mapping[str, Any],
+    page: str,
+    at_a_time: int,
+    allowed_hosts: Sequence[str],
+    keys: Sequence[str],
+) -> Starlette:
+    described = {"object": "model", "created": int(time.time()), "owned_by": "plug-jax", **model}
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [described]})
+
+    async def one_model(request: Request) -> Response:
+        check_model({"model": request.path_params["name"]}, described["id"])
+        return JSONResponse(described)
+
+    async def health(request: Request) -> Response:
+        working, waiting = worker.counts()
+        body = {
+            "status": worker.state,
+            "slots": at_a_time,
+            "writing": working,
+            "waiting": waiting,
+        }
+        return JSONResponse(body, status_code=200 if worker.state == "ok" else 503)
+
     return Starlette(
         routes=[
-            Route("/", _page()),
+            Route("/", _page(page)),
             Mount(
                 "/v1",
                 routes=[
-                    Route("/completions", completions, methods=["POST"]),
+                    *(Route(path, one, methods=["POST"]) for path, one in endpoints.items()),
                     Route("/models", models),
                     Route("/models/{name:path}", one_model),
                 ],
@@ -106,9 +165,16 @@ def make_app(
     )
 
 
-def _page() -> Any:
-    """The handler of the page. It may run its own script and style, and talk to this server."""
-    html = importlib.resources.files("plug_jax.serving").joinpath("page.html").read_text("utf-8")
+def _page(name: str) -> Any:
+    """The handler of a page. It may run its own script and style, and talk to this server.
+
+    {{file}} in a page is what pages share.
+    """
+    files = importlib.resources.files("plug_jax.serving")
+    html = _SHARED.sub(
+        lambda found: files.joinpath(found[1]).read_text("utf-8"),
+        files.joinpath(name).read_text("utf-8"),
+    )
     inline = {kind: _hash(content) for kind, content in _INLINE.findall(html)}
     policy = (
         f"default-src 'none'; script-src '{inline['script']}'; style-src '{inline['style']}'; "

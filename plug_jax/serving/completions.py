@@ -8,7 +8,7 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -17,20 +17,13 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from plug_jax.errors import PlugError
-from plug_jax.inference.model import NoNumbersError
-from plug_jax.serving import api, connections
+from plug_jax.serving import api
 from plug_jax.serving.api import ApiError, CompletionRequest
 from plug_jax.serving.choices import Choice, usage
 from plug_jax.serving.clients import Shares, client_of
-from plug_jax.serving.engine import (
-    Engine,
-    EngineFailedError,
-    EngineStoppedError,
-    Job,
-    QueueFullError,
-)
+from plug_jax.serving.engine import Engine, Job
+from plug_jax.serving.requests import from_thread, read_json, refusals, updates_of
 
-MAX_BODY_BYTES = 1 << 20
 _SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -50,10 +43,10 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        with _refusals():  # before work is done for it
+        with refusals():  # before work is done for it
             self._engine.ensure_room(1)
         try:
-            body = await _json(Request(scope, receive))
+            body = await read_json(Request(scope, receive))
         except ClientDisconnect:
             return
         asked = api.parse(body, model_name=self._model_name, max_tokens=self._max_tokens)
@@ -62,7 +55,7 @@ class Completions:
         answer = _Answer(
             asked,
             prompt_tokens=prompt_tokens,
-            choices=self._choices(asked, _from_thread(changed.set)),
+            choices=self._choices(asked, from_thread(changed.set)),
             header={
                 "id": f"cmpl-{secrets.token_hex(12)}",
                 "object": "text_completion",
@@ -71,7 +64,8 @@ class Completions:
                 "seed": asked.options.seed,
             },
         )
-        updates = self._updates([choice.job for choice in answer.choices], changed, receive)
+        jobs = [choice.job for choice in answer.choices]
+        updates = updates_of(self._engine, jobs, changed, receive)
         send_answer = answer.stream if asked.stream else answer.whole
         with self._shares.taken(client_of(scope), len(answer.choices)):
             async with contextlib.aclosing(updates):
@@ -107,36 +101,6 @@ class Completions:
         ]
         decode = self._engine.decode
         return [Choice(i, job, decode, logprobs=asked.logprobs) for i, job in enumerate(jobs)]
-
-    async def _updates(
-        self, jobs: list[Job], changed: asyncio.Event, receive: Receive
-    ) -> AsyncGenerator[None]:
-        """Submit jobs and yield whenever there is more of them, until all are finished.
-
-        It ends early when the client has gone. However it ends, the engine is rid of the jobs.
-
-        Raises:
-            ApiError: the queue is full, the server is stopping, or the model failed.
-        """
-        gone = asyncio.create_task(_disconnected(receive))
-        gone.add_done_callback(lambda _: changed.set())
-        try:
-            with _refusals():
-                self._engine.submit(jobs)
-            finished = False
-            while not finished:
-                await changed.wait()
-                changed.clear()
-                if gone.done():
-                    return
-                for job in jobs:
-                    if job.error is not None:
-                        raise _api_error(job.error)
-                finished = all(job.finished for job in jobs)
-                yield
-        finally:
-            gone.cancel()
-            self._engine.cancel(jobs)
 
 
 @dataclasses.dataclass
@@ -201,75 +165,6 @@ class _Answer:
     def _usage(self) -> dict[str, int]:
         progress = [choice.job.progress for choice in self.choices]
         return usage(self.prompt_tokens, [p.text for p in progress if p is not None])
-
-
-@contextlib.contextmanager
-def _refusals() -> Generator[None]:
-    """What the engine raises when it takes no text, as an ApiError."""
-    try:
-        yield
-    except QueueFullError as error:
-        message = "too many requests are waiting; try again in a moment"
-        raise ApiError(429, message, code="rate_limit_exceeded") from error
-    except EngineStoppedError as error:
-        raise _api_error(error) from error
-
-
-def _api_error(error: Exception) -> ApiError:
-    if isinstance(error, NoNumbersError):
-        return ApiError(500, str(error))
-    if isinstance(error, PlugError):
-        return ApiError(400, api.api_message(error))
-    status = 500 if isinstance(error, EngineFailedError) else 503
-    return ApiError(status, str(error))
-
-
-async def _json(request: Request) -> Any:
-    """The body. ApiError if it is too large or too slow, is not JSON, or is not said to be.
-
-    A page of another site can post any other content type without asking the browser's leave.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, "Content-Type must be application/json")
-    too_large = ApiError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
-    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
-        raise too_large  # none of it is read
-    body = bytearray()
-    try:
-        async with asyncio.timeout(connections.PATIENCE_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise too_large
-    except TimeoutError as error:
-        seconds = connections.PATIENCE_SECONDS
-        raise ApiError(408, f"the body did not come within {seconds:.0f} seconds") from error
-    try:
-        return json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}") from error
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-async def _disconnected(receive: Receive) -> None:
-    """Return when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _from_thread(function: Callable[[], None]) -> Callable[[], None]:
-    """Have the running event loop call `function`, from any thread; nothing once it is closed."""
-    loop = asyncio.get_running_loop()
-
-    def call() -> None:
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(function)
-
-    return call
 
 
 def _dumps(data: dict[str, Any]) -> str:

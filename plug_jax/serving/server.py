@@ -1,4 +1,4 @@
-"""The engine and its application behind a socket, until a signal ends it."""
+"""A worker and its application behind a socket, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import ssl
 import threading
 from collections.abc import Generator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 
 from plug_jax.errors import PlugError
 from plug_jax.serving.connections import LAST_SECONDS, Connection, limited
-from plug_jax.serving.engine import Engine
+from plug_jax.serving.worker import Worker
 
 GRACE_SECONDS = 10.0
 
@@ -32,7 +33,7 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         app: Starlette,
-        engine: Engine,
+        worker: Worker[Any],
         *,
         tls: ssl.SSLContext | None = None,
         grace: float = GRACE_SECONDS,
@@ -51,13 +52,13 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         config.app = limited(app, self.server_state)
-        self._engine = engine
+        self._worker = worker
         self._grace = grace
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal."""
         if self.should_exit:
-            self._engine.stop(0)
+            self._worker.stop(0)
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -66,10 +67,10 @@ class Server(uvicorn.Server):
         Until the last text is written it still listens, so that requests which come meanwhile are
         refused by an answer, and `/health` tells that it is stopping.
         """
-        self._engine.stop(self._grace)
-        while self._engine.ending(LAST_SECONDS):
+        self._worker.stop(self._grace)
+        while self._worker.ending(LAST_SECONDS):
             await asyncio.sleep(0.05)
-        self._engine.abandon()
+        self._worker.abandon()
         await self._close(sockets or [])
         await super().shutdown(sockets)
 

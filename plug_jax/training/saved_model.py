@@ -211,13 +211,15 @@ def load_for_inference(
     dtype: ComputeDtype | None = None,
     objectives: Objectives = (),
     *,
+    decoder: bool = True,
     verify: bool = True,
 ) -> tuple[PlugConfig, Any, PlugVocabulary]:
     """(config, parameters, vocabulary) of a checkpoint; parameters sharded by `partitioner`.
 
-    With the heads of `objectives`. Without a partitioner they go to the first device alone. `dtype`
-    is that of the computation and of the parameters in memory; by default the parameters are
-    float32 and computed with as in training. No process keeps more of them than its devices hold.
+    With the heads of `objectives`; without a decoder if `decoder` is False. Without a partitioner
+    they go to the first device alone. `dtype` is that of the computation and of the parameters in
+    memory; by default the parameters are float32 and computed with as in training. No process keeps
+    more of them than its devices hold.
     `verify`: see `SavedModel.params`.
 
     Raises:
@@ -225,13 +227,14 @@ def load_for_inference(
     """
     saved = open_checkpoint(path)
     vocabulary = saved.vocabulary()
-    boxed = abstract_params(PlugModel(saved.config), objectives)
+    config = saved.config if decoder else dataclasses.replace(saved.config, num_decoder_layers=0)
+    boxed = abstract_params(PlugModel(config), objectives)
     if partitioner is None:
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: device, nn.unbox(boxed))
     else:
         shardings = partitioner.param_shardings(boxed)
-    config = dataclasses.replace(saved.config, dtype=dtype or saved.config.dtype)
+    config = dataclasses.replace(config, dtype=dtype or config.dtype)
     return config, saved.params(shardings, dtype or "float32", verify=verify), vocabulary
 
 

@@ -33,6 +33,8 @@ BEGINNINGS = {
     "score": ["plug_jax.inference.jobs.run"],
     "score-generation": ["plug_jax.generation_tasks.conventions.score"],
     "classify": ["plug_jax.inference.jobs.run"],
+    "embed": ["plug_jax.inference.jobs.run"],
+    "fill-mask": ["plug_jax.inference.jobs.run"],
     "zero-shot": ["plug_jax.inference.jobs.run"],
     "inspect": ["plug_jax.cli.inspect._inspect", "plug_jax.cli.inspect.registered"],
     "sweep": ["plug_jax.finetuning.sweeps.Sweep"],

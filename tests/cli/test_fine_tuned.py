@@ -122,7 +122,6 @@ def test_options_that_are_not_for_a_checkpoint_are_refused(tnews, encoder, tmp_p
     for arguments in (
         ("generate", "--prompt", "今天"),
         ("score", "--prompt", "今天", "--target", "天"),
-        ("serve", "--port", "0"),
     ):
         assert "was fine-tuned for 'clue_tnews'" in said(*arguments, "--checkpoint", str(tnews))
 

@@ -1,14 +1,19 @@
 """`plug-jax generate`: a prompt, lines of standard input, and a terminal."""
 
+import argparse
+import dataclasses
 import io
 
 import pytest
 
+from plug_jax.cli import embed, fill_mask, gin_config
+from plug_jax.cli import generate as generate_command
 from plug_jax.cli.generate import _print_growing
 from plug_jax.cli.main import main
 from plug_jax.inference import model as inference_model
+from plug_jax.inference import request_options
 from plug_jax.inference.generator import GeneratedText, generate, generate_long
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from tests.inference_model import broken_model, lively_model
 
 LIMIT = ["--max_new_tokens", "6"]
@@ -159,3 +164,25 @@ def test_a_stream_waits_for_whole_characters(capsys):
     grown = [text("好"), text("好\N{REPLACEMENT CHARACTER}"), text("好的,"), last]
     assert _print_growing(grown) is last
     assert capsys.readouterr().out == "好的,是\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "declared"),
+    [
+        (generate_command, "generation_options", request_options.GenerationOptions),
+        (embed, "embed", request_options.EmbeddingOptions),
+        (fill_mask, "fill_mask", request_options.MaskOptions),
+    ],
+)
+def test_options_are_those_that_are_declared(command, file, declared):
+    """The gin file has each, with its default; the command has each, and says the default."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    helps = {action.dest: action.help for action in parser._actions}
+    for field in dataclasses.fields(declared):
+        macro = {"seed": "RANDOM_SEED"}.get(field.name, field.name.upper())
+        found = gin_config.macro(macro, files=[f"runs/{file}.gin"], bindings=[])
+        assert (found, type(found)) == (field.default, type(field.default)), macro
+        assert helps[field.name].startswith(field.metadata["help"])
+        if field.default:
+            assert helps[field.name].endswith(f"({field.default})")

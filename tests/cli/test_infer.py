@@ -176,7 +176,7 @@ def test_a_model_without_numbers_ends_it_with_one_error(
     assert not (tmp_path / "out.jsonl").exists()
 
 
-@pytest.mark.parametrize("command", ["generate", "serve", "infer", "score", "classify"])
+@pytest.mark.parametrize("command", ["generate", "infer", "score", "classify"])
 def test_an_encoder_alone_is_told_what_it_is_good_for_before_its_weights_are_read(
     encoder_dir, tmp_path, monkeypatch, capsys, command
 ):
@@ -184,7 +184,6 @@ def test_an_encoder_alone_is_told_what_it_is_good_for_before_its_weights_are_rea
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "天"}])
     commands = {
         "generate": ["generate", "--prompt", "天"],
-        "serve": ["serve", "--port", "0"],
         "infer": infer_command(encoder_dir, str(source), tmp_path / "out.jsonl"),
         "score": ["score", "--prompt", "天", "--target", "地"],
         "classify": ["classify", "--text", "天", "--labels", "天,地"],
@@ -193,7 +192,12 @@ def test_an_encoder_alone_is_told_what_it_is_good_for_before_its_weights_are_rea
     assert main([*commands[command], *checkpoint]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("plug-jax: error: this checkpoint has no decoder: it is an encoder")
-    for use in ("INITIAL_CHECKPOINT", "plug-jax evaluate", "plug-jax convert export-hf"):
+    for use in (
+        "INITIAL_CHECKPOINT",
+        "plug-jax embed",
+        "plug-jax evaluate",
+        "plug-jax convert export-hf",
+    ):
         assert use in error
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 

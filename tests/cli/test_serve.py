@@ -1,5 +1,6 @@
 """`plug-jax serve` as a command: what it says, what it refuses, and how it ends."""
 
+import dataclasses
 import json
 import signal
 import socket
@@ -10,17 +11,25 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from plug_jax.cli import serve
 from plug_jax.cli.main import main
+from plug_jax.downstream.entity_format import EntityFormat
+from plug_jax.downstream.text_format import TextFormat
+from plug_jax.errors import PlugError
+from plug_jax.serving.reader import Reader
+from tests.downstream.tiny_encoder import write_encoder, write_fine_tuned
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # The command with a small model in place of a checkpoint's, which takes its time to write.
 PROGRAM = """
 import sys, time
+from plug_jax.cli import serve
 from plug_jax.cli.main import main
 from plug_jax.inference.model import InferenceModel
 from plug_jax.inference.slots import Slots
 from tests.inference_model import lively_model
+serve.only_reads = lambda checkpoint: False
 InferenceModel.load = lambda *args, **kwargs: lively_model()
 advance = Slots.advance
 Slots.advance = lambda slots, steps: (time.sleep(0.1), advance(slots, steps))[1]
@@ -101,3 +110,34 @@ def test_a_signal_ends_it_after_the_request_in_hand(number):
             assert process.wait(20) == 0
         finally:
             process.kill()
+
+
+def test_an_encoder_and_a_fine_tuned_model_read(tmp_path):
+    """What each is served as; a model that writes is in all other tests."""
+    labels = TextFormat(max_length=32, labels=("a", "b"))
+    names = EntityFormat(max_length=32, types=("人",))
+    for checkpoint, classifies in (
+        (write_encoder(tmp_path / "encoder"), False),
+        (write_fine_tuned(tmp_path / "labels", "own", labels), True),
+        (write_fine_tuned(tmp_path / "names", "own", names), False),
+    ):
+        config = serve.ServeConfig(
+            checkpoint=str(checkpoint),
+            host="127.0.0.1",
+            port=0,
+            slots=2,
+            max_queue=2,
+            warm_up=False,
+        )
+        with serve._served(config) as (reader, make_app):
+            assert isinstance(reader, Reader) and reader.capacity == 4
+            [mount] = [route for route in make_app(model_name="x").routes if route.path == "/v1"]
+            paths = {route.path for route in mount.routes}
+            assert ("/classify" in paths) == classifies
+            assert "/embeddings" in paths and "/completions" not in paths
+    written = dataclasses.replace(config, max_new_tokens=8)
+    with (
+        pytest.raises(PlugError, match="max_new_tokens is for models that write"),
+        serve._served(written),
+    ):
+        pass

@@ -6,7 +6,8 @@ import pytest
 
 from plug_jax.decoding.rolling import RollingScheme, rewrite, roll
 from plug_jax.inference.model import InferenceModel
-from plug_jax.inference.options import GenerationOptions, prompt_rngs, sampling_of
+from plug_jax.inference.options import prompt_rngs, sampling_of
+from plug_jax.inference.request_options import GenerationOptions
 from tests import golden_weights
 from tests.inference_model import jitted
 

@@ -59,6 +59,34 @@ def test_an_unknown_word_is_what_lies_between_its_neighbours(small: WordPieceVoc
     assert surfaces("𠮷野", small) == [("[UNK]", "𠮷"), ("[UNK]", "野")]
 
 
+def test_an_unknown_word_may_hold_a_known_one(small: WordPieceVocabulary) -> None:
+    """A word is unknown as a whole, so what it has within is no token."""
+    assert surfaces("xyza a级", small) == [("[UNK]", "xyza"), ("a", "a"), ("级", "级")]
+    assert surfaces("级qq aq ab", small) == [
+        ("级", "级"),
+        ("[UNK]", "qq"),
+        ("[UNK]", "aq"),
+        ("ab", "ab"),
+    ]
+    assert surfaces("a" * 101 + "级a", small)[:2] == [("[UNK]", "a" * 101), ("级", "级")]
+
+
+def test_full_width_characters_keep_their_places() -> None:
+    """BERT's vocabulary has them as they are, in lower case: they are not made narrow."""
+    found = surfaces("ＡＢ　２００８年，Ａb Ⅷ", default_vocabulary())
+    assert "".join(surface for _, surface in found) == "ＡＢ２００８年，ＡbⅧ"
+    assert ("年", "年") in found and ("，", "，") in found
+
+
+def test_letters_of_two_characters_and_none(small: WordPieceVocabulary) -> None:
+    """Accents that stand apart, and what is removed: at no end of a token."""
+    assert surfaces("c\u0327a\u0301 \ufeffa\u200db", small) == [
+        ("ca", "c\u0327a"),
+        ("ab", "a\u200db"),
+    ]
+    assert surfaces("", small) == surfaces(" \u200b\t", small) == []
+
+
 def test_every_token_of_real_text_covers_its_own_characters() -> None:
     text = "北京时间2008年8月8日晚8时，第29届夏季奥林匹克运动会（Beijing 2008）在国家体育场开幕。"
     vocabulary = default_vocabulary()
@@ -72,6 +100,30 @@ def test_sentencepiece_too(tmp_path: Path) -> None:
     vocabulary = train_sentencepiece(texts, directory=tmp_path, vocab_size=17, model_type="unigram")
     text = "我们 去公园。"
     assert "".join(surface for _, surface in surfaces(text, vocabulary)) == "我们去公园。"
+
+
+@pytest.fixture(scope="module")
+def unigram(tmp_path_factory: pytest.TempPathFactory) -> PlugVocabulary:
+    texts = ["天气很好。我们去公园。公园很大。abc fi 2008"] * 30
+    directory = tmp_path_factory.mktemp("unigram")
+    return train_sentencepiece(texts, directory=directory, vocab_size=26, model_type="unigram")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ａｂc公园 ２00８", "ａ ｂ c 公园 _ ２ 0 0 ８"),  # made narrow
+        ("公\u200b园é 龘龘天  气", "公\u200b园 é _ 龘龘 天 _ 气"),  # é is not in it, nor 龘
+        ("①天ﬁ公", "① 天 ﬁ ﬁ 公"),  # one character, two letters
+        (" 天气 ", "天 气"),
+    ],
+)
+def test_sentencepiece_of_normalised_text(
+    text: str, expected: str, unigram: PlugVocabulary
+) -> None:
+    found = surfaces(text, unigram)
+    assert [surface or "_" for _, surface in found] == expected.split(" ")
+    assert [i for i in placed_tokens([text], unigram)[text].ids] == unigram.encode(text)
 
 
 def test_a_token_a_character(small: WordPieceVocabulary) -> None:

@@ -11,7 +11,7 @@ import pytest
 from plug_jax.errors import PlugError
 from plug_jax.inference.generator import generate, generate_long, stream
 from plug_jax.inference.model import InferenceModel, NoNumbersError
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.inference.slots import Slots
 from plug_jax.partitioning import Partitioner
 from tests.inference_model import (

@@ -18,7 +18,7 @@ from plug_jax.inference.classification import Classification
 from plug_jax.inference.generator import generate
 from plug_jax.inference.jobs import Answer, DecoderWork, Job, run
 from plug_jax.inference.model import InferenceModel, NoNumbersError
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.inference.rows import Row, RowSource, contents_of
 from plug_jax.inference.scoring import Scoring
 from plug_jax.partitioning import Partitioner

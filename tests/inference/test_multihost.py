@@ -11,7 +11,7 @@ import pytest
 
 from plug_jax.inference.batch_generation import Generation
 from plug_jax.inference.jobs import Job, run
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.inference.rows import RowSource
 from plug_jax.inference.scoring import Scoring
 from tests.stored_model import CHARACTERS, write_stored_model

@@ -11,8 +11,8 @@ import pytest
 from plug_jax.errors import PlugError
 from plug_jax.inference.generator import generate
 from plug_jax.inference.model import InferenceModel
-from plug_jax.inference.options import GenerationOptions
 from plug_jax.inference.quantization import quantize
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner

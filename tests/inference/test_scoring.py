@@ -12,7 +12,7 @@ from plug_jax.data.pipeline import DatasetConfig
 from plug_jax.errors import PlugError
 from plug_jax.inference.generator import generate
 from plug_jax.inference.jobs import Job, run
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.inference.rows import Row, RowSource
 from plug_jax.inference.scoring import Scoring, Total
 from plug_jax.objectives.stages import PALM

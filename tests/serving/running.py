@@ -13,7 +13,7 @@ import threading
 import httpx2
 
 from plug_jax.inference.generator import generate
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.inference.slots import Slots
 from plug_jax.serving import server
 from plug_jax.serving.app import make_app

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.serving.api import ApiError, parse
 
 

@@ -1,7 +1,7 @@
 """The parts of a growing text, and the tokens that are handed out with each."""
 
 from plug_jax.inference.generator import GeneratedText
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.serving.choices import Choice
 from plug_jax.serving.engine import Job, Progress
 

@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from plug_jax.inference.slots import Slots
-from plug_jax.serving.engine import EngineStoppedError
+from plug_jax.serving.worker import WorkerStoppedError
 from tests.inference_model import broken_model, lively_model
 from tests.serving.running import (
     GatedSlots,
@@ -300,7 +300,7 @@ def test_refusals_hold_nothing_of_who_was_refused():
         server.engine.stop(0)
         depths = []
         for _ in range(3):
-            with pytest.raises(EngineStoppedError) as caught:
+            with pytest.raises(WorkerStoppedError) as caught:
                 server.engine.ensure_room(1)
             depths.append(len(caught.traceback))
         assert depths == depths[:1] * 3

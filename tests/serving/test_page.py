@@ -5,9 +5,14 @@ import shutil
 
 import pytest
 
+import plug_jax
+from plug_jax.clue.tasks import find_task
 from plug_jax.inference.generator import generate
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
+from plug_jax.tasks.clue import clue_format
+from tests.downstream.tiny_encoder import write_fine_tuned
 from tests.inference_model import lively_model
+from tests.serving.reading import reading
 from tests.serving.running import NAME, gated_slots, running
 
 pytestmark = pytest.mark.slow
@@ -36,14 +41,14 @@ def browser():
 
 
 @contextlib.contextmanager
-def opened(browser, server, **context):
+def opened(browser, server, name=NAME, **context):
     """The page; in the end nothing may have been logged as an error, nor refused by the policy."""
     page = browser.new_context(**context).new_page()
     complaints = []
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(server.url)
-    page.locator("#model", has_text=NAME).wait_for()
+    page.locator("#model", has_text=name).wait_for()
     yield page, complaints
     page.context.close()
 
@@ -169,4 +174,60 @@ def test_it_fits_the_screen_and_every_field_has_a_name(browser, width):
         assert page.evaluate(
             "[...document.querySelectorAll('input, textarea')].every(e => e.labels.length === 1)"
         )
+        assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def labeler(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "afqmc"
+    format = clue_format(find_task("afqmc"), 32)
+    return plug_jax.load(write_fine_tuned(directory, "clue_afqmc", format))
+
+
+@pytest.mark.parametrize("size", [(1200, 800), (390, 800)])
+def test_texts_are_labeled_on_the_page(browser, labeler, size):
+    context = {"viewport": {"width": size[0], "height": size[1]}}
+    with (
+        reading(labeler) as (server, _),
+        opened(browser, server, "afqmc", **context) as (page, complaints),
+    ):
+        page.locator("#go", has_text="分类").click()
+        assert page.locator("#error").inner_text() == "请先写文本。"
+        page.fill("#texts", "怎么还款\n\n还款的方法")
+        page.press("#texts", "Control+Enter")
+        wait_for_status(page, "2 条")
+        assert page.locator("article p").all_inner_texts() == ["怎么还款", "还款的方法"]
+        found = labeler.classify("怎么还款")
+        first = page.locator("article").first
+        assert first.locator("span").first.inner_text() == found.prediction
+        assert first.locator("output").first.inner_text() == (
+            f"{found.probabilities[found.prediction]:.3f}"
+        )
+        page.locator("#settings").evaluate("element => element.open = true")
+        page.fill("#pair", "什么是还款")
+        page.click("#go")
+        best = max(labeler.classify("怎么还款", "什么是还款").probabilities.values())
+        first.locator("output", has_text=f"{best:.3f}").wait_for()
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= size[0]
+        page.click("#language")
+        assert page.locator("#go").inner_text() == "Classify"
+        assert complaints == []
+
+
+def test_texts_are_compared_on_the_page(browser, labeler):
+    with (
+        reading(labeler, labels=False) as (server, _),
+        opened(browser, server, "afqmc") as (page, complaints),
+    ):
+        assert page.locator("#of_pairs").is_hidden()
+        page.fill("#texts", "怎么还款")
+        page.locator("#go", has_text="比较").click()
+        assert "请写两行以上" in page.locator("#error").inner_text()
+        page.fill("#texts", "怎么还款\n还款的方法\n怎么还款")
+        page.click("#go")
+        wait_for_status(page, "3 条")
+        vectors = labeler.embed(["怎么还款", "还款的方法"], normalize=True)
+        shown = page.locator("output").all_inner_texts()
+        assert shown == [f"{vectors[0] @ vectors[1]:.3f}", "1.000"]
         assert complaints == []

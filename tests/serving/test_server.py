@@ -8,7 +8,7 @@ import time
 import jax
 import pytest
 
-from plug_jax.inference.options import GenerationOptions
+from plug_jax.inference.request_options import GenerationOptions
 from tests.inference_model import CONFIG, lively_model
 from tests.serving.running import NAME, alone, gated_slots, opened, running
 

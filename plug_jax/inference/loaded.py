@@ -1,0 +1,401 @@
+"""A checkpoint in Python: `plug_jax.load`, and all that the model can then be asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+import numpy as np
+
+from plug_jax.config import ComputeDtype, PlugConfig
+from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.downstream.kinds import described_format
+from plug_jax.downstream.text_format import TextFormat
+from plug_jax.errors import PlugError
+from plug_jax.inference import encoding, generator, mask_filling
+from plug_jax.inference.batches import batches, numbered
+from plug_jax.inference.classification import Classification
+from plug_jax.inference.encoder import EncoderModel
+from plug_jax.inference.encoding import EncodedText
+from plug_jax.inference.fine_tuned import FineTunedModel
+from plug_jax.inference.generator import GeneratedText
+from plug_jax.inference.jobs import Work
+from plug_jax.inference.mask_filling import FilledMask, check_fills_masks
+from plug_jax.inference.model import InferenceModel, NoNumbersError, check_writes
+from plug_jax.inference.placement import PlacedModel
+from plug_jax.inference.prediction import Prediction
+from plug_jax.inference.request_options import EmbeddingOptions, GenerationOptions, MaskOptions
+from plug_jax.inference.rows import Row
+from plug_jax.inference.scoring import Score, Scoring, pairs_size, score_pairs
+from plug_jax.partitioning import Partitioner
+from plug_jax.training.saved_model import SavedModel, open_checkpoint
+
+Options = TypeVar("Options")
+Mesh = Partitioner | Mapping[str, int]
+Texts = list[str] | tuple[str, ...]  # to type checkers, who take a str for a sequence of str too
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifiedText:
+    """The likeliest label of a text, and the probability of each."""
+
+    prediction: str
+    probabilities: dict[str, float]
+    left_out: int = 0  # characters that a prompt had no room for, with `max_prompt_tokens`
+
+
+def load(
+    checkpoint: str | os.PathLike[str],
+    *,
+    dtype: ComputeDtype | None = None,
+    mesh: Mesh | None = None,
+    int8: bool = False,
+    batch_size: int = 32,
+    verify: bool = True,
+) -> Model:
+    """Read a checkpoint, of either stage, converted or fine-tuned, for what it can be asked.
+
+    Args:
+        checkpoint: a MODEL_DIR that `plug-jax train` or `plug-jax convert` wrote (its best
+            checkpoint, if the run keeps that, else the newest), or MODEL_DIR/checkpoints/<step>.
+        dtype: "bfloat16" or "float32", of the computation and of the parameters in memory; None:
+            computed in the one that the model was trained in, from parameters in float32.
+        mesh: sizes of the mesh, such as {"fsdp": 4, "tensor": 2}, or a `Partitioner`; None: the
+            first device.
+        int8: hold the kernels in 8 bits (`pip install 'plug-jax[int8]'`).
+        batch_size: texts at a time.
+        verify: compare the parameters with their checksums first.
+
+    Raises:
+        PlugError: there is no checkpoint, it is damaged or has no vocabulary, or the mesh does not
+            fit it.
+    """
+    if batch_size < 1:
+        raise PlugError(f"batch_size is {batch_size}; it must be 1 or more")
+    saved = open_checkpoint(os.path.expanduser(os.fspath(checkpoint)))
+    kind: type[InferenceModel] | type[FineTunedModel] | type[EncoderModel] = EncoderModel
+    if saved.task is not None:
+        kind = FineTunedModel
+    elif saved.config.num_decoder_layers:
+        kind = InferenceModel
+    placed = kind.load(saved.path, _partitioner(mesh), dtype, int8=int8, verify=verify)
+    return Model(saved, placed, batch_size=batch_size)
+
+
+class Model:
+    """A checkpoint that was loaded. A method that it is not made for raises a PlugError.
+
+    Methods take a text and return its result, or a list of texts and return a list of results.
+    Texts are sorted by length and worked on `batch_size` at a time; what one gets does not depend
+    on the others. The first call of a kind (bucket of lengths, number of rows) compiles.
+    Options by keyword are the fields of the dataclass that is named.
+
+    All methods raise PlugError for what cannot be done, and its kind NoNumbersError where the model
+    computes no finite numbers.
+    """
+
+    def __init__(self, saved: SavedModel, placed: PlacedModel, *, batch_size: int = 32) -> None:
+        """Of a checkpoint that `placed` was read from; see `load`."""
+        self._saved = saved
+        self._placed = placed
+        self.batch_size = batch_size
+
+    def __repr__(self) -> str:
+        c = self.config
+        layers = f"{c.num_encoder_layers} + {self._saved.config.num_decoder_layers} layers"
+        task = f", fine-tuned for {self._saved.task['name']!r}" if self._saved.task else ""
+        return f"plug_jax.Model({os.fspath(self._saved.path)!r}, {layers} of {c.hidden_size}{task})"
+
+    @property
+    def config(self) -> PlugConfig:
+        """Sizes and the dtype of computation."""
+        return self._placed.config
+
+    @property
+    def vocabulary(self) -> PlugVocabulary:
+        """Text to ids and back."""
+        return self._placed.vocabulary
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of a model that was fine-tuned to label texts. PlugError for others."""
+        return _label_format(self._saved).labels
+
+    @overload
+    def generate(
+        self, prompts: str, options: GenerationOptions | None = ..., **fields: Any
+    ) -> list[GeneratedText]: ...
+    @overload
+    def generate(
+        self, prompts: Texts, options: GenerationOptions | None = ..., **fields: Any
+    ) -> list[list[GeneratedText]]: ...
+    def generate(
+        self, prompts: str | Sequence[str], options: GenerationOptions | None = None, **fields: Any
+    ) -> Any:
+        """`num_samples` texts for each prompt, of beam search best first; `plug-jax generate`.
+
+        Options are `GenerationOptions`: `model.generate("天", max_new_tokens=64, seed=7)`. A prompt
+        in a list gets what it would get alone.
+        """
+        writer = self._writer()
+        chosen = _chosen(GenerationOptions, options, fields)
+        texts = max(chosen.num_samples, chosen.num_beams)
+        items = numbered(_listed(prompts), writer.prompt_ids)
+        found: list[list[GeneratedText]] = [[] for _ in items]
+        for places, batch in batches(writer, items, lambda ids: (texts, len(ids)), self.batch_size):
+            written = generator.generate(writer, batch, chosen, seeds=[chosen.seed] * len(batch))
+            for place, of_prompt in zip(places, written, strict=False):
+                found[place] = of_prompt
+        return _like(prompts, found)
+
+    def stream(
+        self, prompt: str, options: GenerationOptions | None = None, **fields: Any
+    ) -> Iterator[GeneratedText]:
+        """One text as it grows, some tokens at a time; the last is what `generate` gives."""
+        chosen = _chosen(GenerationOptions, options, fields)
+        if chosen.num_samples > 1 or chosen.num_beams > 1:
+            raise PlugError("a stream is one sampled text: num_samples and num_beams must be 1")
+        return generator.stream(self._writer(), prompt, chosen)
+
+    @overload
+    def score(self, prompts: str, targets: str, *, sep: bool = ...) -> Score: ...
+    @overload
+    def score(self, prompts: str, targets: Texts, *, sep: bool = ...) -> list[Score]: ...
+    @overload
+    def score(self, prompts: Texts, targets: Texts, *, sep: bool = ...) -> list[Score]: ...
+    @overload
+    def score(
+        self, prompts: Texts, targets: list[list[str]], *, sep: bool = ...
+    ) -> list[list[Score]]: ...
+    def score(self, prompts: Any, targets: Any, *, sep: bool = True) -> Any:
+        """The log-likelihood of a text after its prompt; `plug-jax score`.
+
+        A prompt has one target, or a list of them. `sep`: the [SEP] that ends a text counts.
+        """
+        scorer, work = self._writer(), Scoring(sep=sep)
+        asked = [targets] if isinstance(prompts, str) else list(targets)
+        listed = _listed(prompts)
+        if len(asked) != len(listed):
+            raise PlugError(f"there are {len(listed)} prompts and {len(asked)} targets")
+        rows = [
+            Row({"prompt": prompt, "target": one if isinstance(one, str) else list(one)})
+            for prompt, one in zip(listed, asked, strict=True)
+        ]
+        items = numbered(rows, lambda row: work.prepare(scorer, row, 0))
+        found: list[Any] = [None] * len(items)
+        for places, batch in batches(scorer, items, pairs_size, self.batch_size):
+            for place, scores in zip(places, score_pairs(scorer, batch), strict=False):
+                if not all(score.has_numbers for score in scores):
+                    raise NoNumbersError
+                found[place] = scores[0] if items[place].single else scores
+        return _like(prompts, found)
+
+    @overload
+    def classify(
+        self, texts: str, text_pairs: str | None = ..., *, labels: Any = ..., **fields: Any
+    ) -> ClassifiedText: ...
+    @overload
+    def classify(
+        self,
+        texts: Texts,
+        text_pairs: Texts | None = ...,
+        *,
+        labels: Any = ...,
+        **fields: Any,
+    ) -> list[ClassifiedText]: ...
+    def classify(
+        self,
+        texts: str | Sequence[str],
+        text_pairs: str | Sequence[str] | None = None,
+        *,
+        labels: Sequence[str] | Mapping[str, str] | None = None,
+        **fields: Any,
+    ) -> Any:
+        """The likeliest label of each text, or pair of texts; `plug-jax classify`.
+
+        A model that was fine-tuned to label texts has labels of its own. One with a decoder is
+        given them, or their words by the labels, and answers zero-shot: options are those of
+        `plug_jax.inference.classification.Classification`, such as `template`.
+        """
+        rows = _text_rows(texts, text_pairs)
+        if labels is None:
+            if self._saved.task is None and self._saved.config.num_decoder_layers:
+                raise PlugError(
+                    "this checkpoint was not fine-tuned to label texts: give the labels to choose "
+                    "from (labels=[...]), and it classifies zero-shot"
+                )
+            _label_format(self._saved)
+            if fields:
+                raise PlugError(f"{', '.join(fields)}: of zero-shot classification, with labels")
+            found = self._answers(self._answerer(), Prediction(), rows)
+        else:
+            if self._saved.task is not None:
+                raise PlugError(
+                    f"this checkpoint was fine-tuned for {self._saved.task['name']!r} and answers "
+                    "by its own head: leave out labels"
+                )
+            words = labels if isinstance(labels, Mapping) else {label: label for label in labels}
+            work = _chosen(Classification, None, {"labels": words, **fields})
+            found = self._answers(self._writer(), work, rows)
+        return _like(texts, [_classified(one) for one in found])
+
+    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What a fine-tuned model says of rows of its task, as `plug-jax infer` does.
+
+        Labels, choices, answers, entities or numbers: docs/inference.md has the fields of a row and
+        of an answer.
+        """
+        return self._answers(self._answerer(), Prediction(), [Row(dict(row)) for row in rows])
+
+    @overload
+    def encode(self, texts: str, *, max_length: int | None = ...) -> EncodedText: ...
+    @overload
+    def encode(self, texts: Texts, *, max_length: int | None = ...) -> list[EncodedText]: ...
+    def encode(self, texts: str | Sequence[str], *, max_length: int | None = None) -> Any:
+        """Tokens, where they stand in the text, and the encoder's state of each.
+
+        A text that is too long is an error; with `max_length` (tokens, [CLS] and [SEP] included) it
+        loses its end, and `left_out` says how many characters.
+        """
+        found = encoding.encode(
+            self._encoder, _listed(texts), max_length=max_length, batch_size=self.batch_size
+        )
+        return _like(texts, found)
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        options: EmbeddingOptions | None = None,
+        **fields: Any,
+    ) -> np.ndarray:
+        """Vectors, float32 [texts, hidden_size], or [hidden_size] of one text; `plug-jax embed`.
+
+        Options are `EmbeddingOptions`: `model.embed(texts, pooling="cls", normalize=True)`.
+        """
+        found = encoding.embed(
+            self._encoder,
+            _listed(texts),
+            _chosen(EmbeddingOptions, options, fields),
+            batch_size=self.batch_size,
+        )
+        vectors: np.ndarray = found[0] if isinstance(texts, str) else found
+        return vectors
+
+    @overload
+    def fill_mask(
+        self, texts: str, options: MaskOptions | None = ..., **fields: Any
+    ) -> list[FilledMask]: ...
+    @overload
+    def fill_mask(
+        self, texts: Texts, options: MaskOptions | None = ..., **fields: Any
+    ) -> list[list[FilledMask]]: ...
+    def fill_mask(
+        self, texts: str | Sequence[str], options: MaskOptions | None = None, **fields: Any
+    ) -> Any:
+        """What each [MASK] of a text may be, best first; `plug-jax fill-mask`.
+
+        Options are `MaskOptions`: `model.fill_mask("北[MASK]是首都", top_k=10)`.
+        """
+        check_fills_masks(self._saved)
+        found = mask_filling.fill(
+            self._encoder,
+            _listed(texts),
+            _chosen(MaskOptions, options, fields),
+            batch_size=self.batch_size,
+        )
+        return _like(texts, found)
+
+    @functools.cached_property
+    def _encoder(self) -> EncoderModel:
+        placed = self._placed
+        return placed if isinstance(placed, EncoderModel) else EncoderModel.of(placed)
+
+    def _writer(self) -> InferenceModel:
+        """The model with its decoder. PlugError without one."""
+        check_writes(self._saved)
+        assert isinstance(self._placed, InferenceModel)
+        return self._placed
+
+    def _answerer(self) -> FineTunedModel:
+        """The model with its head. PlugError where it was not fine-tuned."""
+        described_format(self._saved.task)
+        assert isinstance(self._placed, FineTunedModel)
+        return self._placed
+
+    def _answers(
+        self, model: PlacedModel, work: Work[Any, Any], rows: Sequence[Row]
+    ) -> list[dict[str, Any]]:
+        items = numbered(rows, lambda row: work.prepare(model, row, 0))
+        found: list[dict[str, Any]] = [{} for _ in items]
+        for places, batch in batches(model, items, work.size, self.batch_size):
+            for place, answer in zip(places, work.answer(model, batch), strict=False):
+                if isinstance(answer, NoNumbersError):
+                    raise answer
+                found[place] = answer.fields
+        return found
+
+
+def _partitioner(mesh: Mesh | None) -> Partitioner | None:
+    if isinstance(mesh, Mapping):
+        return _chosen(Partitioner, None, mesh)
+    if mesh is not None and not isinstance(mesh, Partitioner):
+        raise PlugError(f'mesh must be sizes such as {{"fsdp": 4}} or a Partitioner, not {mesh!r}')
+    return mesh
+
+
+def _label_format(saved: SavedModel) -> TextFormat:
+    """PlugError for a checkpoint that was not fine-tuned to label texts."""
+    found = described_format(saved.task)
+    if not isinstance(found, TextFormat):
+        assert saved.task is not None
+        raise PlugError(
+            f"this checkpoint was fine-tuned for {saved.task['name']!r}, which is not to label "
+            "texts; `predict` gives its answers"
+        )
+    return found
+
+
+def _chosen(kind: type[Options], options: Options | None, fields: Mapping[str, Any]) -> Options:
+    """Options with some fields set. PlugError for a field that there is not."""
+    known = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    if unknown := [name for name in fields if name not in known]:
+        raise PlugError(f"there is no option {', '.join(unknown)}; there are: {', '.join(known)}")
+    if options is None:
+        return kind(**fields)
+    if not isinstance(options, kind):
+        raise PlugError(f"options must be of {kind.__name__}, not {type(options).__name__}")
+    return dataclasses.replace(options, **fields)  # type: ignore[type-var]
+
+
+def _text_rows(texts: str | Sequence[str], pairs: str | Sequence[str] | None) -> list[Row]:
+    listed = _listed(texts)
+    if pairs is None:
+        return [Row({"text": text}) for text in listed]
+    seconds = _listed(pairs)
+    if len(seconds) != len(listed):
+        raise PlugError(f"there are {len(listed)} texts and {len(seconds)} text_pairs")
+    return [
+        Row({"text": text, "text_pair": pair}) for text, pair in zip(listed, seconds, strict=True)
+    ]
+
+
+def _classified(fields: Mapping[str, Any]) -> ClassifiedText:
+    names = (field.name for field in dataclasses.fields(ClassifiedText))
+    return ClassifiedText(**{name: fields[name] for name in names if name in fields})
+
+
+def _listed(texts: str | Sequence[str]) -> list[str]:
+    """PlugError for what are no texts."""
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    for number, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise PlugError(f"number {number} (from 0) is no text but {type(text).__name__}")
+    return listed
+
+
+def _like(given: object, found: list[Any]) -> Any:
+    """The one result of a text that was given by itself."""
+    return found[0] if isinstance(given, str) else found

@@ -1,0 +1,46 @@
+"""The vectors of rows as one NumPy file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from plug_jax.atomic_files import is_remote
+from plug_jax.errors import PlugError
+
+SUFFIX = ".npy"
+
+
+def check_vector_file(path: str) -> None:
+    """PlugError where `write_vectors` could not write."""
+    if is_remote(path):
+        raise PlugError(f"{path}: a {SUFFIX} file is written on this machine; write JSON lines")
+    if os.path.exists(path):
+        raise PlugError(f"{path} exists; remove it, or name another file")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise PlugError(f"there is no folder for {path}")
+
+
+def write_vectors(
+    rows: Iterable[Mapping[str, Any]], path: str, *, shape: tuple[int, int]
+) -> Iterator[Mapping[str, Any]]:
+    """Pass rows on, and write their `embedding`s: float32 of `shape`, [rows, numbers].
+
+    The file appears when all are there; until then they are in `path`.tmp, not in memory. A row
+    with an error in place of an embedding is a row of NaN, so that numbers of rows stay what they
+    are.
+    """
+    part = f"{path}.tmp"
+    try:
+        vectors = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+        for number, row in enumerate(rows):
+            vectors[number] = row.get("embedding", np.nan)
+            yield row
+        vectors.flush()
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.unlink(part)

@@ -1,0 +1,64 @@
+"""tensorflow imported quietly, quickly, and kept from GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+
+_STDERR = 2  # the file descriptor, which C++ writes to
+# What Keras, a part of tensorflow that nothing here uses, imports where it is installed.
+_NOT_FOR_KERAS = ("matplotlib", "sklearn")
+
+
+def import_tensorflow(*, lean: bool = True) -> None:
+    """Import tensorflow with standard error shut; call it before what needs it.
+
+    Its libraries print notes while they are loaded, before they read TF_CPP_MIN_LOG_LEVEL. Set that
+    to 0 to see them. An import that fails raises as usual. It reads data only, so it is kept from
+    GPUs, whose memory it would take. `lean` leaves out what nothing here needs, in a process that
+    is ours alone.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+        _import_tensorflow(lean=lean)
+        return
+    sys.stderr.flush()
+    saved = os.dup(_STDERR)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), _STDERR)
+        _import_tensorflow(lean=lean)
+    finally:
+        os.dup2(saved, _STDERR)
+        os.close(saved)
+
+
+def _import_tensorflow(*, lean: bool) -> None:
+    if "tensorflow" not in sys.modules:
+        with _no_more_than_needed() if lean else contextlib.nullcontext():
+            importlib.import_module("tensorflow")
+    sys.modules["tensorflow"].config.set_visible_devices([], "GPU")
+
+
+@contextlib.contextmanager
+def _no_more_than_needed() -> Iterator[None]:
+    """Within, an import of tensorflow leaves out what nothing here needs."""
+    hidden = [name for name in _NOT_FOR_KERAS if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment] # to import it is an ImportError
+    gc.disable()  # it makes a million objects, and no garbage
+    try:
+        yield
+    finally:
+        gc.freeze()  # so that later collections do not look through them again
+        gc.enable()
+        for name in hidden:
+            del sys.modules[name]
+
+
+def quiet_tensorflow() -> None:
+    """Keep tensorflow's C++ log off the terminal; must come before it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

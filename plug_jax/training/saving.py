@@ -109,7 +109,7 @@ class Saver:
             CannotSave: as `start`; if it is the `last`, when it failed.
         """
         if self._under_way is not None:
-            refused = self._attempt(self.manager.wait_until_finished)
+            refused = self._attempt(self._finish)
             if refused is None:
                 self._under_way, self._in_a_row = None, 0
                 _release_memory()
@@ -146,7 +146,6 @@ class Saver:
             )
         if error is not None and not isinstance(error, AnotherFailed):
             self._barrier.failed(error)
-        error = self._barrier.error or error  # not what orbax makes of it
         mine = None if error is None else reason_of(error)
         of_all = of_all_processes((mine, isinstance(error, AnotherFailed)))
         reasons = [(another, n, reason) for n, (reason, another) in enumerate(of_all) if reason]
@@ -159,6 +158,16 @@ class Saver:
         # A barrier that a failed save did not reach is not one of the saves after it.
         self._barrier = SaveBarrier(f"save{self._failures}")
         self.manager = self._open(self._failures, self._barrier)
+
+    def _finish(self) -> None:
+        """Wait, and raise what this process itself has met, whatever orbax makes of it."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception:
+            if self._barrier.error is None:
+                raise
+        if self._barrier.error is not None:
+            raise self._barrier.error
 
     def _in_time(self, call: Callable[[], object]) -> Exception | None:
         # A save that was done long ago has to be asked for it still.

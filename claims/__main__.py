@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--scale", type=int, default=1, help="how many times the steps of each run (%(default)s)"
     )
+    parser.add_argument(
+        "--report", action="store_true", help="train nothing: report on the seeds that are done"
+    )
     args, settings = parser.parse_known_args(argv)
     try:
         wanted = _wanted(args.claims)
@@ -41,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.output = args.output.absolute()
         os.chdir(Path(__file__).parents[1])  # where the gin files include each other from
         task_modules.allow_short_name()
-        interrupt_on_termination()
         _test(args, wanted, overrides)
     except (PlugError, KeyboardInterrupt) as error:
         return report(error)
@@ -64,15 +66,18 @@ def _test(args: argparse.Namespace, claims: dict[str, Claim], overrides: Sequenc
     output = args.output
     runs = Runs(output, scale=args.scale, overrides=overrides)
     scored: dict[str, dict[int, dict[str, float]]] = {}
-    done: dict[str, Claim] = {}
-    for letter, claim in claims.items():
+    left_out: list[str] = []
+    for claim in claims.values():
         for seed in range(args.seeds):
             for name in claim.runs:
-                scored.setdefault(name, {})[seed] = runs.scores(name, seed)
-        done[letter] = claim
-        write_report(output, done, scored)
+                if not args.report or runs.is_done(name, seed):
+                    scored.setdefault(name, {})[seed] = runs.scores(name, seed)
+        left_out = write_report(output, claims, scored)
+    if left_out:
+        print(f"left out, no seed has all of its runs: {', '.join(left_out)}", file=sys.stderr)
     print(f"\nThe report is {output / 'claims.md'}", file=sys.stderr)
 
 
 if __name__ == "__main__":
+    interrupt_on_termination()
     raise SystemExit(main())

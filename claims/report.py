@@ -37,17 +37,17 @@ class Found:
 def find(claim: Claim, scored: Scored) -> list[Found]:
     """Each quantity of a claim, over the seeds of which all of its runs are scored.
 
-    Raises:
-        ValueError: no seed has them all.
+    One without such a seed is left out.
     """
-    return [_find(claim, quantity, scored) for quantity in claim.quantities]
+    found = (_find(claim, quantity, scored) for quantity in claim.quantities)
+    return [one for one in found if one is not None]
 
 
-def _find(claim: Claim, quantity: Quantity, scored: Scored) -> Found:
-    runs = {arm: scored[quantity.scored_by(arm)] for arm in claim.arms}
-    seeds = sorted(set.intersection(*(set(run) for run in runs.values())))
+def _find(claim: Claim, quantity: Quantity, scored: Scored) -> Found | None:
+    runs = {arm: scored.get(quantity.scored_by(arm), {}) for arm in claim.arms}
+    seeds = sorted(set.intersection(*map(set, runs.values())))
     if not seeds:
-        raise ValueError(f"no seed has all of {', '.join(runs)}")
+        return None
     factor = 100.0 if quantity.percent else 1.0
     values = {
         arm: [factor * run[seed][quantity.metric] for seed in seeds] for arm, run in runs.items()
@@ -62,9 +62,13 @@ def _find(claim: Claim, quantity: Quantity, scored: Scored) -> Found:
     )
 
 
-def write_report(output: Path, claims: Mapping[str, Claim], scored: Scored) -> None:
-    """OUTPUT/claims.json, OUTPUT/claims.md, and OUTPUT/claim_X.png of each claim."""
-    found = {letter: find(claim, scored) for letter, claim in claims.items()}
+def write_report(output: Path, claims: Mapping[str, Claim], scored: Scored) -> list[str]:
+    """OUTPUT/claims.json, OUTPUT/claims.md, and OUTPUT/claim_X.png of each claim.
+
+    Returns what is left out, because no seed has all of its runs yet.
+    """
+    every = {letter: find(claim, scored) for letter, claim in claims.items()}
+    found = {letter: of_claim for letter, of_claim in every.items() if of_claim}
     told = {
         letter: {
             "title": claims[letter].title,
@@ -80,6 +84,12 @@ def write_report(output: Path, claims: Mapping[str, Claim], scored: Scored) -> N
     write_whole(output / "claims.md", "\n".join(sections))
     for letter, of_claim in found.items():
         draw(claims[letter], of_claim, output / f"claim_{letter}.png")
+    return [
+        f"({letter}) {quantity.name}"
+        for letter, claim in claims.items()
+        for quantity in claim.quantities
+        if quantity not in [one.quantity for one in every[letter]]
+    ]
 
 
 def _as_json(found: Found) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from plug_jax.finetuning.ensembles import combine
 from plug_jax.finetuning.runs import FineTunedRun
 from plug_jax.training.loop import train
 from plug_jax.training.program import TrainConfig
-from plug_jax.training.writers import read_metrics
 
 Scores = dict[str, float]
 _GIN = "claims/gin"
@@ -90,12 +89,14 @@ class Runs:
         gc.collect()
         return scores
 
-    def seconds(self, name: str, seed: int) -> float:
-        """That its training steps took."""
-        records = read_metrics(self._model_dir(name, seed))
-        steps = [0, *(one["step"] for one in records if one["split"] == "train")]
-        each = (one["step_seconds"] for one in records if one["split"] == "train")
-        return sum((b - a) * s for a, b, s in zip(steps, steps[1:], each, strict=False))
+    def is_done(self, name: str, seed: int) -> bool:
+        """Whether `scores` needs no training."""
+        arm = ARMS[name]
+        if isinstance(arm, Members):
+            return all(self.is_done(member, seed) for member in arm.arms)
+        if isinstance(arm, ByLength):
+            return (self._model_dir(arm.arm, seed) / _BY_LENGTH).exists()
+        return (self._model_dir(name, seed) / _SCORES).exists()
 
     def _model_dir(self, name: str, seed: int) -> Path:
         return self._output / "runs" / name / str(seed)

@@ -44,8 +44,8 @@ def test_less_is_better_and_more_is_better():
 def test_seeds_that_an_arm_lacks_are_left_out():
     some = {**SCORED, "theirs": {seed: SCORED["theirs"][seed] for seed in (0, 2)}}
     assert find(CLAIM, some)[0].seeds == [0, 2]
-    with pytest.raises(ValueError, match="no seed"):
-        find(CLAIM, {**SCORED, "theirs": {}})
+    no_probe = {name: scores for name, scores in SCORED.items() if name != "ours_probe"}
+    assert [one.quantity for one in find(CLAIM, no_probe)] == [PERPLEXITY]
 
 
 def test_table():
@@ -57,8 +57,10 @@ def test_table():
 
 
 def test_files(tmp_path):
-    write_report(tmp_path, {"x": CLAIM}, SCORED)
+    later = Claim("Not trained yet", {"ours": "our way", "other": "another"}, [PERPLEXITY])
+    assert write_report(tmp_path, {"x": CLAIM, "y": later}, SCORED) == ["(y) perplexity"]
     found = json.loads((tmp_path / "claims.json").read_text())
+    assert list(found) == ["x"]
     assert found["x"]["quantities"][0]["values"]["ours"] == [10.0, 12.0, 14.0]
     assert (tmp_path / "claim_x.png").read_bytes().startswith(b"\x89PNG")
     assert "our way" in (tmp_path / "claims.md").read_text()

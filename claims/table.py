@@ -89,6 +89,7 @@ ARMS: Mapping[str, Arm | Members | ByLength] = {
     "masked_lm": Arm("masked_lm"),
     "plugged": Arm("plugged", start="structbert"),
     "scratch": Arm("scratch"),
+    "scratch_as_plugged": Arm("scratch_as_plugged"),
     "masked_lm_kept": Arm("masked_lm_kept", start="structbert"),
     "no_masked_lm": Arm("no_masked_lm", start="structbert"),
     "decoder_alone": Arm("decoder_alone"),
@@ -108,7 +109,11 @@ ARMS: Mapping[str, Arm | Members | ByLength] = {
 CLAIMS: Mapping[str, Claim] = {
     "b": Claim(
         "A decoder plugged onto a trained encoder, against both from scratch",
-        {"plugged": "plugged on", "scratch": "from scratch"},
+        {
+            "plugged": "plugged on",
+            "scratch": "from scratch, as many tokens",
+            "scratch_as_plugged": "from scratch, stage 2 alone",
+        },
         [PERPLEXITY, Quantity("masked LM accuracy", "mlm_accuracy", percent=True)],
     ),
     "c": Claim(

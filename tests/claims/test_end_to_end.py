@@ -36,7 +36,7 @@ def test_two_claims(tmp_path, monkeypatch, capfd, few_held_out_texts):
     command = ["--output", str(tmp_path), "--claims", "be", *FEW_STEPS]
     assert main(command) == 0
     trained = capfd.readouterr().out.count("== ")
-    assert trained == 4  # structbert, plugged, scratch, decoder_alone: each once
+    assert trained == 5  # structbert, plugged, scratch, scratch_as_plugged, decoder_alone: once
     found = json.loads((tmp_path / "claims.json").read_text())
     values = found["e"]["quantities"][0]["values"]
     assert set(values) == {"scratch", "plugged", "decoder_alone"}

@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-finetune test test-slow test-long test-parity kills lint docs wheel audit clean
+.PHONY: help setup demo demo-finetune test test-slow test-long test-parity kills claims lint docs wheel audit clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,10 @@ demo: $(VENV)/.installed  ## Train a small PLUG on this machine and generate wit
 
 demo-finetune: $(VENV)/.installed  ## Fine-tune its encoder on reviews, and compare
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/plug-jax demo-finetune
+
+# Hours on a busy core; interrupted, it goes on where it was. ARGS='--claims b --seeds 5 --scale 4'.
+claims: $(VENV)/.installed  ## Test the announcement's claims on a very small PLUG: docs/claims.md
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m claims $(ARGS)
 
 test: $(VENV)/.installed  ## Run the tests, without the slow ones and those that need PyTorch
 	$(PYTEST) -m 'not parity and not slow and not long' $(ARGS)
@@ -48,7 +52,7 @@ kills: $(VENV)/.installed  ## Kill a run at 50 random moments, and compare what 
 lint: $(VENV)/.installed  ## Check style, format and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy plug_jax tasks
+	$(BIN)/python -m mypy plug_jax tasks claims
 
 docs: $(VENV)/.installed-docs  ## Build the site in docs/_build/html, its tutorials executed
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs docs/_build/html $(ARGS)

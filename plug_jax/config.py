@@ -32,6 +32,8 @@ ComputeDtype = Literal["float32", "bfloat16"]
 class PlugConfig:
     """The model's shape. `num_decoder_layers=0` is stage 1: the StructBERT encoder alone.
 
+    `num_encoder_layers=0` is a decoder alone, in GPT-3's manner: without cross-attention.
+
     Raises:
         PlugError: naming each field that makes no sense, and what would.
     """
@@ -90,7 +92,6 @@ class PlugConfig:
         for name in (
             "vocab_size",
             "hidden_size",
-            "num_encoder_layers",
             "num_heads",
             "head_dim",
             "mlp_dim",
@@ -102,8 +103,11 @@ class PlugConfig:
         ):
             if getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_decoder_layers < 0:
-            problems.append(f"num_decoder_layers must be 0 or more, got {self.num_decoder_layers}")
+        for name in ("num_encoder_layers", "num_decoder_layers"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.num_encoder_layers == self.num_decoder_layers == 0:
+            problems.append("num_encoder_layers and num_decoder_layers are 0: a model needs layers")
         if self.encoder_final_norm_repeats not in (1, 2):
             problems.append(
                 f"encoder_final_norm_repeats must be 1 or 2, got {self.encoder_final_norm_repeats}"

@@ -157,6 +157,11 @@ class _Export:
         ranks: int,
         dtype: str | None,
     ) -> None:
+        if not saved.config.num_encoder_layers:
+            raise PlugError(
+                f"{saved.path} is a decoder alone, a baseline to compare PLUG with, and neither "
+                "PLUG nor transformers' BERT has names for its tensors"
+            )
         self._saved, self._layout, self._ranks = saved, layout, ranks
         config, source = saved.config, saved.converted_from or {}
         all_rows = config.vocab_size if layout is BERT else config.padded_vocab_size

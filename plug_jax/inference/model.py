@@ -265,7 +265,13 @@ def check_writes(saved: SavedModel) -> None:
 
 
 def check_decoder(config: PlugConfig) -> None:
-    """PlugError for a model that only reads; it says what such a model is for."""
+    """PlugError for a model that is no encoder with a decoder; it says what such a model is for."""
+    if config.num_encoder_layers == 0:
+        raise PlugError(
+            "this checkpoint is a decoder alone, a baseline to compare PLUG with: `plug-jax "
+            "evaluate --gin_file=objectives/language_model.gin` scores it; texts are written and "
+            "scored by a model with an encoder and a decoder"
+        )
     if config.num_decoder_layers == 0:
         raise PlugError(
             "this checkpoint has no decoder: it is an encoder alone (of stage 1, or a converted "

@@ -1,4 +1,7 @@
-"""The PALM decoder (arXiv 2004.07159): causal blocks with cross-attention to the encoder."""
+"""The PALM decoder (arXiv 2004.07159): causal blocks with cross-attention to the encoder.
+
+Without an encoder they have none, and the decoder is a language model in GPT-3's manner.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,9 @@ class DecoderContext:
     """What every block of the decoder reads besides its own input."""
 
     self_segments: Segments  # of the decoder's row
-    cross_segments: Segments  # of the decoder's row and of the encoder's
-    encoded: jax.Array  # [B,E,M]
+    # Of a model with an encoder.
+    cross_segments: Segments | None  # of the decoder's row and of the encoder's
+    encoded: jax.Array | None  # [B,E,M]
 
 
 class DecoderBlock(nn.Module):
@@ -36,11 +40,12 @@ class DecoderBlock(nn.Module):
         """Declare the block's modules."""
         c = self.config
         # The released decoder scales the initialisation of its residual outputs by the depth.
-        std = c.init_std / math.sqrt(2 * c.num_encoder_layers)
+        std = c.init_std / math.sqrt(2 * (c.num_encoder_layers or c.num_decoder_layers))
         self.self_attention_norm = layer_norm(c)
         self.self_attention = SelfAttention(c, output_std=std)
-        self.cross_attention_norm = layer_norm(c)
-        self.cross_attention = CrossAttention(c, output_std=std)
+        if c.num_encoder_layers:
+            self.cross_attention_norm = layer_norm(c)
+            self.cross_attention = CrossAttention(c, output_std=std)
         self.mlp_norm = layer_norm(c)
         self.mlp = Mlp(c, output_std=std)
         self.dropout = nn.Dropout(c.dropout_rate)
@@ -52,12 +57,14 @@ class DecoderBlock(nn.Module):
         attend_self = functools.partial(
             self.self_attention, segments=context.self_segments, deterministic=deterministic
         )
-        attend_encoder = functools.partial(
-            self.cross_attention,
-            encoded=context.encoded,
-            segments=context.cross_segments,
-            deterministic=deterministic,
-        )
+        attend_encoder = None
+        if context.encoded is not None and context.cross_segments is not None:
+            attend_encoder = functools.partial(
+                self.cross_attention,
+                encoded=context.encoded,
+                segments=context.cross_segments,
+                deterministic=deterministic,
+            )
         x = checkpoint_name(x, "input")
         return self._residuals(x, attend_self, attend_encoder, deterministic), None
 
@@ -84,14 +91,15 @@ class DecoderBlock(nn.Module):
         self,
         x: jax.Array,
         attend_self: Callable[[jax.Array], jax.Array],
-        attend_encoder: Callable[[jax.Array], jax.Array],
+        attend_encoder: Callable[[jax.Array], jax.Array] | None,
         deterministic: bool,
     ) -> jax.Array:
         add = functools.partial(
             residual, self.config, dropout=self.dropout, deterministic=deterministic
         )
         x = add(x, attend_self, norm=self.self_attention_norm)
-        x = add(x, attend_encoder, norm=self.cross_attention_norm)
+        if attend_encoder is not None:
+            x = add(x, attend_encoder, norm=self.cross_attention_norm)
         return add(x, self.mlp, norm=self.mlp_norm)
 
 

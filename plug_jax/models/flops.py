@@ -34,6 +34,8 @@ def encoder_flops(config: PlugConfig, rows: RowShape) -> dict[str, int]:
 
 def decoder_flops(config: PlugConfig, rows: RowShape) -> dict[str, int]:
     """The decoder's matmuls, keys and values of the encoder's states among them; its attention."""
+    if not config.num_encoder_layers:
+        return _decoder_alone_flops(config, rows)
     tokens, layers = rows.batch_size * rows.decoder, config.num_decoder_layers
     # A token: query, key, value and output of self-attention, query and output of cross-attention.
     a_token = 6 * _projection(config) + _mlp(config)
@@ -42,6 +44,16 @@ def decoder_flops(config: PlugConfig, rows: RowShape) -> dict[str, int]:
     return {
         "decoder": 2 * layers * (tokens * a_token + keys_and_values),
         "attention": _pairs(config, int((causal + cross) * layers)),
+    }
+
+
+def _decoder_alone_flops(config: PlugConfig, rows: RowShape) -> dict[str, int]:
+    """Of a decoder without an encoder, which reads what the encoder would in the same row."""
+    length, layers = rows.encoder + rows.decoder, config.num_decoder_layers
+    tokens = rows.batch_size * length
+    return {
+        "decoder": 2 * layers * tokens * (4 * _projection(config) + _mlp(config)),
+        "attention": _pairs(config, tokens * length * layers // 2),
     }
 
 

@@ -27,6 +27,8 @@ from plug_jax.partitioning import Partitioner
 class PlugModel(nn.Module):
     """The whole model; with `num_decoder_layers=0` the encoder and its heads alone (stage 1).
 
+    With `num_encoder_layers=0` it is the decoder alone: `decoder_states` and `decoder_scores`.
+
     Call its methods with `model.apply({"params": params}, ..., method="encode")`; a call that is
     not deterministic needs `rngs={"dropout": key}`. Cached decoding (`start_cache`, `extend`) needs
     `layers_apart` and parameters split by `decoder.split_layers`.
@@ -39,19 +41,22 @@ class PlugModel(nn.Module):
         """Declare the modules that the config asks for."""
         c = self.config
         self.embeddings = Embeddings(c)
-        self.encoder = Encoder(c)
-        self.mlm_head = MlmHead(c)
-        if c.use_pooler:
-            self.pooler = projection(c, c.hidden_size, axes=("embed", "mlp"))
-        self.sentence_head = projection(c, c.num_sentence_classes, axes=("embed", None))
+        if c.num_encoder_layers:
+            self.encoder = Encoder(c)
+            self.mlm_head = MlmHead(c)
+            if c.use_pooler:
+                self.pooler = projection(c, c.hidden_size, axes=("embed", "mlp"))
+            self.sentence_head = projection(c, c.num_sentence_classes, axes=("embed", None))
         if c.num_decoder_layers:
             self.decoder = Decoder(c, layers_apart=self.layers_apart)
 
     def __call__(self, tokens: jax.Array) -> None:
         """Touch every parameter: the initialiser's entry point. int32 [B,S], S >= 1."""
-        encoded = self.encode(tokens)
-        self.mlm_logits(encoded)
-        self.sentence_logits(encoded)
+        encoded = None
+        if self.config.num_encoder_layers:
+            encoded = self.encode(tokens)
+            self.mlm_logits(encoded)
+            self.sentence_logits(encoded)
         if self.config.num_decoder_layers:
             self.decode(tokens, encoded)
 
@@ -101,7 +106,7 @@ class PlugModel(nn.Module):
     def decode(
         self,
         tokens: jax.Array,
-        encoded: jax.Array,
+        encoded: jax.Array | None,
         *,
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
@@ -129,7 +134,7 @@ class PlugModel(nn.Module):
     def decoder_states(
         self,
         tokens: jax.Array,
-        encoded: jax.Array,
+        encoded: jax.Array | None,
         *,
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
@@ -140,13 +145,17 @@ class PlugModel(nn.Module):
 
         The decoder shares the encoder's embeddings (token type 0). A decoder segment attends to
         the encoder segment of the same id; segment 0 is padding on both sides.
+        A model without an encoder has no `encoded`: each token sees those of its segment before it.
         """
         segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
-        if encoder_segment_ids is None:
-            encoder_segment_ids = jnp.ones(encoded.shape[:2], jnp.int32)
+        cross_segments = None
+        if encoded is not None:
+            if encoder_segment_ids is None:
+                encoder_segment_ids = jnp.ones(encoded.shape[:2], jnp.int32)
+            cross_segments = Segments(segment_ids, encoder_segment_ids)
         context = DecoderContext(
             self_segments=Segments(segment_ids, segment_ids, causal=True),
-            cross_segments=Segments(segment_ids, encoder_segment_ids),
+            cross_segments=cross_segments,
             encoded=encoded,
         )
         x = self.embeddings(

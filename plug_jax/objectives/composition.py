@@ -31,6 +31,13 @@ def check_objectives(objectives: Sequence[Objective], config: PlugConfig) -> Non
         if names.count(name) > 1:
             kinds = ", ".join(type(one).__name__ for one in objectives if one.name == name)
             raise PlugError(f"two of OBJECTIVES are called {name!r}: {kinds}; give each its name")
+    if not config.num_encoder_layers:
+        reading = [type(one).__name__ for one in objectives if one.reads_encoder]
+        if reading:
+            raise PlugError(
+                f"{', '.join(reading)} read the states of an encoder, and this model has none "
+                "(PlugConfig.num_encoder_layers is 0): use objectives/language_model.gin"
+            )
     if problems := [problem for one in objectives if (problem := one.problem(config))]:
         raise PlugError("; ".join(problems))
     texts_a_row(objectives)

@@ -70,7 +70,9 @@ class Forward:
         same = clean["encoder_input_tokens"] is self.batch["encoder_input_tokens"]
         return self.encoded if same else self._encode(clean)
 
-    def apply(self, method: str, *args: jax.Array, dropout: bool = False, **kwargs: Any) -> Any:
+    def apply(
+        self, method: str, *args: jax.Array | None, dropout: bool = False, **kwargs: Any
+    ) -> Any:
         """A method of `PlugModel`; with `dropout`, one that takes `deterministic`."""
         return self._apply(method, *args, rng=self._rng, dropout=dropout, **kwargs)
 
@@ -101,7 +103,12 @@ class Forward:
         return states.reshape(rows, length, -1)
 
     def _apply(
-        self, method: str, *args: jax.Array, rng: jax.Array | None, dropout: bool, **kwargs: Any
+        self,
+        method: str,
+        *args: jax.Array | None,
+        rng: jax.Array | None,
+        dropout: bool,
+        **kwargs: Any,
     ) -> Any:
         if dropout:
             kwargs["deterministic"] = self.deterministic

@@ -49,6 +49,7 @@ class Objective(abc.ABC):
     name: ClassVar[str]
     stage: ClassVar[int | None] = None  # PLUG's stage of training that it tells
     packs: ClassVar[bool] = True  # whether a row may hold several examples
+    reads_encoder: ClassVar[bool] = True  # whether it needs the states of an encoder
     # Features, one a side, that hold the text of an example as it was written.
     text_features: ClassVar[tuple[str, ...]] = ()
     # What token types stand for, where they tell segments apart.

@@ -88,8 +88,11 @@ def decode_program(
     Raises:
         PlugError: a model without decoder, or a mesh that does not divide the model or the batch.
     """
-    if not config.num_decoder_layers:
-        raise PlugError("--decode is for models with a decoder: use runs/palm_pretrain.gin")
+    if not config.num_encoder_layers or not config.num_decoder_layers:
+        raise PlugError(
+            "--decode is for models with a decoder that reads an encoder: use "
+            "runs/palm_pretrain.gin"
+        )
     for what, length in (("prompts", encoder_length), ("new texts", max_length)):
         if length > config.max_positions:
             raise PlugError(

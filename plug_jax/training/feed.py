@@ -170,8 +170,15 @@ def check_example_lengths(data: DatasetConfig, model: PlugConfig) -> None:
     one of ours does not say how long its examples are; `check_positions` finds those in batches.
     """
     for task in seqio.get_subtasks(pipeline.find_task(data.mixture_or_task_name)):
-        for side, most in getattr(task, "max_lengths", {}).items():
-            longest = min(most, data.feature_lengths.get(side, most))
+        lengths = {
+            side: min(most, data.feature_lengths.get(side, most))
+            for side, most in getattr(task, "max_lengths", {}).items()
+        }
+        if (
+            lengths and not model.num_encoder_layers
+        ):  # a decoder alone reads both, one after another
+            lengths = {" and ".join(lengths): sum(lengths.values())}
+        for side, longest in lengths.items():
             if longest > model.max_positions:
                 raise PlugError(
                     f"examples of {task.name!r} have up to {longest:,} {side} tokens, but the "

@@ -1,0 +1,1 @@
+"""The announcement's claims, tested on a very small PLUG: `make claims`, docs/claims.md."""

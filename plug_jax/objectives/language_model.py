@@ -1,0 +1,108 @@
+"""The objective of a decoder alone, in GPT-3's manner: each token from those before it.
+
+It reads what PALM's task gives to encoder and decoder as one text, so that the two can be compared
+on the same rows. B rows, E encoder and D decoder length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from plug_jax import losses
+from plug_jax.config import PlugConfig
+from plug_jax.data import features
+from plug_jax.data.features import Feature
+from plug_jax.metrics import Mean
+from plug_jax.models.flops import RowShape, decoder_flops, vocabulary_flops
+from plug_jax.objectives.continuation import Continuation
+from plug_jax.objectives.forward import Batch, Forward
+from plug_jax.objectives.objective import count
+
+
+class LanguageModel(Continuation):
+    """Every token of both texts; `decoder_loss` is that of the second, given the first."""
+
+    name: ClassVar[str] = "language_model"
+    reads_encoder: ClassVar[bool] = False
+    stage: ClassVar[int | None] = None
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """Those of PALM's task: the text as it was written, and what follows."""
+        return (*features.ENCODER_TEXT, *features.MASKED_LM, *features.CONTINUATION)
+
+    def problem(self, config: PlugConfig) -> str | None:
+        """It is for a decoder alone."""
+        if not config.num_encoder_layers:
+            return None
+        return (
+            "the objective LanguageModel is for a decoder alone, and this model has an encoder "
+            "(PlugConfig.num_encoder_layers is not 0): use runs/gpt_pretrain.gin, or other "
+            "OBJECTIVES"
+        )
+
+    def predictions(self, batch: Batch) -> jax.Array:
+        """The tokens predicted, of both texts."""
+        return count(one_text(batch)["loss_weights"])
+
+    def metrics(self, forward: Forward) -> dict[str, Mean]:
+        """`language_model_loss` of all; `decoder_loss` and `decoder_accuracy` of what follows."""
+        text = one_text(forward.batch)
+        states = forward.apply(
+            "decoder_states",
+            text["input_tokens"],
+            None,
+            dropout=True,
+            positions=text["positions"],
+            segment_ids=text["segment_ids"],
+        )
+        scores = forward.apply("decoder_scores", states, text["targets"], chunk=forward.chunk)
+        weights = text["loss_weights"]
+        first = forward.batch["encoder_input_tokens"].shape[1]
+        following = weights.at[:, :first].set(0)
+        return {
+            "language_model_loss": Mean(*losses.weighted(scores.losses, weights)),
+            "decoder_loss": Mean(*losses.weighted(scores.losses, following)),
+            "decoder_accuracy": Mean(*losses.weighted(scores.hits, following)),
+        }
+
+    def flops(self, config: PlugConfig, rows: RowShape) -> Mapping[str, int]:
+        """The decoder over both texts, its attention, and the logits of both."""
+        predictions = rows.batch_size * (rows.encoder + rows.decoder)
+        return {
+            **decoder_flops(config, rows),
+            "decoder_logits": vocabulary_flops(config, predictions),
+        }
+
+
+def one_text(batch: Batch) -> dict[str, jax.Array]:
+    """Both texts of each example as one, int32 [B,E+D] each; weight 0 where nothing is predicted.
+
+    The row is the encoder's and then the decoder's: a token sees those of its segment before it,
+    and so the second text the whole first one. Its positions go on where the first one's end.
+
+    Example: [CLS] a b [SEP] and [CLS] c (targets c [SEP]) predict a b [SEP], nothing after the
+    first [SEP], then c [SEP], at positions 0 1 2 3 4 5.
+    """
+    first, second = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
+    written = batch["encoder_original_tokens"]
+    same_example = second[:, :, None] == first[:, None, :]
+    offsets = jnp.sum(same_example, axis=2, dtype=jnp.int32)
+    # The next token of the first text, where that is of the same example.
+    following = jnp.roll(first, -1, axis=1).at[:, -1].set(0)
+    goes_on = ((first > 0) & (following == first)).astype(jnp.int32)
+
+    def join(one: jax.Array, other: jax.Array) -> jax.Array:
+        return jnp.concatenate([one, other], axis=1)
+
+    return {
+        "input_tokens": join(written, batch["decoder_input_tokens"]),
+        "targets": join(jnp.roll(written, -1, axis=1), batch["decoder_target_tokens"]),
+        "loss_weights": join(goes_on, batch["decoder_loss_weights"]),
+        "segment_ids": join(first, second),
+        "positions": join(batch["encoder_positions"], batch["decoder_positions"] + offsets),
+    }

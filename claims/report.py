@@ -105,14 +105,16 @@ def _as_json(found: Found) -> dict[str, Any]:
 
 def markdown(letter: str, claim: Claim, found: Sequence[Found]) -> str:
     """A heading and a table: a row for each arm, its means and its differences to PLUG's way."""
-    names = [f"{one.quantity.name} {'↓' if one.quantity.less_is_better else '↑'}" for one in found]
+    names = [
+        f"{one.quantity.name} {'↓' if one.quantity.less_is_better else '↑'}, n = {len(one.seeds)}"
+        for one in found
+    ]
     lines = [
         f"## ({letter}) {claim.title}",
         "",
-        f"| n = {', '.join(sorted({str(len(one.seeds)) for one in found}))} | "
-        + " | ".join(names) + " |",
+        f"| | {' | '.join(names)} |",
         "|---" * (len(names) + 1) + "|",
-    ]  # fmt: skip
+    ]
     for arm, name in claim.arms.items():
         lines.append(f"| {name} | {' | '.join(_shown(one.means[arm]) for one in found)} |")
     ours, *others = claim.arms

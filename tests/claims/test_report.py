@@ -51,7 +51,7 @@ def test_seeds_that_an_arm_lacks_are_left_out():
 def test_table():
     text = markdown("x", CLAIM, find(CLAIM, SCORED))
     assert "## (x) Ours against theirs" in text
-    assert "| n = 3 | perplexity ↓ | accuracy ↑ |" in text
+    assert "| | perplexity ↓, n = 3 | accuracy ↑, n = 3 |" in text
     assert "| our way | 12 ± 5 | 60 ± 25 |" in text
     assert "| our way − their way | **-10 [-10.2, -9.89]** better | +0 [-24.8, +24.8] |" in text
 

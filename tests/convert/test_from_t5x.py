@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +58,7 @@ def test_the_newest_is_taken_bit_by_bit(tmp_path, capsys):
     assert read(run, tmp_path / "out") == 0
     assert "2 + 2 layers, hidden 16" in capsys.readouterr().out
     found, params, vocabulary = load_for_inference(tmp_path / "out")
-    assert found == config
+    assert found == dataclasses.replace(config, attention="dot")  # as all that is read to infer
     assert vocabulary == load_vocabulary(run / "vocab.txt")
     same(params, expected(config, 10))
     assert open_checkpoint(tmp_path / "out").converted_from == {"layout": "t5x", "step": 10}

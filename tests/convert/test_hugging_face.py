@@ -82,7 +82,7 @@ def test_mixed_dtypes_and_rows_come_back_bit_for_bit(tensors, tmp_path):
     mixed = weights.half_with_some_norms_in_full(tensors)
     saved = bring_in(write(tmp_path / "in", mixed), tmp_path / "out")
     assert saved.config == weights.bert_config(
-        init_std=0.02, dropout_rate=0.1, attention_dropout_rate=0.1
+        init_std=0.02, dropout_rate=0.1, attention_dropout_rate=0.1, attention="dot"
     )
     assert (
         saved.param_shapes()["encoder"]["layers"]["attention"]["out"]["kernel"].dtype == "float16"

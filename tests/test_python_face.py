@@ -167,6 +167,20 @@ def test_what_a_model_cannot_do_is_said(encoder, writer, tmp_path):
         (lambda: writer.stream("天", num_samples=2), "a stream is one sampled text"),
         (lambda: plug_jax.load(tmp_path), "no checkpoint in"),
         (lambda: plug_jax.load(tmp_path, batch_size=0), "batch_size is 0"),
+        (lambda: plug_jax.load(tmp_path, batch_size="3"), "batch_size is '3'"),
+        (lambda: plug_jax.load(tmp_path, verify="no"), "verify is 'no'; it must be True or False"),
+        (lambda: plug_jax.load(None), "a checkpoint is a path, not NoneType"),
+        (lambda: plug_jax.load(encoder._saved.path, mesh={1: 2}), "no option 1"),
+        (lambda: writer.generate(None), "a text or a list of them, not NoneType"),
+        (lambda: encoder.embed(b"abc"), "a text or a list of them, not bytes"),
+        (lambda: encoder.embed({"a": 1}), "a text or a list of them, not dict"),
+        (lambda: encoder.encode("天", max_length=4.5), "max_length is 4.5"),
+        (lambda: encoder.encode("天\ud800"), "half of a surrogate pair"),
+        (lambda: writer.stream(["天", "地"]), "one prompt, a text, not list"),
+        (lambda: writer.score(["天", "地"], "ab"), "has a list of targets, not one text"),
+        (lambda: writer.score("天", 3), "not int"),
+        (lambda: writer.classify("天", labels="天地"), "labels are a list of texts, not one"),
+        (lambda: writer.classify("天", labels=5), "not int"),
     ):
         with pytest.raises(plug_jax.PlugError, match=message):
             wrong()

@@ -51,7 +51,8 @@ def _utf8(texts: Sequence[str]) -> tf.Tensor:
     try:
         return tf.constant([text.encode() for text in texts])
     except UnicodeEncodeError as error:
-        raise PlugError(f"a text holds half of a surrogate pair: {error.object!r}") from error
+        around = error.object[max(0, error.start - 10) : error.end + 10]
+        raise PlugError(f"a text holds half of a surrogate pair: {around!r}") from error
 
 
 def character_ids(text: str, vocabulary: PlugVocabulary, known: dict[str, int]) -> np.ndarray:
@@ -74,6 +75,7 @@ def placed_tokens(texts: Iterable[str], vocabulary: PlugVocabulary) -> dict[str,
     Spaces, and what the vocabulary removes, are at no end of a token; [UNK] has the whole word.
     """
     different = list(dict.fromkeys(texts))
+    _utf8(different)  # all of them are
     if isinstance(vocabulary, SentencePieceVocabulary):
         return {
             text: _from_bytes(text, *vocabulary.encode_with_offsets(text)) for text in different

@@ -92,7 +92,12 @@ class EncoderWork:
     """The model of a work that reads texts."""
 
     def check(self, saved: SavedModel) -> None:
-        """PlugError for a checkpoint without a vocabulary."""
+        """PlugError for a checkpoint without an encoder, or without a vocabulary."""
+        if saved.config.num_encoder_layers == 0:
+            raise PlugError(
+                f"{saved.path} is a decoder alone, a baseline to compare PLUG with: it has no "
+                "encoder to read texts with"
+            )
         _ = saved.vocabulary_path
 
     def load(self, saved: SavedModel, job: Job) -> EncoderModel:

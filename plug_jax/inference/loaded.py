@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -73,8 +73,13 @@ def load(
         PlugError: there is no checkpoint, it is damaged or has no vocabulary, or the mesh does not
             fit it.
     """
-    if batch_size < 1:
-        raise PlugError(f"batch_size is {batch_size}; it must be 1 or more")
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise PlugError(f"a checkpoint is a path, not {_kind(checkpoint)}")
+    if type(batch_size) is not int or batch_size < 1:
+        raise PlugError(f"batch_size is {batch_size!r}; it must be a whole number, 1 or more")
+    for name, flag in (("int8", int8), ("verify", verify)):
+        if type(flag) is not bool:
+            raise PlugError(f"{name} is {flag!r}; it must be True or False")
     saved = open_checkpoint(os.path.expanduser(os.fspath(checkpoint)))
     kind: type[InferenceModel] | type[FineTunedModel] | type[EncoderModel] = EncoderModel
     if saved.task is not None:
@@ -158,6 +163,8 @@ class Model:
         chosen = _chosen(GenerationOptions, options, fields)
         if chosen.num_samples > 1 or chosen.num_beams > 1:
             raise PlugError("a stream is one sampled text: num_samples and num_beams must be 1")
+        if not isinstance(prompt, str):
+            raise PlugError(f"a stream has one prompt, a text, not {_kind(prompt)}")
         return generator.stream(self._writer(), prompt, chosen)
 
     @overload
@@ -176,12 +183,17 @@ class Model:
         A prompt has one target, or a list of them. `sep`: the [SEP] that ends a text counts.
         """
         scorer, work = self._writer(), Scoring(sep=sep)
-        asked = [targets] if isinstance(prompts, str) else list(targets)
         listed = _listed(prompts)
+        if isinstance(prompts, str):
+            asked = [targets if isinstance(targets, str) else _listed(targets)]
+        elif isinstance(targets, str):
+            raise PlugError("a list of prompts has a list of targets, not one text")
+        else:
+            asked = [one if isinstance(one, str) else _listed(one) for one in _items(targets)]
         if len(asked) != len(listed):
             raise PlugError(f"there are {len(listed)} prompts and {len(asked)} targets")
         rows = [
-            Row({"prompt": prompt, "target": one if isinstance(one, str) else list(one)})
+            Row({"prompt": prompt, "target": one})
             for prompt, one in zip(listed, asked, strict=True)
         ]
         items = numbered(rows, lambda row: work.prepare(scorer, row, 0))
@@ -237,8 +249,11 @@ class Model:
                     f"this checkpoint was fine-tuned for {self._saved.task['name']!r} and answers "
                     "by its own head: leave out labels"
                 )
-            words = labels if isinstance(labels, Mapping) else {label: label for label in labels}
-            work = _chosen(Classification, None, {"labels": words, **fields})
+            if isinstance(labels, str):
+                raise PlugError(f"labels are a list of texts, not one text: [{labels!r}, ...]")
+            if not isinstance(labels, Mapping):
+                labels = {label: label for label in _listed(labels)}
+            work = _chosen(Classification, None, {"labels": labels, **fields})
             found = self._answers(self._writer(), work, rows)
         return _like(texts, [_classified(one) for one in found])
 
@@ -248,7 +263,10 @@ class Model:
         Labels, choices, answers, entities or numbers: docs/inference.md has the fields of a row and
         of an answer.
         """
-        return self._answers(self._answerer(), Prediction(), [Row(dict(row)) for row in rows])
+        listed = _items(rows)
+        if not all(isinstance(row, Mapping) for row in listed):
+            raise PlugError('rows are a list of such as {"text": "..."}, with the fields by name')
+        return self._answers(self._answerer(), Prediction(), [Row(dict(row)) for row in listed])
 
     @overload
     def encode(self, texts: str, *, max_length: int | None = ...) -> EncodedText: ...
@@ -260,6 +278,8 @@ class Model:
         A text that is too long is an error; with `max_length` (tokens, [CLS] and [SEP] included) it
         loses its end, and `left_out` says how many characters.
         """
+        if max_length is not None and type(max_length) is not int:
+            raise PlugError(f"max_length is {max_length!r}; it must be a whole number of tokens")
         found = encoding.encode(
             self._encoder, _listed(texts), max_length=max_length, batch_size=self.batch_size
         )
@@ -362,7 +382,9 @@ def _chosen(kind: type[Options], options: Options | None, fields: Mapping[str, A
     """Options with some fields set. PlugError for a field that there is not."""
     known = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     if unknown := [name for name in fields if name not in known]:
-        raise PlugError(f"there is no option {', '.join(unknown)}; there are: {', '.join(known)}")
+        raise PlugError(
+            f"there is no option {', '.join(map(str, unknown))}; there are: {', '.join(known)}"
+        )
     if options is None:
         return kind(**fields)
     if not isinstance(options, kind):
@@ -389,11 +411,22 @@ def _classified(fields: Mapping[str, Any]) -> ClassifiedText:
 
 def _listed(texts: str | Sequence[str]) -> list[str]:
     """PlugError for what are no texts."""
-    listed = [texts] if isinstance(texts, str) else list(texts)
+    listed = [texts] if isinstance(texts, str) else _items(texts)
     for number, text in enumerate(listed):
         if not isinstance(text, str):
-            raise PlugError(f"number {number} (from 0) is no text but {type(text).__name__}")
+            raise PlugError(f"number {number} (from 0) is no text but {_kind(text)}")
     return listed
+
+
+def _items(values: Any) -> list[Any]:
+    """PlugError for what is no list of things."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise PlugError(f"there must be a text or a list of them, not {_kind(values)}")
+    return list(values)
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
 
 
 def _like(given: object, found: list[Any]) -> Any:

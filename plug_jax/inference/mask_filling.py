@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from plug_jax.data.vocabularies import MASK
+from plug_jax.data.vocabularies import MASK, PlugVocabulary, SentencePieceVocabulary
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 from plug_jax.inference.batches import batches, numbered
@@ -72,14 +72,15 @@ def read_masked(model: EncoderModel, text: str) -> MaskedReading:
     v = model.vocabulary
     parts = text.split(MASK)
     if len(parts) == 1:
-        raise PlugError(f"there is no {MASK} in {text!r}: write it where a piece is to be found")
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise PlugError(f"there is no {MASK} in {shown!r}: write it where a piece is to be found")
     ids, places, starts, at = [v.cls_id], [], [], 0
     for number, part in enumerate(parts):
         if number:
             places.append(len(ids))
             starts.append(at - len(MASK))
             ids.append(v.mask_id)
-        ids += v.encode(part) if part else []
+        ids += _between(v, part, after_mask=number > 0, before_mask=number < len(parts) - 1)
         at += len(part) + len(MASK)
     ids.append(v.sep_id)
     if len(ids) > model.longest:
@@ -88,6 +89,26 @@ def read_masked(model: EncoderModel, text: str) -> MaskedReading:
             f"({model.longest} positions, less [CLS] and [SEP]). Shorten it"
         )
     return MaskedReading(ids, places, starts)
+
+
+def _between(
+    vocabulary: PlugVocabulary, part: str, *, after_mask: bool, before_mask: bool
+) -> list[int]:
+    """Ids of what stands between masks, or at an end of the text.
+
+    SentencePiece strips a text, and here a space beside a mask is within the text. So a piece of
+    one character stands where the mask does, if there is one that stays by itself.
+    """
+    left, right = after_mask and part[:1].isspace(), before_mask and part[-1:].isspace()
+    if (left or right) and isinstance(vocabulary, SentencePieceVocabulary):
+        for piece in map(vocabulary.id_to_piece, range(vocabulary.vocab_size)):
+            if len(piece) > 1 or not piece.isalpha():
+                continue
+            alone = vocabulary.encode(piece)
+            ids = vocabulary.encode(piece * left + part + piece * right)
+            if len(alone) == 1 and ids[:left] == alone * left and ids[-1:] * right == alone * right:
+                return ids[left : len(ids) - right]
+    return vocabulary.encode(part) if part else []
 
 
 def fill(

@@ -269,8 +269,9 @@ def check_decoder(config: PlugConfig) -> None:
     if config.num_encoder_layers == 0:
         raise PlugError(
             "this checkpoint is a decoder alone, a baseline to compare PLUG with: `plug-jax "
-            "evaluate --gin_file=objectives/language_model.gin` scores it; texts are written and "
-            "scored by a model with an encoder and a decoder"
+            "evaluate` scores it on the task that it was trained on, with runs/evaluate.gin and "
+            "objectives/language_model.gin; texts are written and scored by a model with an "
+            "encoder and a decoder"
         )
     if config.num_decoder_layers == 0:
         raise PlugError(

@@ -20,6 +20,11 @@ def check_vector_file(path: str) -> None:
         raise PlugError(f"{path}: a {SUFFIX} file is written on this machine; write JSON lines")
     if os.path.exists(path):
         raise PlugError(f"{path} exists; remove it, or name another file")
+    if os.path.lexists(_part(path)):
+        raise PlugError(
+            f"{_part(path)} exists, where {path} is written until it is whole: another run writes "
+            "it, or was killed. Remove it, or name another file"
+        )
     if not os.path.isdir(os.path.dirname(path) or "."):
         raise PlugError(f"there is no folder for {path}")
 
@@ -33,7 +38,11 @@ def write_vectors(
     with an error in place of an embedding is a row of NaN, so that numbers of rows stay what they
     are.
     """
-    part = f"{path}.tmp"
+    part = _part(path)
+    try:
+        open(part, "xb").close()  # nobody else's
+    except OSError as error:
+        raise PlugError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         vectors = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
         for number, row in enumerate(rows):
@@ -44,3 +53,7 @@ def write_vectors(
     finally:
         if os.path.exists(part):
             os.unlink(part)
+
+
+def _part(path: str) -> str:
+    return f"{path}.tmp"

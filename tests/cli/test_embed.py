@@ -79,6 +79,14 @@ def test_an_interrupted_file_of_vectors_is_not_there(stage1, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
 
 
+def test_a_file_beside_it_is_not_taken(stage1, tmp_path, capsys):
+    (tmp_path / "kept.npy.tmp").write_text("precious", encoding="utf-8")
+    output = str(tmp_path / "kept.npy")
+    assert main(["embed", "--checkpoint", str(stage1), "--text", "天", "--output", output]) == 2
+    assert "kept.npy.tmp exists, where" in capsys.readouterr().err
+    assert (tmp_path / "kept.npy.tmp").read_text(encoding="utf-8") == "precious"
+
+
 def test_rows_get_their_vectors(stage1, model, tmp_path):
     source, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"id": 1, "title": "天地"}\n{"id": 2}\n', encoding="utf-8")

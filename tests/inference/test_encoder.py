@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,12 @@ from plug_jax.convert.from_torch import ImportOptions, import_weights
 from plug_jax.convert.sources import open_hf
 from plug_jax.convert.to_torch import export_hf
 from plug_jax.data.vocabularies import SPECIAL_PIECES
+from plug_jax.data.vocabulary_training import train_sentencepiece
 from plug_jax.errors import PlugError
 from plug_jax.inference.encoder import EncoderModel
 from plug_jax.inference.encoding import Embedding
 from plug_jax.inference.jobs import Job, run
-from plug_jax.inference.mask_filling import MaskFilling
+from plug_jax.inference.mask_filling import MaskFilling, read_masked
 from plug_jax.inference.request_options import EmbeddingOptions, MaskOptions
 from plug_jax.inference.rows import Row
 from plug_jax.models.plug import PlugModel
@@ -208,6 +210,18 @@ def test_masks_are_filled_by_the_head(bert, bert_files):
         assert all(c.piece == v.id_to_piece(c.id) for c in mask.candidates[:5])
     [three] = bert.fill_mask("天[MASK]地", top_k=3)
     assert len(three.candidates) == 3
+
+
+@pytest.mark.parametrize("model_type", ["char", "unigram"])
+def test_spaces_beside_a_mask_are_read(tmp_path, model_type):
+    """As SentencePiece reads them where a character stands in place of the mask."""
+    texts = ["a b c ab 天地 人 你我"] * 9
+    v = train_sentencepiece(texts, directory=tmp_path, vocab_size=14, model_type=model_type)
+    model = SimpleNamespace(vocabulary=v, longest=99)
+    for text in ("天 [MASK] 地", "[MASK] 人", "天  [MASK]地", "天[MASK]", "[MASK] [MASK]"):
+        read = read_masked(model, text).ids[1:-1]
+        shown = v.encode(text.replace("[MASK]", "我"))
+        assert [v.mask_id if i == v.encode("我")[0] else i for i in shown] == read, text
 
 
 def test_rows_of_the_table_that_are_no_piece_have_no_probability(writer):

@@ -20,9 +20,11 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
+from plug_jax.cli import serve
 from plug_jax.cli.main import main
 from plug_jax.inference.model import InferenceModel
 from tests.inference_model import lively_model
+serve.only_reads = lambda checkpoint: False
 InferenceModel.load = lambda *args, **kwargs: lively_model()
 sys.exit(main(["serve", "--checkpoint", "some/stage2", "--port", "0"]))
 """

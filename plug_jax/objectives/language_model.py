@@ -41,7 +41,7 @@ class LanguageModel(Continuation):
             return None
         return (
             "the objective LanguageModel is for a decoder alone, and this model has an encoder "
-            "(PlugConfig.num_encoder_layers is not 0): use runs/gpt_pretrain.gin, or other "
+            "(PlugConfig.num_encoder_layers is not 0): add models/decoder_alone.gin, or set other "
             "OBJECTIVES"
         )
 

@@ -174,9 +174,8 @@ def check_example_lengths(data: DatasetConfig, model: PlugConfig) -> None:
             side: min(most, data.feature_lengths.get(side, most))
             for side, most in getattr(task, "max_lengths", {}).items()
         }
-        if (
-            lengths and not model.num_encoder_layers
-        ):  # a decoder alone reads both, one after another
+        # A decoder alone reads both, one after another.
+        if lengths and not model.num_encoder_layers:
             lengths = {" and ".join(lengths): sum(lengths.values())}
         for side, longest in lengths.items():
             if longest > model.max_positions:

@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-finetune test test-slow test-long test-parity kills claims lint docs wheel audit clean
+.PHONY: help setup demo demo-finetune calibration test test-slow test-long test-parity kills claims lint docs wheel audit clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ demo-finetune: $(VENV)/.installed  ## Fine-tune its encoder on reviews, and comp
 # Hours on a busy core; interrupted, it goes on where it was. ARGS='--claims b --seeds 5 --scale 4'.
 claims: $(VENV)/.installed  ## Test the announcement's claims on a very small PLUG: docs/claims.md
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m claims $(ARGS)
+
+calibration: $(VENV)/.installed  ## Compile the published runs that have no row in plug_jax/planning/calibration.json
+	$(BIN)/python benchmarks/calibration.py $(ARGS)
 
 test: $(VENV)/.installed  ## Run the tests, without the slow ones and those that need PyTorch
 	$(PYTEST) -m 'not parity and not slow and not long' $(ARGS)

@@ -15,9 +15,9 @@ from plug_jax.cli import gin_config
 from plug_jax.cli.evaluate import evaluate
 from plug_jax.cli.finetuned_runs import load_run
 from plug_jax.cli.train import configure
-from plug_jax.data.demo_corpus import write_corpus
-from plug_jax.data.demo_reviews import DEV, TEST, TRAIN, read_reviews, write_reviews
-from plug_jax.data.vocabulary_training import train_sentencepiece
+from plug_jax.data.sources.demo_corpus import write_corpus
+from plug_jax.data.sources.demo_reviews import DEV, TEST, TRAIN, read_reviews, write_reviews
+from plug_jax.data.vocabularies.sentencepiece_training import train_sentencepiece
 from plug_jax.errors import PlugError
 from plug_jax.finetuning.ensembles import combine
 from plug_jax.finetuning.runs import FineTunedRun

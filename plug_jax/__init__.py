@@ -4,7 +4,7 @@
 >>> model = plug_jax.load("run2")  # doctest: +SKIP
 >>> model.generate("今天天气")[0].text  # doctest: +SKIP
 
-Nothing heavy is imported before the first use of a name: docs/python.md has what there is.
+Nothing heavy is imported before the first use of a name. docs/python.md describes the interface.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the public interface, imported when it is first used."""
+    """A public name, imported on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'plug_jax' has no attribute {name!r}")
     if ".inference." in _HOMES[name] and "tensorflow" not in sys.modules:

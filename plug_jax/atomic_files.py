@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, whatever ends the process or the machine."""
+"""Atomic file writes: a file is complete or absent, whatever ends the process or the machine."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from etils import epath
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is of a store such as gs://, where writing an object replaces it at once."""
+    """Whether a path is in an object store such as gs://, where writes replace objects at once."""
     return "://" in os.fspath(path)
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Write a file, text in UTF-8, in place of what is there.
+    """Write or replace a file atomically; text is written in UTF-8.
 
-    Until all of it is on the disk the old one stays; a process that is killed may leave `path`.tmp,
-    which the next call takes over. One process at a time.
+    The old file stays until the new one is on disk. A killed process may leave `path`.tmp, which
+    the next call replaces. One process at a time.
 
     Raises:
-        OSError: it cannot be written; what was there is as it was.
+        OSError: it cannot be written; the old file is unchanged.
     """
     name = os.fspath(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
@@ -43,7 +43,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Wait until what was written to a local file, or a directory's names, are on the disk."""
+    """fsync a local file, or a directory's entries."""
     if is_remote(path):
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -12,17 +12,17 @@ from plug_jax.field_types import check_fields
 
 NormPlacement = Literal["pre", "post"]
 RematPolicy = Literal["none", "dots", "full", "names", "offload"]
-# What of a block may be saved for the backward pass; the memory that it takes in plug_27b's
-# encoder, in KiB a token and layer in bfloat16 (qkv, context, wi: divided by `tensor`); and which
-# part of the block's matrix products it spares. The MLP's second, a third of them, is never done
-# twice. A decoder block has qkv, context and out of both self- and cross-attention.
+# Activations of a block that may be saved for the backward pass; their memory in plug_27b's
+# encoder, in KiB per token and layer in bfloat16 (qkv, context, wi: divided by `tensor`); and the
+# share of the block's matmul FLOPs that saving them avoids. The MLP's second matmul, a third of the
+# FLOPs, is never recomputed. A decoder block has qkv, context and out of self- and cross-attention.
 #   input    16       the block's input: saved anyway, but "offload" can take it off the device
 #   qkv      48  25%  queries, keys and values
 #   context  16       attention's output by head: spares the weighting of values, or all of splash
 #   out      16   8%  its projection to the hidden size
 #   wi       64  33%  the MLP's hidden layer before the GELU
-# With splash, context takes 32.5 KiB: heads of 64 padded to the 128 of a TPU's tile, and the
-# log-sum-exp. That pays for long rows, where attention is a larger part of the work.
+# With splash, context takes 32.5 KiB: heads of 64 padded to the TPU's tile of 128, and the
+# log-sum-exp. That pays off for long rows, where attention is a larger share of the work.
 RematName = Literal["input", "qkv", "context", "out", "wi"]
 Attention = Literal["auto", "dot", "splash", "cudnn"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -32,10 +32,10 @@ ComputeDtype = Literal["float32", "bfloat16"]
 class PlugConfig:
     """The model's shape. `num_decoder_layers=0` is stage 1: the StructBERT encoder alone.
 
-    `num_encoder_layers=0` is a decoder alone, in GPT-3's manner: without cross-attention.
+    `num_encoder_layers=0` is a decoder alone, like GPT-3: without cross-attention.
 
     Raises:
-        PlugError: naming each field that makes no sense, and what would.
+        PlugError: names each invalid field, and valid values.
     """
 
     vocab_size: int  # pieces of the vocabulary, before padding
@@ -51,7 +51,7 @@ class PlugConfig:
     norm_placement: NormPlacement = "pre"  # "pre": PLUG; "post": BERT and StructBERT
     use_pooler: bool = False  # tanh layer before the sentence head (BERT, StructBERT)
     layer_norm_epsilon: float = 1e-5
-    # Released PLUG trains with one final encoder LayerNorm and infers with the same one twice.
+    # Released PLUG trains with one final encoder LayerNorm but applies it twice in inference.
     encoder_final_norm_repeats: int = 1
     dropout_rate: float = 0.1  # on embeddings and on each residual branch
     attention_dropout_rate: float = 0.1
@@ -59,13 +59,13 @@ class PlugConfig:
     dtype: ComputeDtype = "float32"  # of matmuls; parameters, norms, softmax, losses stay float32
     vocab_multiple: int = 128  # the embedding table is padded to this multiple of rows
     scan_layers: bool = True  # one compiled layer in a loop; False: unrolled, the same parameters
-    # In training and scoring: "dot" holds all scores of a row, on any device; "splash" (TPU, rows
-    # of a multiple of 128 tokens) and "cudnn" (GPU, bfloat16) are kernels that do not, and have no
-    # dropout; "auto" is the device's kernel where it can be, else "dot". Cached decoding is always
-    # "dot".
+    # For training and scoring. "dot" materialises all attention scores, on any device; "splash"
+    # (TPU, rows of a multiple of 128 tokens) and "cudnn" (GPU, bfloat16) are kernels that do not,
+    # without dropout; "auto" is the device's kernel if it applies, else "dot". Cached decoding
+    # always uses "dot".
     attention: Attention = "auto"
-    attention_block_size: int = 512  # queries and keys that splash takes at a time
-    # What the backward pass computes again: nothing; all but matmul outputs ("dots"); everything
+    attention_block_size: int = 512  # splash's block size for queries and keys
+    # What the backward pass recomputes: nothing; all but matmul outputs ("dots"); everything
     # ("full"); all but `remat_saved_names`, kept on the device ("names") or its host ("offload").
     remat_policy: RematPolicy = "none"
     remat_saved_names: tuple[RematName, ...] = ("qkv", "out")
@@ -81,13 +81,13 @@ class PlugConfig:
 
     @property
     def remat(self) -> str:
-        """The remat policy, with the names that it saves: "full", "names=qkv,out"."""
+        """The remat policy with its saved names: "full", "names=qkv,out"."""
         named = self.remat_policy in ("names", "offload")
         saved = f"={','.join(self.remat_saved_names)}" if named else ""
         return f"{self.remat_policy}{saved}"
 
     def validate(self) -> None:
-        """Raise PlugError that lists every field out of range."""
+        """Raise a PlugError that lists every field out of range."""
         problems = []
         for name in (
             "vocab_size",

@@ -1,8 +1,8 @@
-"""The types of configurations: checked against their annotations when they are built.
+"""Run-time checks of configuration fields against their type annotations.
 
-What gin and JSON cannot say is understood: a list is a tuple, a whole float such as 1e5 an integer,
-an integer a float, and a single value where a sequence of such goes is one of them. Nothing else
-is converted; a bool is no number.
+Values that gin and JSON cannot express are converted: a list to a tuple, a whole float such as 1e5
+to an integer, an integer to a float, and a single value to a sequence of one. Nothing else is
+converted; a bool is not a number.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import (
     get_type_hints,
 )
 
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shown
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class FieldTypeError(PlugError):
-    """Values of the wrong type; `fields` names them, `owner` what they were given to."""
+    """Values of the wrong type; `fields` names them, `owner` their class or function."""
 
     def __init__(self, owner: str, problems: Mapping[str, str]) -> None:
         self.owner, self.fields = owner, tuple(problems)
@@ -43,12 +43,12 @@ class FieldTypeError(PlugError):
 
 
 def check_fields(config: Any, names: Mapping[str, Any] | None = None) -> None:
-    """Give each field of a dataclass the type of its annotation; called by its `__post_init__`.
+    """Convert each field of a dataclass to its annotated type; called by `__post_init__`.
 
-    `names` are those of the annotations that the module imports for type checkers alone.
+    `names`: annotation names that the module imports only for type checkers.
 
     Raises:
-        FieldTypeError: naming every field whose value has another type.
+        FieldTypeError: names every field with a value of another type.
     """
     owner = type(config)
     hints = get_type_hints(owner, localns=dict(names) if names else None)
@@ -59,14 +59,14 @@ def check_fields(config: Any, names: Mapping[str, Any] | None = None) -> None:
 
 
 def typed(function: Callable[P, T]) -> Callable[P, T]:
-    """The function with arguments of its annotations' types, as `check_fields` has fields."""
+    """The function with its arguments converted to their annotated types, as `check_fields`."""
     signature = inspect.signature(function)
     untyped: Callable[..., T] = function
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
         values = dict(zip(signature.parameters, args, strict=False)) | kwargs
-        signature.bind(**values)  # TypeError for what is missing, and for unknown names
+        signature.bind(**values)  # TypeError for missing and unknown names
         types = parameter_types(function)
         if unknown := sorted(values.keys() - types.keys()):  # that **options would take
             raise TypeError(f"{function.__name__} has no parameter {', '.join(unknown)}")
@@ -77,7 +77,7 @@ def typed(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
-    """The type of each parameter; those of `**options: Unpack[...]` by their own names."""
+    """The type of each parameter, including those of `**options: Unpack[...]`."""
     hints = get_type_hints(function)
     types: dict[str, Any] = {}
     for name in inspect.signature(function).parameters:
@@ -88,7 +88,7 @@ def parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 class _Unfit(Exception):
-    """The type does not take the value."""
+    """The value does not fit the type."""
 
 
 def _converted(owner: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,14 +97,14 @@ def _converted(owner: str, values: Mapping[str, Any], hints: Mapping[str, Any]) 
         try:
             converted[name] = _convert(value, hints[name])
         except _Unfit:
-            problems[name] = f"{_describe(hints[name])}, not {value!r}"
+            problems[name] = f"{_describe(hints[name])}, not {shown(value)}"
     if problems:
         raise FieldTypeError(owner, problems)
     return converted
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """The value as `hint` has it. Raises _Unfit."""
+    """The value converted to `hint`. Raises _Unfit."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -127,7 +127,7 @@ def _convert(value: Any, hint: Any) -> Any:
 
 
 def _convert_to_any(value: Any, hints: Sequence[Any]) -> Any:
-    """As the first type that takes it as it is, else the first that takes it at all."""
+    """The value as the first type that it fits unchanged, else the first that it can convert to."""
     found = []
     for hint in hints:
         try:
@@ -149,7 +149,7 @@ def _convert_number(value: Any, hint: type) -> int | float:
 
 
 def _convert_sequence(value: Any, origin: type, arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """A tuple, which cannot change, of a tuple or list, or of a single item."""
+    """A tuple, which is immutable, from a tuple, a list or a single item."""
     if not isinstance(value, list | tuple):
         _accept(value, Any not in arguments)  # which would take whatever it is
         value = (value,)
@@ -176,7 +176,7 @@ _NAMES = {
 
 
 def _describe(hint: Any) -> str:
-    """What a value of the type is, in words."""
+    """A type in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in _NAMES:
         return _NAMES[hint]

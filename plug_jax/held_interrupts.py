@@ -1,8 +1,8 @@
-"""Ctrl-C waits while it would not be heard: until modules are imported, until objects have ended.
+"""Defers Ctrl-C while it would be lost: during imports, and while objects are finalised.
 
-Raised in the midst of an import, KeyboardInterrupt meets code of many packages that takes it for
-its own failure: some print a traceback and some go on, as if nobody had pressed a key. What is
-raised in a `__del__`, or as Python collects garbage, Python prints and forgets.
+If KeyboardInterrupt is raised during an import, many packages treat it as their own failure: some
+print a traceback and some continue as if nothing had happened. If it is raised in a `__del__` or
+during garbage collection, Python prints and drops it.
 """
 
 from __future__ import annotations
@@ -12,56 +12,56 @@ import sys
 import time
 from types import FrameType
 
-_LONGEST = 30.0  # seconds for a module to be imported; one that takes longer is interrupted
-_AGAIN = 0.01  # seconds after which to look again
+_LONGEST = 30.0  # seconds; a longer import of a module is interrupted
+_AGAIN = 0.01  # seconds between checks
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 
 
 def hold_interrupts() -> None:
-    """From now on SIGINT raises KeyboardInterrupt once it is heard.
+    """From now on SIGINT raises KeyboardInterrupt only where it takes effect.
 
-    For the main thread of a program, as its first act. A SIGINT that was blocked before (see
-    `block_interrupts`) is no more. One that is ignored, as in a job in the background, stays so.
+    To be called first in a program's main thread. Unblocks a SIGINT blocked before (see
+    `block_interrupts`). A SIGINT that is ignored, as in a background job, stays ignored.
     """
     held = _Held()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, held.interrupt)
         signal.signal(signal.SIGALRM, held.look)
-        signal.siginterrupt(signal.SIGALRM, False)  # what the import waits for goes on
+        signal.siginterrupt(signal.SIGALRM, False)  # restart the import's system calls
         sys.unraisablehook = held.unheard
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def block_interrupts() -> None:
-    """Keep a SIGINT waiting, also for the program that this process may become."""
+    """Keep SIGINT pending, also across an exec."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def let_interrupts_end() -> None:
-    """From now on SIGINT ends the process at once, without a word."""
+    """From now on SIGINT ends the process at once and silently."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class _Held:
-    """The interrupt that waits, if one does."""
+    """The pending interrupt, if any."""
 
     def __init__(self) -> None:
         self._error: KeyboardInterrupt | None = None
-        self._modules = 0  # as many as there were when it last looked
+        self._modules = 0  # their number at the last check
         self._deadline = 0.0
         self._unraisable = sys.unraisablehook
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """What SIGINT does."""
+        """Handler of SIGINT."""
         self._error = self._error or KeyboardInterrupt()
         self.look(number, frame)
 
     def look(self, number: int, frame: FrameType | None) -> None:
-        """What SIGALRM does: raise what waits, if it would be heard now."""
+        """Handler of SIGALRM: raise the pending interrupt if it takes effect now."""
         if self._error is None:
-            return  # the alarm was on its way when it was raised
+            return  # already raised when the alarm arrived
         if _is_import(frame):
             now = time.monotonic()
             if len(sys.modules) != self._modules:
@@ -74,7 +74,7 @@ class _Held:
         raise error
 
     def unheard(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """What Python tells of an exception that it is about to forget."""
+        """Hook for exceptions that Python would print and drop."""
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
             self._error = unraisable.exc_value
             signal.setitimer(signal.ITIMER_REAL, _AGAIN)
@@ -83,7 +83,7 @@ class _Held:
 
 
 def _is_import(frame: FrameType | None) -> bool:
-    """Whether a module is being imported in this frame, or in one that called it."""
+    """Whether a module is being imported in this frame or a caller."""
     while frame is not None:
         if frame.f_code.co_filename == _IMPORT_SYSTEM:
             return True

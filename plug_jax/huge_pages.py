@@ -1,6 +1,6 @@
-"""Memory in pages of 2 MiB, where Linux leaves it to the program to ask for them.
+"""Huge pages (2 MiB), if Linux gives them only on request.
 
-XLA gives a step's temporary memory back after each step, and the next one takes it anew, page by
+XLA frees a step's temporary memory after each step, and the next one faults it in again, page by
 page: with pages of 4 KiB that is a quarter of a small step on a CPU.
 """
 
@@ -22,21 +22,21 @@ _SINCE = (2, 35)  # the release of glibc
 
 
 def ask_for_huge_pages() -> None:
-    """Start this program anew, as the same process, with a malloc that asks for huge pages.
+    """Re-execute this program in the same process, with a malloc that requests huge pages.
 
-    glibc's reads its settings once, when a program is loaded. Nothing happens where huge pages are
-    the system's own choice, where malloc is another, where GLIBC_TUNABLES says which to use, and
-    in a program that is not `plug-jax` and runs it within itself.
-    To be called first: what was imported and opened before is imported and opened again.
+    glibc's malloc reads its settings once, when a program is loaded. Nothing happens if the system
+    always or never uses huge pages, with another malloc, if GLIBC_TUNABLES already sets them, or in
+    a program other than `plug-jax` that calls it.
+    To be called first: earlier imports and opened files are repeated.
     """
     environment = with_huge_pages(os.environ)
     if environment is not None and sys.executable and is_plug_jax(sys.orig_argv[1:]):
-        block_interrupts()  # until that program can hear them
+        block_interrupts()  # until the new program handles them
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def is_plug_jax(arguments: Sequence[str]) -> bool:
-    """Whether Python was started with these arguments to be `plug-jax`, as far as that is plain."""
+    """Whether these arguments clearly start Python as `plug-jax`."""
     for argument, following in itertools.pairwise([*arguments, ""]):
         if argument == "-m":
             return following == "plug_jax"
@@ -48,11 +48,11 @@ def is_plug_jax(arguments: Sequence[str]) -> bool:
 def with_huge_pages(
     environment: Mapping[str, str], *, modes: Path = _MODES, libc: tuple[str, str] | None = None
 ) -> dict[str, str] | None:
-    """The environment of a program whose malloc asks for huge pages; None: it is well as it is.
+    """The environment for a malloc that requests huge pages; None: no change needed.
 
     Args:
         environment: of this program.
-        modes: the file in which Linux says who chooses, such as "always [madvise] never".
+        modes: Linux's file with the mode, such as "always [madvise] never".
         libc: name and release of the C library; None: this program's.
     """
     before = environment.get(_TUNABLES, "")

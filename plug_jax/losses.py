@@ -1,6 +1,6 @@
-"""Cross-entropy and accuracy of predictions, without ever holding more logits than asked for.
+"""Cross-entropy and accuracy of predictions, with a bound on logits in memory.
 
-Axis letters: B rows, P predictions a row, M model, V vocabulary (which may be sharded).
+Axis letters: B rows, P predictions per row, M model, V vocabulary (possibly sharded).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from jax import lax
 
 
 class Scores(NamedTuple):
-    """What is known of each prediction once its logits are gone; both float32, shaped as labels."""
+    """Loss and correctness per prediction; both float32, shaped as labels."""
 
     losses: jax.Array  # negative log-likelihood of the label, in nats
-    hits: jax.Array  # 1 where no other logit is above the label's, else 0
+    hits: jax.Array  # 1 if no logit exceeds the label's, else 0
 
 
 def score(logits: jax.Array, labels: jax.Array) -> Scores:
-    """Score float logits [...,V] against int32 labels [...]; the softmax is taken in float32.
+    """Score float logits [...,V] against int32 labels [...], with a float32 softmax.
 
-    Only reductions over V: where the vocabulary is sharded, sums cross the mesh and logits do not.
+    Uses only reductions over V: with a sharded vocabulary, sums cross the mesh, logits do not.
     """
     logits = logits.astype(jnp.float32)
     is_label = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
@@ -35,17 +35,17 @@ def score(logits: jax.Array, labels: jax.Array) -> Scores:
 def chunked_score(
     project: Callable[[jax.Array], jax.Array], hidden: jax.Array, labels: jax.Array, *, chunk: int
 ) -> Scores:
-    """`score(project(hidden), labels)`, holding the logits of `chunk` positions a row at a time.
+    """`score(project(hidden), labels)`, with the logits of `chunk` positions per row at a time.
 
-    The backward pass computes them once more. With [B,P,V] float32 logits of 8,192 positions over
-    PLUG's 21,504 pieces taking 0.7 GB, and as much again for their gradient, this is what lets the
-    vocabulary stay out of a step's peak of memory.
+    The backward pass recomputes them. Float32 logits [B,P,V] of 8,192 positions over PLUG's 21,504
+    pieces take 0.7 GB, and as much again for their gradient; chunking keeps them out of a step's
+    peak memory.
 
     Args:
         project: [B,C,M] -> logits [B,C,V], any number of positions C.
         hidden: [B,P,M].
         labels: int32 [B,P].
-        chunk: positions of a row; 0, or P and more: all at once.
+        chunk: positions per row; 0, or at least P: all at once.
     """
     length = labels.shape[1]
     if not 0 < chunk < length:
@@ -68,6 +68,6 @@ def chunked_score(
 
 
 def weighted(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 scalars (sum of values times weights, sum of weights): these add up over batches."""
+    """float32 scalars (weighted sum of values, sum of weights), which add up over batches."""
     weights = weights.astype(jnp.float32)
     return jnp.sum(values * weights), jnp.sum(weights)

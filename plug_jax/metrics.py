@@ -12,13 +12,13 @@ import numpy as np
 
 @flax.struct.dataclass
 class Mean:
-    """A weighted mean that is still a sum: float32 scalars."""
+    """A weighted mean kept as (sum, weight): float32 scalars."""
 
     total: jax.Array
     weight: jax.Array
 
     def value(self) -> jax.Array:
-        """total / weight; 0 where nothing was counted."""
+        """total / weight; 0 if the weight is 0."""
         return self.total / jnp.maximum(self.weight, 1.0)
 
 
@@ -36,5 +36,5 @@ def add(metrics: Iterable[Metrics]) -> dict[str, Mean]:
 
 
 def summarize(metrics: Metrics) -> dict[str, float]:
-    """Values by name, leaving out what was not counted at all (masked LM in the last phase)."""
+    """Values by name, without metrics of weight 0 (masked LM in the last phase)."""
     return {k: float(m.total / m.weight) for k, m in metrics.items() if m.weight > 0}

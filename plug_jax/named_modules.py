@@ -1,4 +1,4 @@
-"""Modules of a user's own, which settings and options name."""
+"""Users' own modules, named by settings and options."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from plug_jax.errors import PlugError
 
 
 def import_named(name: str) -> ModuleType:
-    """The module of that name, on Python's path or in the current directory.
+    """The module with this name, on Python's path or in the current directory.
 
     Raises:
-        PlugError: there is none, or an error ends its import; it names the file and the line.
+        PlugError: it is missing, or its import fails; the message has file and line.
     """
-    if "" not in sys.path:  # where `python -m` has this directory, `plug-jax` has that of scripts
+    if "" not in sys.path:  # `python -m` adds this directory, `plug-jax` only the scripts'
         sys.path.append("")
     try:
         return importlib.import_module(name)
-    except Exception as error:  # any code may be in it
+    except Exception as error:  # it may run any code
         raise PlugError(_told(error)) from error
 
 
 def _told(error: Exception) -> str:
-    """The error behind the last line of a module that was reached; of none: what is not found."""
+    """The error with the last line reached in a module, or the name that is not found."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)

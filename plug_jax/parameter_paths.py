@@ -1,8 +1,8 @@
-"""Parts of the parameter tree, named by patterns as gin has them.
+"""Selecting parts of the parameter tree by path patterns.
 
-A pattern is the beginning of a path: `embeddings`, `encoder/layers/mlp`, `heads/tags/kernel`. Each
-of its names may have the wildcards of a shell: `*/layers/*attention`. The layers of a stack are one
-array with an axis for them; `layers:0-5` are the first six of them, `layers:5` is the sixth.
+A pattern is a path prefix: `embeddings`, `encoder/layers/mlp`, `heads/tags/kernel`. Each name may
+have shell wildcards: `*/layers/*attention`. The layers of a stack are one array with a layer axis;
+`layers:0-5` are the first six layers, `layers:5` is the sixth.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from flax.traverse_util import flatten_dict
 
 from plug_jax.errors import PlugError
 
-# Where a path has this name, axis 0 of its array is that of the layers.
+# If a path has this name, axis 0 of its array is the layers'.
 STACK = "layers"
 
 _LAYERS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def by_path(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of a tree of dicts by their paths, names joined by slashes."""
+    """The leaves of a tree of dicts by path, with names joined by slashes."""
     return flatten_dict(tree, sep="/")
 
 
 def in_stack(path: str) -> bool:
-    """Whether the array at a path holds that of all layers of a stack."""
+    """Whether the array at a path is stacked over layers."""
     return STACK in path.split("/")
 
 
 def layers_of(path: str, leaf: Any) -> int | None:
-    """How many layers an array of a stack holds; None: it is in no stack."""
+    """Number of layers of a stacked array; None if it is not stacked."""
     return leaf.shape[0] if in_stack(path) else None
 
 
 def covered(setting: str, pattern: str, shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What a pattern of `setting` covers of the leaves `shapes`, those alone that it does by path.
+    """The leaves in `shapes` that a pattern of `setting` covers, by path.
 
-    bool [layers] for an array of a stack, bool [] for another one.
+    bool [layers] for stacked arrays, bool [] for others.
 
     Raises:
-        PlugError: it covers nothing, or names layers that are not there.
+        PlugError: it covers nothing, or names layers that do not exist.
     """
     names = [part.partition(":")[0] for part in pattern.split("/")]
     ranges = [part.partition(":")[2] for part in pattern.split("/") if ":" in part]
@@ -80,7 +80,7 @@ def _range(setting: str, pattern: str, ranges: list[str], count: int | None) -> 
 
 
 def _near(name: str, paths: Iterable[str]) -> str:
-    """A hint: the parts that are called alike, else those that there are."""
+    """A hint: parts with similar names, else all parts."""
     known: set[str] = set()
     for path in paths:
         parts = path.split("/")

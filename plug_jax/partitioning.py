@@ -1,4 +1,4 @@
-"""The device mesh, the rules from logical to mesh axes, and the shardings they give.
+"""The device mesh, logical axis rules, and shardings.
 
 Parameters carry logical axes (see `plug_jax.models.layers`); a `Partitioner` turns them into
 NamedShardings on a (data, fsdp, tensor) mesh. GSPMD does the rest.
@@ -46,7 +46,7 @@ DEFAULT_RULES: LogicalRules = (
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-    """A mesh of data x fsdp x tensor devices; one of the three may be -1: all that are left.
+    """A mesh of data x fsdp x tensor devices; one size may be -1: all remaining devices.
 
     `data` replicates the parameters, `fsdp` shards them over their embed axis, `tensor` over
     heads, mlp and vocab; batches are sharded over data and fsdp together.
@@ -55,18 +55,18 @@ class Partitioner:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    # TPU slices joined by the data-centre network. They lie along `data`, which they divide: only
-    # gradients cross that network.
+    # TPU slices joined by the data-centre network. They divide `data`, so that only gradients cross
+    # that network.
     slices: int = 1
-    rules: LogicalRules = ()  # what differs from DEFAULT_RULES
-    devices: tuple[Any, ...] | None = None  # by default all there are
+    rules: LogicalRules = ()  # overrides of DEFAULT_RULES
+    devices: tuple[Any, ...] | None = None  # default: all devices
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """The mesh over all devices. PlugError when the sizes do not multiply to their number."""
+        """The mesh over all devices. PlugError unless the sizes multiply to their number."""
         devices = jax.devices() if self.devices is None else self.devices
         sizes = self._sizes(len(devices))
         self._check_slices(devices, sizes)
@@ -81,12 +81,12 @@ class Partitioner:
                 devices,
                 allow_split_physical_axes=True,
             )
-        else:  # neighbours in the list of devices are near each other
+        else:  # neighbours in the device list are close to each other
             grid = np.asarray(devices).reshape(sizes)
         return Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
 
     def _sizes(self, count: int) -> tuple[int, ...]:
-        """The three sizes, without -1."""
+        """The sizes, with -1 resolved."""
         sizes = [self.data, self.fsdp, self.tensor]
         wanted = _describe(sizes)
         if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
@@ -112,7 +112,7 @@ class Partitioner:
         if self.slices < 1 or sizes[0] % self.slices:
             raise PlugError(
                 f"mesh {_describe(sizes)} over slices={self.slices}: each slice holds whole "
-                f"copies of the parameters, so data must be a multiple of the slices; set data="
+                "copies of the parameters, so data must be a multiple of the slices; set data="
                 f"{max(1, self.slices)} (or a multiple) and divide the rest over fsdp and tensor"
             )
         if devices[0].platform == "tpu":
@@ -125,7 +125,7 @@ class Partitioner:
 
     @functools.cached_property
     def logical_rules(self) -> LogicalRules:
-        """DEFAULT_RULES with `rules` in place of those of the same name. PlugError if unknown."""
+        """DEFAULT_RULES overridden by `rules`. PlugError for unknown names."""
         merged = dict(DEFAULT_RULES)
         for name, axes in self.rules:
             if name not in merged:
@@ -138,7 +138,7 @@ class Partitioner:
             for axis in _names(axes):
                 if axis not in MESH_AXES:
                     raise PlugError(
-                        f"Partitioner.rules: {name!r} goes to {axis!r}, which is no mesh axis "
+                        f"Partitioner.rules: {name!r} goes to {axis!r}, which is not a mesh axis "
                         f"(they are {', '.join(MESH_AXES)})"
                     )
             merged[name] = axes
@@ -146,7 +146,7 @@ class Partitioner:
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:
-        """Within it, the logical constraints inside the model refer to this mesh."""
+        """Within the context, the model's logical constraints refer to this mesh."""
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.logical_rules):
             yield
 
@@ -157,11 +157,11 @@ class Partitioner:
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """Rows over the data and fsdp axes, everything else whole."""
+        """Rows over the data and fsdp axes, other axes replicated."""
         return self.sharding("activation_batch")
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """Of an array with these logical axes; those that are left out are whole."""
+        """Sharding of an array with these logical axes; omitted axes are replicated."""
         return NamedSharding(
             self.mesh, nn.logical_to_mesh(PartitionSpec(*axes), self.logical_rules)
         )
@@ -184,7 +184,7 @@ class Partitioner:
         """NamedShardings of a parameter tree that still carries its logical axes (abstract).
 
         Raises:
-            PlugError: naming each dimension that its mesh axes do not divide, and what would.
+            PlugError: names each dimension that its mesh axes do not divide, and what would.
         """
         logical = nn.get_partition_spec(boxed)
         specs = nn.logical_to_mesh(logical, self.logical_rules)
@@ -220,15 +220,16 @@ class Partitioner:
         return shardings
 
     def gradient_shardings(self, params: Any, param_shardings: Any) -> Any:
-        """NamedShardings of the parameters' gradients, and so of what an optimizer keeps.
+        """NamedShardings of the parameters' gradients and optimizer slots.
 
-        Like the parameter's, and also over the mesh axes on which that is whole: each along the
-        dimension that has most shards already, else the longest, of those that it divides. So no
-        device keeps what another one keeps (ZeRO, stage 2: Rajbhandari et al., 2020).
+        Like the parameter's, and also over the mesh axes on which that is replicated: each along
+        the dimension over which rows are sharded too, else the one with most shards already, else
+        the longest, among those that it divides. So no two devices store the same part (ZeRO,
+        stage 2: Rajbhandari et al., 2020).
         """
         return jax.tree.map(
             lambda leaf, sharding: NamedSharding(
-                self.mesh, _widened(self.mesh, leaf.shape, sharding.spec)
+                self.mesh, self._widened(leaf.shape, sharding.spec)
             ),
             params,
             param_shardings,
@@ -237,9 +238,9 @@ class Partitioner:
     def optimizer_shardings(self, opt_state: Any, params: Any, gradient_shardings: Any) -> Any:
         """NamedShardings of an abstract optimizer state: each slot like its parameter's gradient.
 
-        A slot is matched by the parameter's path at the end of its own. A factored slot (Adafactor)
-        lacks one of the parameter's axes and takes the sharding of the others, widened in the same
-        way; scalars, and the one-element placeholders of slots not in use, are replicated.
+        A slot is matched to the parameter whose path is the end of its own. A factored slot
+        (Adafactor) lacks one of the parameter's axes and gets the sharding of the others, widened
+        in the same way; scalars, and one-element placeholders of unused slots, are replicated.
         """
         by_path = {
             path: (leaf.shape, sharding.spec)
@@ -255,10 +256,29 @@ class Partitioner:
                 if path[start:] in by_path:
                     shape, spec = by_path[path[start:]]
                     own = _slot_spec(self.mesh, leaf.shape, shape, spec)
-                    return NamedSharding(self.mesh, _widened(self.mesh, leaf.shape, own))
+                    return NamedSharding(self.mesh, self._widened(leaf.shape, own))
             return self.replicated
 
         return jax.tree_util.tree_map_with_path(slot, opt_state)
+
+    def _widened(self, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
+        """`spec` with the unused mesh axes added, each along the most suitable dimension.
+
+        Where both `fsdp` and `tensor` shard a matrix, `data` joins `fsdp`: the gradient's sum over
+        rows is scattered there. Along `tensor`, GSPMD would gather the activations over it first.
+        """
+        mesh, of_rows = self.mesh, set(_names(self.batch_sharding.spec[0]))
+        dims = [_names(names) for names in (*spec, *[None] * len(shape))[: len(shape)]]
+        for axis in [name for name in mesh.shape if not any(name in names for names in dims)]:
+            shards = [_shards(mesh, names) for names in dims]
+            extents = [n // count for n, count in zip(shape, shards, strict=True)]
+            fitting = [i for i, extent in enumerate(extents) if extent % mesh.shape[axis] == 0]
+            if fitting and mesh.shape[axis] > 1:
+                best = max(
+                    fitting, key=lambda i: (bool(of_rows & {*dims[i]}), shards[i], extents[i])
+                )
+                dims[best] = (*dims[best], axis)
+        return PartitionSpec(*(names or None for names in dims))
 
 
 def _names(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -278,24 +298,12 @@ def _common_divisors(sizes: set[int], largest: int) -> list[int]:
     return [n for n in range(1, largest + 1) if common % n == 0]
 
 
-def _widened(mesh: Mesh, shape: tuple[int, ...], spec: PartitionSpec) -> PartitionSpec:
-    """`spec` with the mesh axes that it leaves out, each along the dimension that suits best."""
-    dims = [_names(names) for names in (*spec, *[None] * len(shape))[: len(shape)]]
-    for axis in [name for name in mesh.shape if not any(name in names for names in dims)]:
-        extents = [n // _shards(mesh, names) for n, names in zip(shape, dims, strict=True)]
-        fitting = [i for i, extent in enumerate(extents) if extent % mesh.shape[axis] == 0]
-        if fitting and mesh.shape[axis] > 1:
-            best = max(fitting, key=lambda i: (_shards(mesh, dims[i]), extents[i]))
-            dims[best] = (*dims[best], axis)
-    return PartitionSpec(*(names or None for names in dims))
-
-
 def _slot_spec(
     mesh: Mesh, slot: tuple[int, ...], param: tuple[int, ...], spec: PartitionSpec
 ) -> PartitionSpec:
     if slot == param:
         return spec
-    # Without any one axis of the parameter; where two are of one size, the most sharded reading.
+    # Without any one of the parameter's axes; if two have equal size, the most sharded choice.
     candidates = [
         PartitionSpec(*spec[:axis], *spec[axis + 1 :])
         for axis in range(len(param))

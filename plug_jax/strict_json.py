@@ -1,4 +1,4 @@
-"""JSON that every reader takes: RFC 8259 knows neither NaN nor infinities."""
+"""Strict JSON (RFC 8259): neither NaN nor infinities."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from typing import Any
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """`json.dumps` with its options, and null for each float that is no number: NaN, an infinity.
+    """`json.dumps` with its options, with null for NaN and infinities.
 
-    As JavaScript writes them, and pandas reads them (null is NaN there).
+    As in JavaScript; pandas reads null as NaN.
 
     Example: {"loss": nan, "step": 3} becomes '{"loss": null, "step": 3}'.
     """
     return json.dumps(_plain(value), allow_nan=False, **options)
+
+
+def integer(digits: str) -> int:
+    """`parse_int` for `json.loads`, with a clear ValueError if Python refuses the integer."""
+    try:
+        return int(digits)
+    except ValueError as error:  # of more than 4,300 digits
+        raise ValueError(f"a number of {len(digits):,} digits is more than can be read") from error
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The folder `tasks` of a checkout, under the name that it has in a wheel: `plug_jax.tasks`.
+"""The folder `tasks` of a checkout, under its name in a wheel: `plug_jax.tasks`.
 
-A wheel has the package itself, which Python takes before this file. The top-level name `tasks` is
-too common to rely on: the current directory may have a module of that name.
+In a wheel the package itself exists, and Python prefers it to this file. The top-level name `tasks`
+is too common to rely on: the current directory may have a module with this name.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tensorflow imported quietly, quickly, and kept from GPUs."""
+"""Imports tensorflow quietly and quickly, with GPUs hidden."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import sys
 from collections.abc import Iterator
 
 _STDERR = 2  # the file descriptor, which C++ writes to
-# What Keras, a part of tensorflow that nothing here uses, imports where it is installed.
+# Optional imports of Keras, a part of tensorflow that is not used here.
 _NOT_FOR_KERAS = ("matplotlib", "sklearn")
 
 
 def import_tensorflow(*, lean: bool = True) -> None:
-    """Import tensorflow with standard error shut; call it before what needs it.
+    """Import tensorflow with standard error closed; call it before tensorflow is needed.
 
-    Its libraries print notes while they are loaded, before they read TF_CPP_MIN_LOG_LEVEL. Set that
-    to 0 to see them. An import that fails raises as usual. It reads data only, so it is kept from
-    GPUs, whose memory it would take. `lean` leaves out what nothing here needs, in a process that
-    is ours alone.
+    Its libraries print messages while loading, before they read TF_CPP_MIN_LOG_LEVEL; set that to 0
+    to see them. A failing import raises as usual. It only reads data, so GPUs are hidden from it,
+    whose memory it would take. `lean` skips parts not needed here, in a process of our own.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
         _import_tensorflow(lean=lean)
@@ -45,20 +44,20 @@ def _import_tensorflow(*, lean: bool) -> None:
 
 @contextlib.contextmanager
 def _no_more_than_needed() -> Iterator[None]:
-    """Within, an import of tensorflow leaves out what nothing here needs."""
+    """Within the context, an import of tensorflow skips unneeded parts."""
     hidden = [name for name in _NOT_FOR_KERAS if name not in sys.modules]
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment] # to import it is an ImportError
-    gc.disable()  # it makes a million objects, and no garbage
+    gc.disable()  # the import makes a million objects, and no garbage
     try:
         yield
     finally:
-        gc.freeze()  # so that later collections do not look through them again
+        gc.freeze()  # so that later collections do not scan them again
         gc.enable()
         for name in hidden:
             del sys.modules[name]
 
 
 def quiet_tensorflow() -> None:
-    """Keep tensorflow's C++ log off the terminal; must come before it is imported."""
+    """Keep tensorflow's C++ log off the terminal; call it before the import."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

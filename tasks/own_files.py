@@ -1,7 +1,7 @@
-"""Tasks over files of one's own, to fine-tune the encoder on: texts or pairs to labels or numbers.
+"""Tasks over your own files for fine-tuning the encoder: texts or pairs to labels or numbers.
 
-Files are JSON lines, TSV or CSV, as their names end; the first line of TSV and CSV names the
-columns. gin names the tasks: gin_configs/finetuning/.
+Files are JSON lines, TSV or CSV, by file ending; TSV and CSV have a header line. gin names the
+tasks: gin_configs/finetuning/.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
+from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.clue.records import TextRecord
 from plug_jax.clue.tasks import TEST, TRAIN, VALIDATION, Split
-from plug_jax.data.vocabularies import load_vocabulary
+from plug_jax.data.vocabularies.vocabulary import load_vocabulary
 from plug_jax.downstream.formats import Format
 from plug_jax.downstream.number_format import NumberFormat
 from plug_jax.downstream.record_task import RecordTask, SplitRecords, register
@@ -26,15 +27,14 @@ from plug_jax.errors import PlugError
 from plug_jax.field_types import typed
 from plug_jax.generation_tasks.formats import by_name
 from plug_jax.generation_tasks.records import Record as Row
-from plug_jax.training.saved_model import open_checkpoint
 
 __all__ = ["classification", "labels", "regression"]
 
-_SHOWN = 12  # labels in a message
+_SHOWN = 12  # labels per message
 
 
 class FileOptions(TypedDict, total=False):
-    """Where the records are, and which columns make one."""
+    """The files, and the columns of a record."""
 
     train_file: str
     validation_file: str | None
@@ -52,22 +52,21 @@ def classification(
     name: str = "classification",
     **files: Unpack[FileOptions],
 ) -> str:
-    """Register a task of one label for each text or pair, and return its name.
+    """Register a classification task on texts or pairs, and return its name.
 
     Args:
       vocabulary: its path.
-      labels: all that there are, as `labels` gives them.
-      max_length: tokens of a text or pair, [CLS] and [SEP] included; what is longer is cut.
-      name: that of the registered task.
-      files: `train_file`, `validation_file` and `test_file` (records of the test file may lack
-        labels); `text`, the column of the text, or both columns of a pair; `label`, that of the
-        label.
+      labels: all labels, from the function `labels`.
+      max_length: tokens per text or pair, including [CLS] and [SEP]; longer ones are cut.
+      name: of the registered task.
+      files: `train_file`, `validation_file` and `test_file` (which may lack labels); `text`, the
+        text column, or both columns of a pair; `label`, the label column.
     """
 
     def record(key: int | str, texts: tuple[str, ...], label: str | None, where: str) -> AnyRecord:
         if label is not None and label not in labels:
             shown = ", ".join(map(repr, labels[:_SHOWN])) + ", ..." * (len(labels) > _SHOWN)
-            raise PlugError(f"{where}: the label {label!r} is none of {shown}")
+            raise PlugError(f"{where}: the label {label!r} is not one of {shown}")
         return TextRecord(key, texts, label)
 
     return _register(
@@ -84,15 +83,15 @@ def labels(
     name: str = "classification",
     checkpoint: str | None = None,
 ) -> tuple[str, ...]:
-    """The labels of a task of classification: those given, of a checkpoint, or of its train file.
+    """The labels of a classification task: as given, or from a checkpoint or the train file.
 
     Args:
-      train_file: where the labels are read off if nothing else has them: in the order of numbers
-        if all are whole numbers, else of their characters.
-      label: the column.
-      labels: those that there are.
-      name: that of the task.
-      checkpoint: of a model; if it was fine-tuned for a task of this name, its labels are taken.
+      train_file: source of the labels if nothing else has them, sorted numerically if all are whole
+        numbers, else alphabetically.
+      label: the label column.
+      labels: the given labels.
+      name: of the task.
+      checkpoint: of a model; its labels are used if it was fine-tuned for a task of this name.
     """
     if labels is not None:
         return labels
@@ -117,10 +116,10 @@ def regression(
     checkpoint: str | None = None,
     **files: Unpack[FileOptions],
 ) -> str:
-    """Register a task of a number for each text or pair, and return its name.
+    """Register a regression task on texts or pairs, and return its name.
 
-    The model learns numbers less the mean of the train file's, over their deviation; a checkpoint
-    that was fine-tuned for a task of this name says both. Arguments are as of `classification`.
+    Numbers are standardised by the train file's mean and standard deviation, or those of a
+    checkpoint fine-tuned for a task of this name. Arguments as for `classification`.
     """
     told = _told_by(checkpoint, name, NumberFormat.kind)
     if told is None:
@@ -147,7 +146,7 @@ def _register(
     vocabulary: str,
     files: FileOptions,
 ) -> str:
-    """Register the task in place of one that has the name already; returns the name."""
+    """Register the task, replacing one of the same name; returns the name."""
     paths = {
         TRAIN: files.get("train_file"),
         VALIDATION: files.get("validation_file"),
@@ -221,13 +220,13 @@ def _number(text: str, where: str) -> float:
     try:
         number = float(text)
     except ValueError as error:
-        raise PlugError(f"{where}: {text!r} is no number") from error
+        raise PlugError(f"{where}: {text!r} is not a number") from error
     if not math.isfinite(number):
         raise PlugError(f"{where}: {text!r} is not finite")
     return number
 
 
 def _told_by(checkpoint: str | None, name: str, kind: str) -> Mapping[str, Any] | None:
-    """What a checkpoint tells of a task, if it was fine-tuned for one of that name and kind."""
+    """A checkpoint's task description, if it was fine-tuned for a task of this name and kind."""
     task = open_checkpoint(checkpoint).task if checkpoint is not None else None
     return task if task is not None and (task["name"], task["kind"]) == (name, kind) else None

@@ -1,14 +1,14 @@
 """Pre-training tasks for both stages of PLUG: StructBERT's and PALM's.
 
-What gin names (see gin_configs/runs/) registers a task or mixture and returns its name:
-`structbert_text` and `palm_text` over text files or tokenised ones, `structbert_tfds` and
-`palm_tfds` over TensorFlow Datasets, `structbert_mixture` and `palm_mixture` over domains. To train
-on other sources, register a task of your own with `add_structbert` or `add_palm` over any seqio
-source that yields {"text": document}, and name it in MIXTURE_OR_TASK_NAME.
+These functions, for use in gin (see gin_configs/runs/), register a task or mixture and return its
+name: `structbert_text` and `palm_text` over text or token files, `structbert_tfds` and `palm_tfds`
+over TensorFlow Datasets, `structbert_mixture` and `palm_mixture` over domains. To train on other
+sources, register your own task with `add_structbert` or `add_palm` over any seqio source that
+yields {"text": document}, and name it in MIXTURE_OR_TASK_NAME.
 
-Importing this module registers {structbert,palm}_{wiki40b_zh,wikipedia_zh,mc4_zh}, whose data TFDS
-has to have prepared when they are read. Their vocabulary is named by the environment variable
-PLUG_JAX_VOCABULARY, or is `default_vocabulary()`.
+Importing this module registers {structbert,palm}_{wiki40b_zh,wikipedia_zh,mc4_zh}, whose data must
+be prepared by TFDS before they are read. The vocabulary is the environment variable
+PLUG_JAX_VOCABULARY, or `default_vocabulary()`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from typing import Literal, Unpack
 
 import seqio
 
-from plug_jax.data.batched_task import BatchedMixture, BatchedTask
-from plug_jax.data.documents import CleaningStep
-from plug_jax.data.sources import FileFormat, TextSource
-from plug_jax.data.tfds_source import TfdsSource, Wiki40bMarkup
-from plug_jax.data.token_source import TokenSource
-from plug_jax.data.vocabularies import PlugVocabulary, default_vocabulary, load_vocabulary
+from plug_jax.data.pipeline.batched_task import BatchedMixture, BatchedTask
+from plug_jax.data.preprocessors.documents import CleaningStep
+from plug_jax.data.sources.text_source import FileFormat, TextSource
+from plug_jax.data.sources.tfds_source import TfdsSource, Wiki40bMarkup
+from plug_jax.data.sources.token_source import TokenSource
+from plug_jax.data.vocabularies.vocabulary import (
+    PlugVocabulary,
+    default_vocabulary,
+    load_vocabulary,
+)
 from plug_jax.errors import PlugError
 from plug_jax.field_types import typed
 
@@ -55,7 +59,7 @@ __all__ = [
 Paths = str | Sequence[str]
 Format = FileFormat | Literal["tokens"]
 
-# Data of TFDS in Chinese by the name of their tasks: the dataset, and its split for each of ours.
+# Chinese TFDS data by task name: the dataset, and its split for each of ours.
 _TFDS = {
     "wiki40b_zh": (
         "wiki40b/zh-cn:1.3.0",
@@ -82,7 +86,7 @@ def structbert_text(
 ) -> str:
     """Register a stage-1 task over files and return its name.
 
-    The formats are those of `TextSource`, and "tokens" for a `TokenSource`; the options those of
+    Formats are those of `TextSource`, and "tokens" for a `TokenSource`; options are those of
     `structbert_task`: `max_length`, `mask_rate`, `shuffle_rate`, `shuffle_window`.
     """
     source = _files(train_files, validation_files, file_format)
@@ -102,7 +106,7 @@ def palm_text(
 ) -> str:
     """Register a stage-2 task over files and return its name; see `structbert_text`.
 
-    The options are those of `palm_task`: `min_length`, `max_length`, `mask_rate`,
+    Options are those of `palm_task`: `min_length`, `max_length`, `mask_rate`,
     `close_at_document_end_only`, `sentence_end_probability`.
     """
     source = _files(train_files, validation_files, file_format)
@@ -121,10 +125,10 @@ def structbert_tfds(
     name: str | None = None,
     **options: Unpack[StructBertOptions],
 ) -> str:
-    """Register a stage-1 task over data that TFDS prepared and return its name; see `TfdsSource`.
+    """Register a stage-1 task over prepared TFDS data and return its name; see `TfdsSource`.
 
-    The marks of wiki40b become plain lines before the other steps of `cleaning`. Without `name` the
-    task is called after the dataset.
+    wiki40b's markup becomes plain lines before the other steps of `cleaning`. The default `name` is
+    the dataset's.
     """
     source = TfdsSource(dataset, splits=splits, data_dir=data_dir, text_feature=text_feature)
     name = name or _name_after("structbert", dataset)
@@ -144,7 +148,7 @@ def palm_tfds(
     name: str | None = None,
     **options: Unpack[PalmOptions],
 ) -> str:
-    """Register a stage-2 task over data that TFDS prepared; see `structbert_tfds`."""
+    """Register a stage-2 task over prepared TFDS data; see `structbert_tfds`."""
     source = TfdsSource(dataset, splits=splits, data_dir=data_dir, text_feature=text_feature)
     name = name or _name_after("palm", dataset)
     steps = [*_markup(dataset), *cleaning]
@@ -165,17 +169,17 @@ def structbert_mixture(
 ) -> str:
     """Register a weighted mixture of domains for stage 1 and return its name.
 
-    Each domain is a task of its own, NAME_DOMAIN. Evaluation reads the validation files of all
-    domains wholly, whatever the rates.
+    Each domain is a separate task, NAME_DOMAIN. Evaluation reads all validation files of all
+    domains, ignoring rates.
 
     Args:
-      rates: examples of each domain relative to those of the others: {"news": 0.4, "poems": 0.1}.
-      train_files: by domain, for those of `rates`.
+      rates: relative numbers of examples by domain: {"news": 0.4, "poems": 0.1}.
+      train_files: by domain, for the domains in `rates`.
       validation_files: the same, or None.
       vocabulary: its path.
       file_format: one for all domains, or by domain; see `structbert_text`. Tokens are not cleaned.
-      cleaning: steps of `plug_jax.data.cleaning` for all domains of text.
-      name: that of the mixture.
+      cleaning: steps of `plug_jax.data.preprocessors.cleaning` for all domains of text.
+      name: of the mixture.
       options: those of `structbert_text`, for all domains.
 
     Raises:
@@ -200,9 +204,9 @@ def palm_mixture(
 ) -> str:
     """Register a weighted mixture of domains for stage 2; see `structbert_mixture`.
 
-    Rates count windows. A document below 2 * min_length - 3 tokens, 61 by default, makes none and
-    is dropped as "document_too_short": poems of four or eight lines have 24 to 64, punctuation
-    included. So make one document of several poems, or give a lower `min_length`.
+    Rates count windows. A document below 2 * min_length - 3 tokens, 61 by default, gives none and
+    is dropped as "document_too_short": poems of four or eight lines have 24 to 64 including
+    punctuation. So join several poems into one document, or lower `min_length`.
     """
     sources = _domains(rates, train_files, validation_files, file_format)
     add = functools.partial(add_palm, vocabulary=_load(vocabulary), **options)
@@ -269,7 +273,7 @@ def _mixture(
     add: Callable[..., BatchedTask],
     cleaning: Sequence[CleaningStep],
 ) -> str:
-    """Register a task for each domain and the mixture of them; returns its name."""
+    """Register a task for each domain, and their mixture; returns the mixture's name."""
     tasks = []
     for domain, source in sources.items():
         steps = () if isinstance(source, TokenSource) else cleaning

@@ -9,25 +9,25 @@ from typing import TypedDict, Unpack
 import seqio
 import tensorflow as tf
 
-from plug_jax.data.batched_task import BatchedTask
-from plug_jax.data.documents import (
+from plug_jax.data.features import DECODER, ENCODER, PALM, STRUCTBERT, output_features
+from plug_jax.data.pipeline.batched_task import BatchedTask
+from plug_jax.data.preprocessors.documents import (
     CleaningStep,
     batch_documents,
     clean_documents,
     tokenize_documents,
 )
-from plug_jax.data.features import DECODER, ENCODER, PALM, STRUCTBERT, output_features
-from plug_jax.data.lengths import sample_lengths
-from plug_jax.data.masking import masked_language_model
-from plug_jax.data.sentence_order import sentence_pairs
-from plug_jax.data.token_source import TokenSource, check_tokens
-from plug_jax.data.vocabularies import PlugVocabulary
-from plug_jax.data.word_order import shuffle_windows
+from plug_jax.data.preprocessors.lengths import sample_lengths
+from plug_jax.data.preprocessors.masking import masked_language_model
+from plug_jax.data.preprocessors.sentence_order import sentence_pairs
+from plug_jax.data.preprocessors.word_order import shuffle_windows
+from plug_jax.data.sources.token_source import TokenSource, check_tokens
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.errors import PlugError
 
 
 class StructBertOptions(TypedDict, total=False):
-    """What can be asked of a stage-1 task; see `structbert_task` for what else would be."""
+    """Options of a stage-1 task; see `structbert_task` for defaults."""
 
     max_length: int
     mask_rate: float
@@ -36,7 +36,7 @@ class StructBertOptions(TypedDict, total=False):
 
 
 class PalmOptions(TypedDict, total=False):
-    """What can be asked of a stage-2 task; see `palm_task` for what else would be."""
+    """Options of a stage-2 task; see `palm_task` for defaults."""
 
     min_length: int
     max_length: int
@@ -59,8 +59,8 @@ def structbert_task(
     """A stage-1 task, not registered: sentence pairs, masked LM, and shuffled windows.
 
     `source` gives {"text": document}, or is a `TokenSource`; `cleaning` are steps of
-    `plug_jax.data.cleaning`, which tokens cannot go through (PlugError).
-    `max_length` counts the tokens of an example, [CLS] and [SEP] included.
+    `plug_jax.data.preprocessors.cleaning`, which do not apply to tokens (PlugError).
+    `max_length` counts the tokens of an example, including [CLS] and [SEP].
     """
     objectives = [
         functools.partial(sentence_pairs, vocabulary=vocabulary, max_length=max_length),
@@ -91,10 +91,10 @@ def palm_task(
     close_at_document_end_only: bool = False,
     sentence_end_probability: float = 0.0,
 ) -> BatchedTask:
-    """A stage-2 task, not registered: windows of random encoder and decoder length, and masked LM.
+    """A stage-2 task, not registered: windows of random encoder and decoder length, masked LM.
 
     `source` and `cleaning` are as in `structbert_task`. Lengths are drawn in [min_length,
-    max_length], [CLS] and [SEP] included.
+    max_length], including [CLS] and [SEP].
     """
     objectives = [
         functools.partial(
@@ -125,7 +125,7 @@ def add_structbert(
     cleaning: Sequence[CleaningStep] = (),
     **options: Unpack[StructBertOptions],
 ) -> BatchedTask:
-    """Register `structbert_task` in place of a task that has the name already."""
+    """Register `structbert_task`, replacing a task of the same name."""
     return _register(structbert_task(name, source, vocabulary, cleaning=cleaning, **options))
 
 
@@ -137,14 +137,14 @@ def add_palm(
     cleaning: Sequence[CleaningStep] = (),
     **options: Unpack[PalmOptions],
 ) -> BatchedTask:
-    """Register `palm_task` in place of a task that has the name already."""
+    """Register `palm_task`, replacing a task of the same name."""
     return _register(palm_task(name, source, vocabulary, cleaning=cleaning, **options))
 
 
 def _documents(
     source: seqio.DataSource, vocabulary: PlugVocabulary, cleaning: Sequence[CleaningStep]
 ) -> list[Callable[..., tf.data.Dataset]]:
-    """What turns documents into blocks of tokens, once for all epochs; then the cache, if any."""
+    """Preprocessors from documents to blocks of tokens, once for all epochs, up to the cache."""
     if isinstance(source, TokenSource):
         if cleaning:
             raise PlugError(

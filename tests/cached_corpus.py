@@ -1,4 +1,4 @@
-"""A small corpus of Chinese characters, tasks over it, and what their caches hold."""
+"""A small corpus of Chinese characters, tasks over it, and the contents of their caches."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.data.caching import run as caching
-from plug_jax.data.cleaning import MinLength
-from plug_jax.data.documents import batch_documents, clean_documents, tokenize_documents
-from plug_jax.data.sources import TextSource
-from plug_jax.data.vocabularies import WordPieceVocabulary
+from plug_jax.data.preprocessors.cleaning import MinLength
+from plug_jax.data.preprocessors.documents import (
+    batch_documents,
+    clean_documents,
+    tokenize_documents,
+)
+from plug_jax.data.sources.text_source import TextSource
+from plug_jax.data.vocabularies.vocabulary import WordPieceVocabulary
 
 CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 200)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -43,7 +47,7 @@ def write_corpus(directory, documents):
 
 @seqio.map_over_dataset(num_seeds=1)
 def mask_at_random(block, seed):
-    """Stands for an objective: it draws anew, by the seed."""
+    """Stands in for an objective: random, depending on the seed."""
     kept = tf.random.stateless_uniform(tf.shape(block["tokens"]), seed) > 0.15
     return {"tokens": tf.where(kept, block["tokens"], 4)}
 
@@ -83,7 +87,7 @@ def digests(directory):
 
 
 def texts_of(directory, vocabulary, name="small"):
-    """The documents of a cache, by shard."""
+    """The documents in a cache, by shard."""
     shards = []
     for path in shard_files(directory, name):
         documents = []

@@ -14,18 +14,18 @@ os.environ["CUDA_VISIBLE_DEVICES"] = (
     "-1"  # tensorflow takes a GPU's memory even if it computes nothing
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# What compiles here computes for no time worth mentioning, so XLA need not make it fast.
+# The tests' programs compute almost nothing, so XLA need not optimise them.
 _XLA_FLAGS = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8"
 )
 if _XLA_FLAGS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_XLA_FLAGS}".strip()
-# The workers and the subprocesses of a run share what they compile.
+# The workers and subprocesses of a test run share compiled programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-# By default it keeps only what takes a second.
+# By default only programs that take a second to compile are cached.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# A shell ignores Ctrl-C for what it starts in the background, and so would the commands that tests
+# A shell ignores Ctrl-C in its background jobs, and so would the commands that tests
 # start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""The `plug-jax` commands that documentation shows, and a directory in which they can run."""
+"""The `plug-jax` commands in the documentation, and a directory in which they can run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 from plug_jax.cli.main import COMMANDS
 from plug_jax.clue.submission import FILE_NAMES, VERSIONS, predictions_file, write_submission
 from plug_jax.clue.tasks import CLUE
-from plug_jax.data.vocabularies import SPECIAL_PIECES
+from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES
 from plug_jax.downstream.text_format import TextFormat
 from tests.clue import official
 from tests.downstream.tiny_encoder import write_fine_tuned
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Where the documentation's files are, and where those of a test are: in the current directory.
+# Where the documentation's files are, and a test's: in the current directory.
 _PLACES = re.compile("/path/to/|/data/|gs://BUCKET/|gs://bucket/")
 _BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`(plug-jax \w[^`]* -[^`]*)`")
@@ -46,7 +46,7 @@ class Command:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What it says apart from the values of its options; gin files are more than a value."""
+        """Everything except the values of its options; gin files are included."""
         names = (a if a.startswith("--gin_file") else a.partition("=")[0] for a in self.arguments)
         verbs = 2 if self.name in ("convert", "bench", "clue", "checkpoint") else 1
         return (
@@ -56,7 +56,7 @@ class Command:
         )
 
     def with_settings(self, **settings: str) -> list[str]:
-        """The arguments with macros set to these values, in place of their own or besides."""
+        """The arguments with macros set to these values, replacing or added to its own."""
         given = {f"--gin.{name}": value for name, value in settings.items()}
         kept = [a for a in self.arguments if a.partition("=")[0] not in given]
         return [*kept, *(f"{name}={value}" for name, value in given.items())]
@@ -81,7 +81,7 @@ def settings_of(page: str) -> list[str]:
 
 
 def _pages() -> list[Path]:
-    """All that is written by hand, but for tutorials, which `make docs` executes."""
+    """All hand-written pages except tutorials, which `make docs` executes."""
     pages = sorted((ROOT / "docs").rglob("*.md"))
     return [
         ROOT / "README.md",
@@ -105,7 +105,7 @@ def _texts() -> list[tuple[str, str]]:
 
 def _parse(where: str, line: str) -> Command:
     line = _PLACES.sub("", line[line.index("plug-jax ") :])
-    if line.count('"') % 2:  # it stood in the quotes of another command
+    if line.count('"') % 2:  # it was quoted within another command
         line = line.rstrip().removesuffix('"')
     words = shlex.split(line, comments=True)[1:]
     stdin = None
@@ -123,7 +123,7 @@ def _parse(where: str, line: str) -> Command:
     return Command(where, tuple(words), stdin)
 
 
-# What "..." stands for: the command of stage 1 in docs/pretraining.md.
+# "..." stands for the command of stage 1 in docs/pretraining.md.
 _LEFT_OUT = (
     "--gin_file=runs/structbert_pretrain.gin",
     "--gin_file=models/tiny.gin",
@@ -138,8 +138,8 @@ _LEFT_OUT = (
 )
 
 _MY_TASKS = """
-from plug_jax.data.sources import TextSource
-from plug_jax.data.vocabularies import load_vocabulary
+from plug_jax.data.sources.text_source import TextSource
+from plug_jax.data.vocabularies.vocabulary import load_vocabulary
 from plug_jax.tasks.pretrain import add_structbert
 source = TextSource(train="news/*.txt", validation="held_out.txt")
 add_structbert("my_task", source, load_vocabulary("vocabulary"), max_length=64)
@@ -150,13 +150,13 @@ _QUESTION = {"id": 0, "answer": "天", "context": "天地", "question": "人间�
 
 
 def prepare(directory: Path) -> None:
-    """Write the small files that the commands name. Models are for the caller to make."""
+    """Write the small files that the commands name. Models are left to the caller."""
     characters = [chr(code) for code in range(0x4E00, 0x4E00 + 8200)]
     rng = random.Random(0)
     rng.shuffle(characters)
 
     def text(first: int) -> str:
-        """Documents a line each, of sentences of 20 characters; all of those from `first` on."""
+        """Documents, one per line, with sentences of 20 characters, from number `first` on."""
         sentences = ["".join(characters[i : i + 19]) + "。" for i in range(first, 8200, 19)]
         return "".join("".join(sentences[i : i + 9]) + "\n" for i in range(0, len(sentences), 9))
 
@@ -202,7 +202,7 @@ def prepare(directory: Path) -> None:
 
 
 def _write_own_task(directory: Path) -> None:
-    """What docs/finetuning.md has: the files of its task, and the gin file."""
+    """The example of docs/finetuning.md: its task's files, and the gin file."""
     blocks = _BLOCK.findall((ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8"))
     table = next(block for block in blocks if block.startswith("text\tlabel"))
     for path in ("reviews/train.tsv", "reviews/dev.tsv", "reviews/test.tsv"):

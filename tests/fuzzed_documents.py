@@ -17,7 +17,7 @@ _SPECIALS = (
     *("[CLS]", "[SEP]", "[MASK]", "[PAD]", "[UNK]", "[unused1]", "##的", "<s>", "</s>", "<pad>"),
     *("<unk>", "<0x00>", "▁", " ⁇ ", "<extra_id_0>"),
 )
-# Not UTF-8, each for a reason of its own.
+# Invalid UTF-8, each for a different reason.
 _INVALID = (
     *(
         b"\x80",

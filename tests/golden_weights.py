@@ -1,4 +1,4 @@
-"""Read the golden checkpoints into our parameter tree, accounting for every tensor."""
+"""Load the golden checkpoints into our parameter tree, accounting for every tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from plug_jax.config import PlugConfig
 
-# How model-parallel ranks split a tensor of the released model, by name; the rest is replicated.
+# How model-parallel ranks split tensors of the released model, by name; others are replicated.
 _STACKED = {r"query_key_value\.(weight|bias)$": 3, r"key_value\.(weight|bias)$": 2}
 _ROWS = r"(word_embeddings|decoder_weight|predictions\.bias|intermediate\.|\.query\.)"
 _COLUMNS = r"(attention\.output\.dense|layer\.\d+\.output(\.dense)?|attention\.dense)\.weight$"

@@ -1,4 +1,4 @@
-"""A small model and a vocabulary of letters whose greedy texts are worth looking at."""
+"""A small model over letters whose greedy texts are varied."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIG = PlugConfig(
 
 
 class Letters:
-    """A vocabulary of one id per letter, PLUG's special ids in front and an extra control id."""
+    """A vocabulary of one id per letter, after PLUG's special ids and an extra control id."""
 
     pad_id, unk_id, cls_id, sep_id, mask_id = range(5)
     special_ids = (0, 1, 2, 3, 4, 5)
@@ -46,11 +46,11 @@ NOT_TEXT = [0, 1, 2, 4, 5, *range(CONFIG.vocab_size, CONFIG.padded_vocab_size)]
 
 
 def lively_params(config):
-    """Random parameters whose decoder listens to the prompt and writes more than one token."""
+    """Random parameters whose decoder depends on the prompt and generates more than one token."""
     params = reference_model.random_params(config, seed=0)
     params["embeddings"]["position_embeddings"] *= 3
     words = params["embeddings"]["word_embeddings"]
-    words[[3, 15]] = words[[15, 3]]  # with [SEP] in this place, the greedy texts tried here end
+    words[[3, 15]] = words[[15, 3]]  # with [SEP] in this position, the greedy texts tried here end
     params["decoder"]["layers"]["cross_attention"]["out"]["kernel"] *= 4
     params["decoder"]["layers"]["mlp"]["wo"]["kernel"] *= 4
     if config.norm_placement == "pre":
@@ -60,21 +60,21 @@ def lively_params(config):
 
 @functools.cache
 def lively_model() -> InferenceModel:
-    """The model of CONFIG, shared by the tests of a process for what it has compiled."""
+    """The model of CONFIG, shared by a process's tests for its compiled programs."""
     return InferenceModel(CONFIG, lively_params(CONFIG), Letters())
 
 
 def broken_model(number=math.nan) -> InferenceModel:
-    """`lively_model` with weights that are no numbers, or `number` times as large."""
-    model = copy.copy(lively_model())  # and what it has compiled
+    """`lively_model` with NaN weights, or `number` times as large."""
+    model = copy.copy(lively_model())  # including the compiled programs
     model.params = jax.tree.map(lambda leaf: leaf * number, model.params)
     return model
 
 
 @functools.cache
-def jitted(config, method, *, layers_apart=False, **options):
+def jitted(config, method, *, unstacked_layers=False, **options):
     """A method of the bare model as a compiled function of (params, ...)."""
-    model = PlugModel(config, layers_apart=layers_apart)
+    model = PlugModel(config, unstacked_layers=unstacked_layers)
     return jax.jit(
         lambda params, *args, **arrays: model.apply(
             {"params": params}, *args, **arrays, **options, method=method

@@ -1,10 +1,10 @@
-"""Hand-made examples whose rates can be counted on one's fingers."""
+"""Hand-made examples whose rates can be counted by hand."""
 
 from pathlib import Path
 
 import numpy as np
 
-from plug_jax.data.vocabularies import WordPieceVocabulary
+from plug_jax.data.vocabularies.vocabulary import WordPieceVocabulary
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"天地人你我，。", "play", "##ing", "well"]
 
@@ -44,7 +44,7 @@ STAGE2 = [
         "encoder_input_tokens": "[CLS] 我 [SEP]",
         "encoder_loss_weights": [0, 0, 0],
         "encoder_token_types": [0, 0, 0],
-        "decoder_input_tokens": "[CLS] 天 地",  # not its targets, shifted
+        "decoder_input_tokens": "[CLS] 天 地",  # not shifted by one to its targets
         "decoder_target_tokens": "人 你 [SEP]",
         "decoder_loss_weights": [0, 1, 1],
     },

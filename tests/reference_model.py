@@ -13,7 +13,7 @@ from scipy.special import erf
 
 
 def parameter_shapes(config):
-    """The whole parameter tree as nested dicts of shapes."""
+    """Nested dicts of shapes of the whole parameter tree."""
     hidden, heads, size, mlp = (
         config.hidden_size,
         config.num_heads,
@@ -70,7 +70,7 @@ def parameter_shapes(config):
 
 
 def random_params(config, seed):
-    """Float32 parameters with no bias at 0 and no scale at 1, so that none can hide."""
+    """Float32 parameters without zero biases or unit scales, which would hide errors."""
     rng = np.random.default_rng(seed)
 
     def fill(tree, name=""):
@@ -196,7 +196,7 @@ def _attend(query, key, value, allowed, out):
     scores = np.einsum("bqhk,bshk->bhqs", query, key) / np.sqrt(query.shape[-1])
     weights = np.exp(scores - scores.max(-1, keepdims=True)) * allowed[:, None]
     total = weights.sum(-1, keepdims=True)
-    weights = weights / np.where(total == 0, 1, total)  # a query that may see nothing gets zeros
+    weights = weights / np.where(total == 0, 1, total)  # a query without keys gets zeros
     mixed = np.einsum("bhqs,bshk->bqhk", weights, value)
     return np.einsum("bqhk,hkm->bqm", mixed, out["kernel"]) + out["bias"]
 

@@ -1,4 +1,4 @@
-"""A file system of its own that is soon full; where mounts are permitted."""
+"""A small file system that fills up quickly, where mounts are permitted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextlib.contextmanager
 def small_disk(directory: Path, kilobytes: int) -> Iterator[Path]:
-    """A directory below `directory` with so much space; skips the test without the right to it."""
+    """A directory below `directory` with this much space; skips the test without the permission."""
     mount = directory / "disk"
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(mount)]
@@ -27,12 +27,12 @@ def small_disk(directory: Path, kilobytes: int) -> Iterator[Path]:
 
 
 def remount(mount: Path, option: str) -> None:
-    """Read-only (`ro`), or with other space (`size=9m`)."""
+    """Read-only (`ro`), or with another size (`size=9m`)."""
     subprocess.run(["mount", "-o", f"remount,{option}", str(mount)], check=True)
 
 
 def fill(mount: Path) -> Path:
-    """A file that takes all the space there is."""
+    """A file that takes all remaining space."""
     path = mount / "filler"
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:

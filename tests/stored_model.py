@@ -1,4 +1,4 @@
-"""The small lively model as a checkpoint on disk, whose vocabulary is Chinese characters."""
+"""The small `lively_model` as a checkpoint on disk, with a vocabulary of Chinese characters."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from plug_jax.data.vocabularies import SPECIAL_PIECES, WordPieceVocabulary
+from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES, WordPieceVocabulary
 from plug_jax.training.checkpointing import CheckpointConfig, Checkpoints
 from plug_jax.training.state import TrainState
 from tests import reference_model
 from tests.inference_model import CONFIG, lively_params
 
-# Each a piece of its own, so texts and ids correspond one to one.
+# Each is a piece of its own, so texts and ids correspond one to one.
 CHARACTERS = (
     "天地人你我他来去上下大小好多年月日时分水火木金土山石田力口手心门"
     "东西南北春夏秋冬风花雪马牛羊鸟鱼虫红"
@@ -23,7 +23,7 @@ CHARACTERS = (
 
 
 class NoData:
-    """A place in no data."""
+    """A data position without data."""
 
     def save(self, directory: object) -> None:
         pass
@@ -57,7 +57,7 @@ def write_stored_model(
 
 
 def write_vocabulary(directory: Path, least: int, characters: Iterable[str] = CHARACTERS) -> Path:
-    """vocab.txt of the special pieces and characters, and of as many more as make `least`."""
+    """vocab.txt with the special pieces, the characters, and others up to `least` pieces."""
     pieces = [*SPECIAL_PIECES, "[unused1]", *characters]
     pieces += [f"[unused{n}]" for n in range(2, 2 + least - len(pieces))]
     path = directory / "vocab.txt"

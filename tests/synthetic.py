@@ -1,4 +1,4 @@
-"""Small random batches and models, shared by the tests."""
+"""Small random batches and models shared by the tests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plug_27b(**changes: object) -> PlugConfig:
 
 
 def pack_lengths(rng: np.random.Generator, length: int) -> list[int]:
-    """Lengths of examples that follow each other in a row and leave some padding."""
+    """Lengths of examples packed into a row with some padding."""
     lengths: list[int] = []
     while length - sum(lengths) > 8:
         lengths.append(int(rng.integers(4, min(12, length - sum(lengths)))))

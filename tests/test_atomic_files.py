@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Files that exist completely or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_old_content_stays_until_the_new_is_on_the_disk(
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(len(seen)), fsync(fd)))
     write_whole(path, b"new\n")
     assert seen == ["旧\n -> new\n"]
-    assert synced == [0, 1]  # the file before it takes the name, the directory after
+    assert synced == [0, 1]  # the file before the rename, the directory after it
     assert path.read_bytes() == b"new\n" and os.listdir(tmp_path) == [path.name]
 
 

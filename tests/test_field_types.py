@@ -1,4 +1,4 @@
-"""Fields of configurations have the types that they are declared with."""
+"""Configuration fields have their declared types."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from plug_jax.cli.infer import InferConfig
 from plug_jax.cli.score import ScoreConfig
 from plug_jax.cli.serve import ServeConfig
 from plug_jax.config import PlugConfig
-from plug_jax.data.cleaning import ChineseRatio, MinLength
-from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.data.pipeline.pipeline import DatasetConfig
+from plug_jax.data.preprocessors.cleaning import ChineseRatio, MinLength
 from plug_jax.errors import PlugError
 from plug_jax.field_types import FieldTypeError, check_fields, parameter_types, typed
 from plug_jax.inference.batch_generation import Generation
@@ -150,7 +150,7 @@ def test_all_wrong_fields_are_named() -> None:
 
 
 class Other:
-    """No field has this type."""
+    """A type that no field has."""
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)

@@ -1,4 +1,4 @@
-"""Ctrl-C in the midst of an import, and of the start of the command."""
+"""Ctrl-C during an import, and during the start of the command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from plug_jax import held_interrupts
 from plug_jax.held_interrupts import hold_interrupts
 
-# What packages do of themselves: to be interrupted is to have failed, and to go on.
+# What some packages do: treat an interrupt as a failure, and continue.
 SLOW = """
 import os, signal, time
 try:
@@ -26,7 +26,7 @@ try:
 except BaseException:
     whole = False
 """
-# As it is when it is loaded: deaf. Its first use is a time in which one can be heard.
+# An interrupt while it loads has no effect. Its first use takes time, during which one can come.
 TENSORFLOW = (
     SLOW.format(seconds=0.15)
     + """
@@ -34,7 +34,7 @@ import types
 config = types.SimpleNamespace(set_visible_devices=lambda *_: time.sleep(20))
 """
 )
-# Presses Ctrl-C when a module is looked for.
+# Sends Ctrl-C when a module is looked up.
 PRESSED = """
 import os, signal, sys
 
@@ -73,7 +73,7 @@ def test_an_interrupt_waits_until_a_module_is_imported(slow: str) -> None:
         importlib.import_module(slow)
         time.sleep(5)
     assert sys.modules[slow].whole
-    time.sleep(0.1)  # and it comes once
+    time.sleep(0.1)  # and it comes only once
 
 
 def test_an_import_without_end_is_interrupted(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_an_interrupt_that_is_ignored_stays_so() -> None:
 
 
 def test_one_that_was_blocked_comes_when_they_are_held() -> None:
-    """So a program that becomes another one, and is interrupted in between, is so in the end."""
+    """So a program that replaces itself by exec, and is interrupted in between, still ends."""
     held_interrupts.block_interrupts()
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Which programs start anew to ask for huge pages, and that they are the same programs."""
+"""Which programs re-exec themselves for huge pages, and that they remain the same programs."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Links between pages of the repository lead somewhere, to a heading too where they name one."""
+"""Links between pages of the repository work, including those to headings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = _LISTED or [str(path.relative_to(ROOT)) for path in ROOT.glob("*.md")]
 
 
 def anchors(page: Path) -> set[str]:
-    """Those that GitHub gives the headings of a page."""
+    """The anchors that GitHub gives the headings of a page."""
     headings = _HEADING.findall(page.read_text(encoding="utf-8"))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

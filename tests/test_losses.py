@@ -1,4 +1,4 @@
-"""Cross-entropy: worked examples, and chunks that change nothing but memory."""
+"""Cross-entropy: worked examples, and chunks that change only memory use."""
 
 import jax
 import jax.extend

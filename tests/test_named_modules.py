@@ -1,4 +1,4 @@
-"""Modules that settings name: where they are found, and what is said of one that fails."""
+"""Modules named in settings: where they are found, and errors for failing ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from plug_jax.cli import gin_config
 from plug_jax.cli.objective_names import objectives_named
-from plug_jax.data.pipeline import import_tasks
+from plug_jax.data.pipeline.pipeline import import_tasks
 from plug_jax.errors import PlugError
 from plug_jax.named_modules import import_named
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_current_directory_is_searched_after_all_others(tmp_path: Path) -> None:
-    """As a script that is installed runs, which finds its own directory first."""
+    """As an installed script runs, with its own directory first on the path."""
     script, here = tmp_path / "bin" / "script.py", tmp_path / "here"
     for directory in (script.parent, here):
         directory.mkdir()

@@ -1,4 +1,4 @@
-"""The mesh, its rules and slices, and what is said where they do not fit."""
+"""The mesh, its rules and slices, and errors where they do not fit."""
 
 import math
 
@@ -7,11 +7,12 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from plug_jax.checkpoints.parameters import abstract_params, with_shardings
 from plug_jax.config import PlugConfig
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.state import abstract_params, state_layout, with_shardings
+from plug_jax.training.state import state_layout
 
 CONFIG = PlugConfig(
     vocab_size=60,
@@ -78,7 +79,7 @@ def test_rules_override_the_defaults_by_name():
 def test_rules_with_unknown_names():
     with pytest.raises(PlugError, match="no logical axis 'head'; did you mean 'heads'"):
         _ = Partitioner(rules=(("head", "tensor"),)).logical_rules
-    with pytest.raises(PlugError, match="'model', which is no mesh axis"):
+    with pytest.raises(PlugError, match="'model', which is not a mesh axis"):
         _ = Partitioner(rules=(("heads", "model"),)).logical_rules
 
 
@@ -109,13 +110,16 @@ def test_batches_that_do_not_divide_are_told_the_nearest():
 @pytest.mark.parametrize(
     ("mesh", "shape", "param", "gradient"),
     [
-        # Along the dimension that has shards already, as far as that divides...
+        # Along the dimension that has shards already, as far as it divides...
         ((2, 4, 1), (2, 24, 48), (None, "fsdp", "tensor"), (None, ("fsdp", "data"), "tensor")),
         ((4, 2, 1), (2, 12, 48), (None, "fsdp", "tensor"), (None, "fsdp", ("tensor", "data"))),
-        # ... where there are none, the longest.
+        # ... first along fsdp's, over which rows are sharded too, whatever the size of `tensor`.
+        ((2, 2, 2), (2, 24, 48), (None, "fsdp", "tensor"), (None, ("fsdp", "data"), "tensor")),
+        ((2, 1, 4), (2, 48, 24), (None, "tensor", "fsdp"), (None, "tensor", "data")),
+        # ... without one, the longest.
         ((2, 2, 2), (2, 3, 6, 8), (None,) * 4, (None, None, None, ("data", "fsdp", "tensor"))),
         ((2, 4, 1), (2, 24), (), (None, ("data", "fsdp"))),
-        ((2, 4, 1), (2, 12), (), (None, "data")),  # 4 does not divide the 6 that are left
+        ((2, 4, 1), (2, 12), (), (None, "data")),  # 4 does not divide the remaining 6
         ((8, 1, 1), (3,), (None,), (None,)),  # nothing divides
         ((1, 8, 1), (24, 2), ("fsdp", None), ("fsdp", None)),
     ],
@@ -130,7 +134,7 @@ def test_gradients_lie_over_the_axes_on_which_the_parameter_is_whole(mesh, shape
 
 @pytest.mark.parametrize("optimizer", [optax.adamw(1e-3), optax.adafactor(1e-3)])
 def test_no_device_keeps_what_another_one_keeps(optimizer):
-    """Of gradients and slots, everything but scalars, and few and short vectors."""
+    """Of gradients and slots, everything except scalars, and a few short vectors."""
     partitioner = Partitioner(data=2, fsdp=2, tensor=2)
     config = CONFIG.from_dict(
         CONFIG.to_dict() | {"hidden_size": 256, "mlp_dim": 1024, "vocab_size": 256}
@@ -145,7 +149,7 @@ def test_no_device_keeps_what_another_one_keeps(optimizer):
             shard = math.prod(leaf.sharding.shard_shape(leaf.shape))
             assert shard == leaf.size // 8, jax.tree_util.keystr(path)
     assert large > 60
-    # Parameters have copies over data only, or are vectors without an embed axis.
+    # Parameters are replicated over data only, or are vectors without an embed axis.
     for path, leaf in jax.tree_util.tree_leaves_with_path(layout.with_shardings().params):
         if leaf.size > 4096:
             assert not leaf.sharding.is_fully_replicated, jax.tree_util.keystr(path)

@@ -1,4 +1,4 @@
-"""plug_jax in Python, as its users write it: docs/python.md."""
+"""The Python interface, as documented in docs/python.md."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labels_of_pairs(tmp_path_factory):
-    """A MODEL_DIR that was fine-tuned for AFQMC."""
+    """A MODEL_DIR fine-tuned for AFQMC."""
     directory = tmp_path_factory.mktemp("runs") / "afqmc"
     return write_fine_tuned(directory, "clue_afqmc", clue_format(find_task("afqmc"), 32))
 
@@ -86,7 +86,7 @@ def test_texts_are_those_of_the_command(writer):
 
 
 def test_a_prompt_of_a_list_gets_what_it_gets_alone(writer):
-    """However many there are, and however long."""
+    """For lists of any length, and prompts of any length."""
     small = plug_jax.Model(writer._saved, writer._placed, batch_size=2)
     prompts = ["天地", "人" * 40, "马", "天地", "风花雪"]
     together = small.generate(prompts, max_new_tokens=5, seed=9)
@@ -141,11 +141,11 @@ def test_a_fine_tuned_model_classifies(labels_of_pairs):
     assert model.predict(rows)[0].keys() == {"prediction", "probabilities"}
     assert model.embed("怎么还款").shape == (32,)
     for wrong, message in (
-        (lambda: model.classify("怎", labels=["a", "b"]), "answers by its own head"),
+        (lambda: model.classify("怎", labels=["a", "b"]), "answers with its own head"),
         (lambda: model.classify("怎", template="x"), "template: of zero-shot"),
         (lambda: model.classify(["怎"], ["a", "b"]), "there are 1 texts and 2 text_pairs"),
-        (lambda: model.generate("怎"), "fine-tuned for 'clue_afqmc'.*neither writes"),
-        (lambda: model.fill_mask("[MASK]"), "its masked LM head was not trained along"),
+        (lambda: model.generate("怎"), "fine-tuned for 'clue_afqmc'.*neither generates"),
+        (lambda: model.fill_mask("[MASK]"), "its masked LM head was not trained with it"),
         (lambda: model.predict([{"n": 1}]), "a row needs `text`"),
     ):
         with pytest.raises(plug_jax.PlugError, match=message):
@@ -163,7 +163,7 @@ def test_what_a_model_cannot_do_is_said(encoder, writer, tmp_path):
         (lambda: writer.generate("天", max_tokens=1), "no option max_tokens; .*max_new_tokens"),
         (lambda: writer.generate("天", plug_jax.MaskOptions()), "must be of GenerationOptions"),
         (lambda: writer.generate(["天", "人" * 99]), r"number 1 \(from 0\): a prompt has 99"),
-        (lambda: writer.generate(["天", None]), r"number 1 \(from 0\) is no text but NoneType"),
+        (lambda: writer.generate(["天", None]), r"number 1 \(from 0\) is not text but NoneType"),
         (lambda: writer.stream("天", num_samples=2), "a stream is one sampled text"),
         (lambda: plug_jax.load(tmp_path), "no checkpoint in"),
         (lambda: plug_jax.load(tmp_path, batch_size=0), "batch_size is 0"),
@@ -174,7 +174,10 @@ def test_what_a_model_cannot_do_is_said(encoder, writer, tmp_path):
         (lambda: writer.generate(None), "a text or a list of them, not NoneType"),
         (lambda: encoder.embed(b"abc"), "a text or a list of them, not bytes"),
         (lambda: encoder.embed({"a": 1}), "a text or a list of them, not dict"),
-        (lambda: encoder.encode("天", max_length=4.5), "max_length is 4.5"),
+        (
+            lambda: encoder.encode("天", max_length=4.5),
+            "max_length must be .*, not 4.5",
+        ),
         (lambda: encoder.encode("天\ud800"), "half of a surrogate pair"),
         (lambda: writer.stream(["天", "地"]), "one prompt, a text, not list"),
         (lambda: writer.score(["天", "地"], "ab"), "has a list of targets, not one text"),
@@ -232,7 +235,7 @@ def test_int8(stage2, writer):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs/python.md", "README.md"])
 def test_the_documented_examples_run(page, labels_of_pairs, tmp_path, monkeypatch, capsys):
-    """One after the other, in a directory with the models that they name."""
+    """In order, in a directory with the models that they name."""
     write_encoder(tmp_path / "run1", max_positions=512)
     write_encoder(tmp_path / "run2", max_positions=512, num_decoder_layers=1)
     shutil.copytree(labels_of_pairs, tmp_path / "finetuned" / "afqmc")

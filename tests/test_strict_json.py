@@ -1,4 +1,4 @@
-"""What is written is JSON to every reader."""
+"""All JSON written is valid for strict parsers."""
 
 from __future__ import annotations
 

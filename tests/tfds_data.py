@@ -1,4 +1,4 @@
-"""Small datasets in the format of TFDS, under the names of large ones."""
+"""Small datasets in TFDS format, under the names of large ones."""
 
 from pathlib import Path
 

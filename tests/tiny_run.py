@@ -1,4 +1,4 @@
-"""The text, the vocabulary and the model of tiny runs."""
+"""The text, vocabulary and model of tiny runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 CHARACTERS = "天地人你我他来去上下大小好多年月日时分水火木金土山石田力口手心门"
 PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "。", *CHARACTERS)
-# Bindings of gin on top of models/tiny.gin: a model that compiles quickly, and may be divided by 8.
+# gin bindings on top of models/tiny.gin: a model that compiles quickly and divides by 8.
 MODEL = (
     f"VOCAB_SIZE = {len(PIECES)}",
     "config.PlugConfig.hidden_size = 16",
@@ -31,10 +31,10 @@ def documents(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def write_documents(path: Path, lines: list[str]) -> None:
-    """A document a line."""
+    """One document per line."""
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def write_vocabulary(path: Path) -> None:
-    """`PIECES`, a line each."""
+    """`PIECES`, one per line."""
     path.write_text("\n".join(PIECES) + "\n", encoding="utf-8")

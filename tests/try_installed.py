@@ -20,12 +20,12 @@ from pathlib import Path
 PLUG_JAX = Path(sys.executable).parent / "plug-jax"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_NUM_PROCESSES": "1", "PYTHONPATH": ""}
 
-# The demo, of so few steps that it takes a minute.
+# The demo, with so few steps that it takes a minute.
 DEMO = ("TRAIN_STEPS=10", "EVAL_EVERY=9", "LOG_EVERY=5", "CHECKPOINT_EVERY=10")
 
 MY_TASKS = """
-from plug_jax.data.sources import TextSource
-from plug_jax.data.vocabularies import default_vocabulary
+from plug_jax.data.sources.text_source import TextSource
+from plug_jax.data.vocabularies.vocabulary import default_vocabulary
 from plug_jax.tasks.pretrain import add_palm
 source = TextSource(train="text.txt", validation="text.txt")
 add_palm("mine", source, default_vocabulary(), max_length=64)
@@ -33,7 +33,7 @@ add_palm("mine", source, default_vocabulary(), max_length=64)
 
 
 def plug_jax(*arguments: str, status: int = 0) -> str:
-    """Run a command here; its standard output."""
+    """Run a command here; returns its standard output."""
     print("$ plug-jax", *arguments, flush=True)
     run = subprocess.run([PLUG_JAX, *arguments], stdout=subprocess.PIPE, text=True)
     if run.returncode != status:
@@ -42,7 +42,7 @@ def plug_jax(*arguments: str, status: int = 0) -> str:
 
 
 def main() -> None:
-    """Everything that a first day needs, in an empty directory."""
+    """The first day's commands, in an empty directory."""
     names = {path.name for path in Path(site.getsitepackages()[0]).iterdir()}
     assert not {"tasks", "gin_configs", "tests"} & names, "other names than plug_jax are installed"
     os.environ.update(ENVIRONMENT)
@@ -51,7 +51,7 @@ def main() -> None:
     Path("text.txt").write_text(f"{document}\n" * 50, encoding="utf-8")
     plug_jax("inspect", "--input", "text.txt", "--stage", "1", "--report", "report.html")
 
-    # A module `tasks` of one's own is found, and takes nothing from ours.
+    # The user's own module `tasks` is found, and does not shadow ours.
     Path("tasks.py").write_text(MY_TASKS, encoding="utf-8")
     assert "mine " in plug_jax("inspect", "--list", "--module", "tasks")
     assert "decoder" in plug_jax("inspect", "--task", "mine", "--module", "tasks")
@@ -81,7 +81,7 @@ def main() -> None:
 
 @contextmanager
 def serving(checkpoint: str) -> Iterator[str]:
-    """A server of it, at the address that is yielded; it ends well."""
+    """A running server; yields its address, and checks that it stops cleanly."""
     command = [PLUG_JAX, "serve", "--checkpoint", checkpoint, "--port", "0"]
     command += ["--max_prompt_tokens", "32", "--gin.WARM_UP=False"]
     with open("serve.log", "w") as log:

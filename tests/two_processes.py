@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclasses.dataclass
 class Ended:
-    """What became of a process."""
+    """The outcome of a process."""
 
     status: int
     stdout: str
@@ -97,7 +97,7 @@ def started(
     options: Sequence[str] = (),
     preludes: Mapping[int, str] | None = None,
 ) -> Iterator[Pair]:
-    """`preludes`: Python that a process runs first, by its number."""
+    """`preludes`: Python code that a process runs first, by process number."""
     logs.mkdir()
     pair = Pair(command, files, bindings, logs, options, preludes or {})
     try:

@@ -1,1 +1,1 @@
-"""What `plug-jax bench` measures, each thing beside a plain alternative in the same run."""
+"""The measurements of `plug-jax bench`, each next to a plain alternative in the same run."""

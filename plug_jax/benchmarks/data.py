@@ -17,14 +17,14 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.benchmarks import python_sampler
-from plug_jax.data.documents import batch_documents, tokenize_documents
-from plug_jax.data.feature_converters import RowFeatureConverter
 from plug_jax.data.features import ENCODER, Feature, feature_lengths, features_declared, side_of
-from plug_jax.data.pipeline import DatasetConfig, make_iterator
+from plug_jax.data.pipeline.feature_converters import RowFeatureConverter
+from plug_jax.data.pipeline.pipeline import DatasetConfig, make_iterator
+from plug_jax.data.preprocessors.documents import batch_documents, tokenize_documents
 
 if TYPE_CHECKING:
-    from plug_jax.data.batched_task import BatchedTask
-    from plug_jax.data.vocabularies import PlugVocabulary
+    from plug_jax.data.pipeline.batched_task import BatchedTask
+    from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 
 _ALL = 1 << 62  # more elements than there are
 _ROWS_A_BATCH = 8
@@ -32,7 +32,7 @@ _EXAMPLES_A_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Speed:
+class TaskSpeed:
     """Several timed passes of one way to make the examples of a task.
 
     Tokens are real ones, of both sides, padding not counted. Seconds are of all cores together.
@@ -88,7 +88,7 @@ def measure_task(
     epochs: int,
     passes: int,
     report: Callable[[str], None],
-) -> list[Speed]:
+) -> list[TaskSpeed]:
     """Speeds of plain Python, and of the task from text and from its cache, padded and packed.
 
     These are batches as training reads them, of rows with one example or, packed, with several.
@@ -119,7 +119,7 @@ def measure_task(
             way.drain()
             seconds[name].append((_cpu_seconds() - start[0], time.perf_counter() - start[1]))
     return [
-        Speed(
+        TaskSpeed(
             name,
             way.examples,
             way.tokens,
@@ -132,9 +132,9 @@ def measure_task(
 
 
 def measure_resuming(config: DatasetConfig, directory: str, *, batches: int) -> dict[str, float]:
-    """Seconds to save and to restore the place in the data after `batches`, and its megabytes.
+    """Seconds to save and to restore the data position after `batches`, and its megabytes.
 
-    Restoring is timed up to the place, not to the batch that follows. The first save, in which
+    Restoring is timed up to the position, not to the batch that follows. The first save, in which
     TensorFlow builds what all of them need, is not timed.
     """
     iterator = make_iterator(config)

@@ -21,7 +21,7 @@ import numpy as np
 
 from plug_jax.benchmarks.writers import Cached, HuggingFace, Uncached, Way
 from plug_jax.config import PlugConfig
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.errors import PlugError
 from plug_jax.inference.model import InferenceModel
 from plug_jax.models.plug import PlugModel
@@ -64,7 +64,7 @@ def random_model(config: PlugConfig, vocabulary: PlugVocabulary) -> InferenceMod
 
 
 @dataclasses.dataclass(frozen=True)
-class Speed:
+class DecodeSpeed:
     """Several timed passes of one way to write `tokens` tokens, of all rows together."""
 
     name: str
@@ -104,7 +104,7 @@ def measure(
     top_k: int | None,
     passes: int,
     report: Callable[[str], None],
-) -> list[Speed]:
+) -> list[DecodeSpeed]:
     """Speeds of "cached", "uncached" and, if it is installed, "hugging_face".
 
     Each of `passes` rounds goes once through all ways, so that what else the machine does falls on
@@ -137,7 +137,7 @@ def timed(
     passes: int,
     report: Callable[[str], None],
     check: Callable[[dict[str, np.ndarray]], None] = lambda _: None,
-) -> list[Speed]:
+) -> list[DecodeSpeed]:
     """Speeds of `ways`, in rounds through all of them after a first call of each.
 
     `check` gets the texts of the first calls, by name, before anything is timed.
@@ -157,7 +157,7 @@ def timed(
             way.write()
             seconds[way.name].append((time.perf_counter() - wall, time.process_time() - core))
     return [
-        Speed(
+        DecodeSpeed(
             way.name,
             way.tokens,
             tuple(wall for wall, _ in seconds[way.name]),

@@ -18,7 +18,7 @@ import seqio
 
 from plug_jax.benchmarks.decode import timed
 from plug_jax.benchmarks.writers import Cached
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.errors import PlugError
 from plug_jax.inference.generator import generate
 from plug_jax.inference.model import InferenceModel
@@ -141,7 +141,7 @@ def _read(model: InferenceModel, pairs: Sequence[tuple[str, list[int]]]) -> dict
 
 def _likeliest_function(model: InferenceModel) -> Callable[..., np.ndarray]:
     """(prompts, targets) -> the likeliest token, int32 [R, T], after [CLS] and targets[:, :t]."""
-    plug = PlugModel(model.config, layers_apart=True)
+    plug = PlugModel(model.config, unstacked_layers=True)
 
     @jax.jit
     def likeliest(params: Any, tokens: Any, segment_ids: Any, inputs: Any) -> jax.Array:

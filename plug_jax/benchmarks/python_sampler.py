@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from plug_jax.data.vocabularies import PlugVocabulary
+    from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 
 Document = Sequence[Sequence[int]]  # ids of each sentence
 Example = dict[str, np.ndarray]

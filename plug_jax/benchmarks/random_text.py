@@ -6,7 +6,7 @@ import dataclasses
 import random
 from pathlib import Path
 
-from plug_jax.data.vocabularies import SPECIAL_PIECES
+from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES
 
 # CJK Unified Ideographs.
 _FIRST, MOST_CHARACTERS = 0x4E00, 20_992

@@ -1,4 +1,4 @@
-"""What a long run holds on to: memory, open files and threads, sampled while it trains."""
+"""Leaks over a long run: memory, open files and threads, sampled during training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROC = Path("/proc/self")
 
 
 class Watch:
-    """Samples this process in a thread of its own, while it trains."""
+    """Samples this process from a background thread during training."""
 
     def __init__(self, model_dir: Path) -> None:
         self._metrics = model_dir / METRICS_FILE

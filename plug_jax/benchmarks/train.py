@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from plug_jax.benchmarks.torch_training import TorchTraining, check
-from plug_jax.data.pipeline import make_iterator
+from plug_jax.compilation import compile_program
+from plug_jax.data.pipeline.pipeline import make_iterator
 from plug_jax.objectives.composition import features_of
 from plug_jax.partitioning import put_batch
 from plug_jax.planning.flops import model_flops
 from plug_jax.planning.topologies import peak_flops
-from plug_jax.training.compilation import compile_program
 from plug_jax.training.program import TrainConfig, train_program
 from plug_jax.training.state import init_state
 
@@ -77,7 +77,7 @@ class PyTorch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Speed:
+class TrainSpeed:
     """What one way did in each round: a step on each of the batches."""
 
     config: TrainConfig  # its rows
@@ -154,7 +154,7 @@ def measure(
                 ways["torch_padded"] = PyTorch(padded, ours.params)
                 batches["torch_padded"] = padded, _read(padded, steps)
         seconds = _timed(ways, {n: b for n, (_, b) in batches.items()}, rounds, report)
-    speeds = {name: Speed(*batches[name], tuple(seconds[name])) for name in ways}
+    speeds = {name: TrainSpeed(*batches[name], tuple(seconds[name])) for name in ways}
     results: dict[str, Any] = {name: speed.to_json() for name, speed in speeds.items()}
     results["plug_jax"] |= ours.to_json() | {"mfu": _mfu(results["plug_jax"], config)}
     for name, speed in speeds.items():

@@ -79,7 +79,7 @@ class Uncached(Way):
         self.tokens = batch * written
         self._params = model.params
         tokens, segment_ids = model.batch([model.prompt_ids(_PROMPT)] * batch)
-        plug = PlugModel(model.config, layers_apart=True)
+        plug = PlugModel(model.config, unstacked_layers=True)
         forbidden = not_text(model.config, model.vocabulary)
         forbidden[model.vocabulary.sep_id] = True  # no text ends early
         self._encoded = jax.jit(

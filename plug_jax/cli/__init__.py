@@ -1,1 +1,1 @@
-"""The `plug-jax` command line: one module a command, dispatched by `main`."""
+"""The `plug-jax` command line: one module per command, dispatched by `main`."""

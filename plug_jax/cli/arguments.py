@@ -1,4 +1,4 @@
-"""What is typed after `plug-jax`: its encoding, and options under the names that people try."""
+"""Command-line arguments: their encoding, and lenient option names."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shortened, shown
 
 GIN_OVERRIDE = "--gin."
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, for which --max-new-tokens is --max_new_tokens.
+    """argparse's parser, which accepts --max-new-tokens for --max_new_tokens.
 
-    Options are not abbreviated: `--gin` must not be taken for some option that starts with it. One
-    that is not known is a PlugError with the nearest that is; gin overrides (--gin.NAME=VALUE) are
-    left to the command, and with `passes_on` all that it does not know.
+    Options cannot be abbreviated: `--gin` must not match an option that starts with it. An unknown
+    option is a PlugError with the nearest known one; gin overrides (--gin.NAME=VALUE), and with
+    `passes_on` all unknown options, are left to the command.
     """
 
     def __init__(self, *, passes_on: bool = False, **settings: Any) -> None:
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _declared(self, argument: str) -> str:
-        """An option under the name that it has; what is no option, and gin overrides, as it is."""
+        """An option under its declared name; other arguments and gin overrides unchanged."""
         name, equals, value = argument.partition("=")
         options = self._option_string_actions
         is_option = name.startswith("--") and " " not in name
@@ -48,16 +48,24 @@ class Parser(argparse.ArgumentParser):
             return declared + equals + value
         if self._passes_on:
             return argument
-        raise PlugError(f"unknown argument {name!r}; {self._nearest(declared)}")
+        raise PlugError(f"unknown argument {shown(name)}; {self._nearest(declared)}")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Like argparse's, which would print all of an invalid value."""
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            message = str(error.message).replace(repr(arg_string), shown(arg_string))
+            raise argparse.ArgumentError(action, message) from error
 
     def refuse_settings(self, arguments: Sequence[str]) -> None:
-        """PlugError for a gin override, of a command that has options alone."""
+        """PlugError for a gin override, in a command that has only options."""
         for argument in arguments:
             if argument.startswith(GIN_OVERRIDE):
                 setting = argument.removeprefix(GIN_OVERRIDE).partition("=")[0]
                 nearest = self._nearest(f"--{setting.rpartition('.')[2].lower()}")
                 raise PlugError(
-                    f"{argument}: {self.prog} takes options, no gin settings; {nearest}"
+                    f"{shortened(argument)}: {self.prog} takes options, not gin settings; {nearest}"
                 )
 
     def _nearest(self, option: str) -> str:
@@ -66,15 +74,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def finite(text: str) -> float:
-    """A float option's value: argparse says which option has another one."""
+    """The value of a finite float option; for others argparse names the option."""
     value = float(text)
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a finite number")
     return value
 
 
 def options_of(declared: type) -> dict[str, tuple[Callable[[str], Any], str]]:
-    """Kind and help text, with the default, of each field of a dataclass that takes a value."""
+    """Type and help text, including the default, of each dataclass field that takes a value."""
     return {
         field.name: (_KINDS.get(str(field.type), str), _help(field))
         for field in dataclasses.fields(declared)
@@ -96,9 +104,9 @@ _KINDS: dict[str, Callable[[str], Any]] = {"int": int, "int | None": int, "float
 
 
 def decoded(arguments: Sequence[str]) -> list[str]:
-    """Arguments as the UTF-8 that their bytes are, whatever the locale; PlugError if they are not.
+    """Arguments decoded as UTF-8, whatever the locale; PlugError for other bytes.
 
-    Python makes half surrogates of the bytes that the locale does not know.
+    Python turns bytes that the locale cannot decode into lone surrogates.
     """
     texts = []
     for number, argument in enumerate(arguments, start=1):
@@ -106,7 +114,7 @@ def decoded(arguments: Sequence[str]) -> list[str]:
             texts.append(argument.encode("utf-8", "surrogateescape").decode("utf-8"))
         except UnicodeError as error:
             raise PlugError(
-                f"argument {number} is not UTF-8: {argument!r}; set the terminal to UTF-8, put a "
-                "text into a file in UTF-8, or rename a file"
+                f"argument {number} is not UTF-8: {shown(argument)}; set the terminal to UTF-8, "
+                "put a text into a file in UTF-8, or rename a file"
             ) from error
     return texts

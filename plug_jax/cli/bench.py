@@ -1,10 +1,9 @@
-"""`plug-jax bench`: measurements beside plain alternatives, in one run."""
+"""`plug-jax bench`: measurements next to plain alternatives, in one run."""
 
 from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import json
 import os
 import sys
@@ -12,16 +11,24 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plug_jax.cli import bench_convert, bench_decode, bench_int8, bench_soak, bench_train
+from plug_jax.cli import (
+    bench_convert,
+    bench_decode,
+    bench_int8,
+    bench_scale,
+    bench_soak,
+    bench_train,
+)
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
     import seqio
 
-    from plug_jax.benchmarks.data import Speed
+    from plug_jax.benchmarks.data import TaskSpeed
 
 SUMMARY = (
-    "Measure training, data, generation, int8 and conversion beside plain alternatives; soak a run."
+    "Benchmark training, data, generation, int8 and conversion against alternatives; soak-test a "
+    "run."
 )
 EXAMPLE = """examples:
   plug-jax bench convert --num_encoder_layers 2 --num_decoder_layers 1
@@ -29,6 +36,7 @@ EXAMPLE = """examples:
   plug-jax bench data --input 'news/*.txt' --vocabulary vocabulary --json
   plug-jax bench decode 512x6 768x6 --json
   plug-jax bench int8 --checkpoint demo_output/stage2
+  plug-jax bench scale --directory scale --sizes 0.1 0.4
   plug-jax bench soak --steps 5000
   plug-jax bench train --against torch
 
@@ -36,7 +44,7 @@ EXAMPLE = """examples:
 """
 UNKNOWN_ARGUMENTS = True  # of `bench train`
 
-_BATCHES_BEFORE_SAVING = 500  # of 8 rows
+_BATCHES_BEFORE_SAVING = 500  # of 8 rows each
 _STAGES = {
     "structbert": ({"encoder": 512}, {"encoder": 1024}),
     "palm": ({"encoder": 1024, "decoder": 1024},),
@@ -46,22 +54,29 @@ _STAGES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what can be measured, and the flags of each."""
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    data = commands.add_parser("data", help="tasks, from text and from their cache")
+    data = commands.add_parser("data", help="tasks, read from text and from a cache")
     data.set_defaults(run=_run_data)
     _add_data_arguments(data)
     convert = commands.add_parser("convert", help="import and export of a synthetic PLUG")
     convert.set_defaults(run=bench_convert.run)
     bench_convert.add_arguments(convert)
-    decode = commands.add_parser("decode", help="generation, beside Hugging Face's and no cache")
+    decode = commands.add_parser(
+        "decode", help="generation, against Hugging Face's and without a cache"
+    )
     decode.set_defaults(run=bench_decode.run)
     bench_decode.add_arguments(decode)
     int8 = commands.add_parser("int8", help="8-bit weights of a checkpoint: agreement and speed")
     int8.set_defaults(run=bench_int8.run)
     bench_int8.add_arguments(int8)
-    soak = commands.add_parser("soak", help="what a long run holds on to: memory, files, threads")
+    scale = commands.add_parser("scale", help="vocab, cache and stream over more and more text")
+    scale.set_defaults(run=bench_scale.run)
+    bench_scale.add_arguments(scale)
+    soak = commands.add_parser(
+        "soak", help="resource growth over a long run: memory, files, threads"
+    )
     soak.set_defaults(run=bench_soak.run)
     bench_soak.add_arguments(soak)
-    train = commands.add_parser("train", help="the train step of a run, beside PyTorch's")
+    train = commands.add_parser("train", help="the train step of a run, against PyTorch's")
     train.set_defaults(run=bench_train.run)
     bench_train.add_arguments(train)
     for one in commands.choices.values():
@@ -80,11 +95,16 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("lines", "paragraphs", "jsonl"),
         default="lines",
-        help="of the input: one document a line (the default), between blank lines, or JSON lines",
+        help="one document per line (the default), documents separated by blank lines, or JSON "
+        "lines",
     )
-    add("--vocabulary", metavar="PATH", help="default: the Chinese characters that ship with us")
+    add(
+        "--vocabulary",
+        metavar="PATH",
+        help="default: the Chinese characters that ship with plug-jax",
+    )
     add("--max_length", type=int, default=512, metavar="N", help="tokens (%(default)s)")
-    add("--epochs", type=int, default=4, metavar="N", help="of the text in a pass (%(default)s)")
+    add("--epochs", type=int, default=4, metavar="N", help="epochs per pass (%(default)s)")
     add("--passes", type=int, default=3, metavar="N", help="timed passes (%(default)s)")
     add("--json", action="store_true", help="one JSON object on standard output")
 
@@ -119,10 +139,11 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
 
     from plug_jax.benchmarks import python_sampler
     from plug_jax.benchmarks.data import in_memory, measure_resuming, measure_task
-    from plug_jax.data.demo_corpus import write_corpus
-    from plug_jax.data.pipeline import DatasetConfig
-    from plug_jax.data.sources import TextSource
-    from plug_jax.data.vocabularies import default_vocabulary, load_vocabulary
+    from plug_jax.data.pipeline.pipeline import DatasetConfig
+    from plug_jax.data.sources.demo_corpus import write_corpus
+    from plug_jax.data.sources.text_source import TextSource
+    from plug_jax.data.vocabularies.vocabulary import default_vocabulary, load_vocabulary
+    from plug_jax.tasks.pretrain import add_palm, add_structbert
 
     files, file_format = args.input, args.format
     if files is None:
@@ -132,7 +153,6 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
     documents = in_memory(source, vocabulary)
     if len(documents) < 2:
         raise PlugError(f"{files} holds {len(documents)} documents; measuring needs 2 or more")
-    tasks = importlib.import_module("plug_jax.tasks.pretrain")
     cache = os.path.join(directory, "cache")
     seqio.add_global_cache_dirs([cache])
     results: dict[str, Any] = {
@@ -145,15 +165,14 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
         "tasks": {},
         "resuming": {},
     }
+    adders = {"structbert": add_structbert, "palm": add_palm}
     samplers = {
         "structbert": python_sampler.structbert_examples,
         "palm": python_sampler.palm_examples,
     }
     for stage, all_lengths in _STAGES.items():
         sample = functools.partial(samplers[stage], documents, vocabulary)
-        task = getattr(tasks, f"add_{stage}")(
-            f"bench_{stage}", source, vocabulary, max_length=args.max_length
-        )
+        task = adders[stage](f"bench_{stage}", source, vocabulary, max_length=args.max_length)
         _write_cache(task, cache)
         for lengths in all_lengths:
             speeds = measure_task(
@@ -180,8 +199,8 @@ def _write_cache(task: seqio.Task, directory: str) -> None:
     cache_task(task, directory, splits=["train"])
 
 
-def _with_ratios(speeds: list[Speed]) -> dict[str, Any]:
-    """Each way's figures, with its speed as a multiple of plain Python's."""
+def _with_ratios(speeds: list[TaskSpeed]) -> dict[str, Any]:
+    """Figures of each implementation, with its speed as a multiple of plain Python's."""
     python = next(speed for speed in speeds if speed.name == "python")
     return {
         speed.name: speed.to_json()
@@ -200,7 +219,7 @@ def _print_table(results: dict[str, Any]) -> None:
         f"cores; medians of {results['passes']} passes over {results['epochs']} epochs"
     )
     for name, ways in results["tasks"].items():
-        table = Table("from", "examples/s a core", "tokens/s a core", "tokens/s", title=name)
+        table = Table("from", "examples/s per core", "tokens/s per core", "tokens/s", title=name)
         table.add_column("x Python")
         table.add_column("padding")
         for way, figures in ways.items():
@@ -216,7 +235,7 @@ def _print_table(results: dict[str, Any]) -> None:
         console.print(table)
     for stage, place in results["resuming"].items():
         console.print(
-            f"{stage}: after {place['batches']:,} batches the place in the data is "
+            f"{stage}: after {place['batches']:,} batches the data position is "
             f"{place['megabytes']:.1f} MB, saved in {place['save_seconds']:.2f} s and restored in "
             f"{place['restore_seconds']:.2f} s"
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from plug_jax.errors import PlugError
 
-_SIZES = {  # of PLUG's layers, with as many as fit into the memory of a small machine
+_SIZES = {  # PLUG's layer sizes, with as many layers as fit into the memory of a small machine
     "hidden_size": 8192,
     "mlp_dim": 32768,
     "num_heads": 128,
@@ -32,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--ranks", type=int, default=8, metavar="N", help="model-parallel ranks (%(default)s)")
     add("--dtype", default="float16", choices=("float32", "float16", "bfloat16"))
-    add("--directory", metavar="DIR", help="to work in; removed again (default: a temporary one)")
+    add(
+        "--directory",
+        metavar="DIR",
+        help="working directory, removed afterwards (default: a temporary one)",
+    )
     add("--json", action="store_true", help="one JSON object on standard output")
 
 

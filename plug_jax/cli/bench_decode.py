@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
-    from plug_jax.benchmarks.decode import Speed
+    from plug_jax.benchmarks.decode import DecodeSpeed
 
 _SIZES = ["512x6", "768x6"]
 _BATCHES = [1, 8]
-_TOP_K = 20  # as released PLUG draws
+_TOP_K = 20  # as the released PLUG samples
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HIDDENxLAYERS",
         help=f"random models to measure ({' '.join(_SIZES)}); as many encoder as decoder layers",
     )
-    add("--batches", nargs="+", type=int, default=_BATCHES, metavar="B", help="rows (1 8)")
-    add("--new_tokens", type=int, default=256, metavar="N", help="of each row (%(default)s)")
+    add("--batches", nargs="+", type=int, default=_BATCHES, metavar="B", help="batch sizes (1 8)")
+    add("--new_tokens", type=int, default=256, metavar="N", help="per row (%(default)s)")
     add("--passes", type=int, default=3, metavar="N", help="timed passes (%(default)s)")
     add("--json", action="store_true", help="one JSON object on standard output")
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from plug_jax.benchmarks import decode
-    from plug_jax.data.vocabularies import default_vocabulary
+    from plug_jax.data.vocabularies.vocabulary import default_vocabulary
 
     vocabulary = default_vocabulary()
     configs = [
@@ -84,8 +84,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _figures(speeds: Sequence[Speed]) -> dict[str, Any]:
-    """Of each way, and the cache's speed as a multiple: by the clock, and for each core used."""
+def _figures(speeds: Sequence[DecodeSpeed]) -> dict[str, Any]:
+    """Figures of each implementation, and the cache's speed-up: by wall time and by CPU time."""
     figures = {speed.name: speed.to_json() for speed in speeds}
     ratios = {
         f"times_{name}{by}": figures["cached"][rate] / figures[name][rate]
@@ -106,9 +106,9 @@ def _print_table(results: dict[str, Any]) -> None:
 
     console = Console()
     console.print(
-        f"{results['new_tokens']} new tokens a row, float32, {results['cores']} cores; tokens/s, "
-        f"medians of {results['passes']} passes (in brackets: our speed as a multiple, by the "
-        "clock and for each core used); first call: seconds with compilation"
+        f"{results['new_tokens']} new tokens per row, float32, {results['cores']} cores; tokens/s, "
+        f"medians of {results['passes']} passes (in brackets: our speed-up, by wall time and by "
+        "CPU time); first call: seconds, with compilation"
     )
     table = Table("size", "batch", "draw", "ours", "no cache", "Hugging Face", "first call")
     for run in results["runs"]:

@@ -20,13 +20,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input",
         nargs="+",
         metavar="FILE",
-        help="text files, a document a line (default: the articles that the demo holds out)",
+        help="text files, one document per line (default: the demo's held-out articles)",
     )
     add("--texts", type=int, default=64, metavar="N", help="documents to read (%(default)s)")
-    add("--prompt", type=int, default=62, metavar="N", help="characters of each (%(default)s)")
-    add("--target", type=int, default=64, metavar="N", help="tokens after that (%(default)s)")
-    add("--batches", nargs="+", type=int, default=[1, 8], metavar="B", help="rows to time (1 8)")
-    add("--new_tokens", type=int, default=128, metavar="N", help="to time (%(default)s)")
+    add(
+        "--prompt",
+        type=int,
+        default=62,
+        metavar="N",
+        help="characters of each that are the prompt (%(default)s)",
+    )
+    add(
+        "--target",
+        type=int,
+        default=64,
+        metavar="N",
+        help="tokens after it that are scored (%(default)s)",
+    )
+    add(
+        "--batches",
+        nargs="+",
+        type=int,
+        default=[1, 8],
+        metavar="B",
+        help="batch sizes to time (1 8)",
+    )
+    add(
+        "--new_tokens",
+        type=int,
+        default=128,
+        metavar="N",
+        help="new tokens per row to time (%(default)s)",
+    )
     add("--passes", type=int, default=3, metavar="N", help="timed passes (%(default)s)")
     add("--json", action="store_true", help="one JSON object on standard output")
 
@@ -46,10 +71,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
     from plug_jax.benchmarks.int8 import continuations, measure
-    from plug_jax.data.demo_corpus import write_corpus
-    from plug_jax.data.sources import TextSource
-    from plug_jax.data.vocabularies import load_vocabulary
-    from plug_jax.training.saved_model import vocabulary_path
+    from plug_jax.checkpoints.saved_model import vocabulary_path
+    from plug_jax.data.sources.demo_corpus import write_corpus
+    from plug_jax.data.sources.text_source import TextSource
+    from plug_jax.data.vocabularies.vocabulary import load_vocabulary
 
     source = (
         TextSource(train=args.input, file_format="lines")
@@ -91,9 +116,10 @@ def _print_table(results: dict[str, Any]) -> None:
     console.print(table)
     difference, greedy = results["log_likelihood_difference"], results["greedy"]
     console.print(
-        f"{results['texts']} documents, {results['target_tokens']} tokens each: log-likelihoods of "
-        f"a token differ by {difference['mean']:.4f} in the mean, {difference['largest']:.4f} at "
-        f"most; {results['likeliest_token_agreement']:.2%} of the likeliest tokens agree; "
-        f"{greedy['same_texts']:.0%} of the greedy texts are the same, and "
-        f"{greedy['tokens_before_first_difference']:.0%} of their tokens come before a difference"
+        f"{results['texts']} documents, {results['target_tokens']} tokens each: log-likelihoods "
+        f"per token differ by {difference['mean']:.4f} on average, {difference['largest']:.4f} at "
+        f"most; {results['likeliest_token_agreement']:.2%} of the most likely tokens agree; "
+        f"{greedy['same_texts']:.0%} of the greedy texts are identical, and "
+        f"{greedy['tokens_before_first_difference']:.0%} of their tokens come before the first "
+        "difference"
     )

@@ -1,4 +1,4 @@
-"""`plug-jax bench soak`: a long run of a small model, and what it holds on to."""
+"""`plug-jax bench soak`: the resource growth of a long run of a small model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from plug_jax.errors import PlugError
 
 _FILES = ("runs/structbert_pretrain.gin", "models/tiny.gin", "mesh/cpu1.gin")
-_MODEL = {  # so small that steps are quick: what is kept does not depend on it
+_MODEL = {  # small, so that steps are fast: growth does not depend on it
     "hidden_size": 32,
     "num_encoder_layers": 1,
     "num_heads": 2,
@@ -24,16 +24,20 @@ _MODEL = {  # so small that steps are quick: what is kept does not depend on it
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `bench soak`."""
     add = parser.add_argument
-    add("--steps", type=int, default=5000, metavar="N", help="(%(default)s)")
+    add("--steps", type=int, default=5000, metavar="N", help="training steps (%(default)s)")
     add("--eval_every", type=int, default=50, metavar="N", help="steps (%(default)s)")
     add("--save_every", type=int, default=50, metavar="N", help="steps (%(default)s)")
     add("--log_every", type=int, default=1, metavar="N", help="steps (%(default)s)")
-    add("--directory", metavar="DIR", help="to work in; removed again (default: a temporary one)")
+    add(
+        "--directory",
+        metavar="DIR",
+        help="working directory, removed afterwards (default: a temporary one)",
+    )
     add("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains and prints what a step added, in the second half, to what the process holds."""
+    """Trains and prints the growth of resources per step, in the second half."""
     for name in ("steps", "eval_every", "save_every", "log_every"):
         if getattr(args, name) < 1:
             raise PlugError(f"--{name} must be at least 1, not {getattr(args, name)}")
@@ -77,7 +81,7 @@ def _print_table(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     steps = results.pop("steps")
-    table = Table("", "first", "last", "most", "a step", title=f"second half of {steps:,} steps")
+    table = Table("", "first", "last", "most", "per step", title=f"second half of {steps:,} steps")
     for name, of in results.items():
         unit = (1 << 20, "MB") if name.endswith("bytes") else (1, "")
         shown = [f"{of[key] / unit[0]:,.1f} {unit[1]}" for key in ("first", "last", "most")]

@@ -17,7 +17,7 @@ _FILES = ["runs/bench_train.gin"]
 _TITLES = {
     "plug_jax": "ours",
     "torch": "PyTorch, the same rows",
-    "torch_padded": "PyTorch, an example a row",
+    "torch_padded": "PyTorch, one example per row",
 }
 
 
@@ -25,9 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `bench train`."""
     add = parser.add_argument
     gin_config.add_arguments(parser, required=False)
-    add("--steps", type=int, default=5, metavar="N", help="of a round (%(default)s)")
+    add("--steps", type=int, default=5, metavar="N", help="steps per round (%(default)s)")
     add("--rounds", type=int, default=5, metavar="N", help="timed rounds (%(default)s)")
-    add("--against", choices=("torch",), help="the same training in PyTorch, in turns")
+    add(
+        "--against",
+        choices=("torch",),
+        help="measure the same training in PyTorch too, interleaved",
+    )
     add("--json", action="store_true", help="one JSON object on standard output")
 
 
@@ -74,7 +78,7 @@ def _measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
 def _text(directory: Path, files: list[str], bindings: list[str]) -> dict[str, str]:
     """Text of random characters, as macros, for a run that has no data."""
     from plug_jax.benchmarks.random_text import MOST_CHARACTERS, write_text
-    from plug_jax.data.vocabularies import SPECIAL_PIECES
+    from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES
 
     def macro(name: str) -> Any:
         return gin_config.macro(name, files=files, bindings=bindings)
@@ -127,7 +131,7 @@ def _print_table(results: dict[str, Any]) -> None:
         console.print(f"{ours['mfu']:.1%} of the devices' peak (MFU)")
     console.print(
         f"compiled in {ours['compile_seconds']:.1f} s, after {ours['trace_seconds']:.1f} s of "
-        f"tracing; {ours['device_bytes'] / 1e6:,.0f} MB of a device"
+        f"tracing; {ours['device_bytes'] / 1e6:,.0f} MB of device memory"
     )
 
 

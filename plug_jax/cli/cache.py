@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 
     from plug_jax.data.caching.deduplication import Deduplication
     from plug_jax.data.caching.run import CachedSplit
-    from plug_jax.data.caching.workers import Progress
+    from plug_jax.data.caching.workers import CacheProgress
 
-SUMMARY = (
-    "Write the offline cache of a seqio task with Apache Beam, without duplicates if you like."
-)
+SUMMARY = "Write the offline cache of a seqio task with Apache Beam, optionally without duplicates."
 EXAMPLE = """examples:
   plug-jax cache --gin_file=runs/cache.gin --gin.TRAIN_FILES="'news/*.txt'" \\
       --gin.VALIDATION_FILES="'held_out.txt'" --gin.VOCABULARY="'vocabulary'" \\
@@ -34,11 +32,11 @@ EXAMPLE = """examples:
   plug-jax cache --task my_task --module my_package.my_tasks --output_cache_dir gs://bucket/dir \\
       --runner=DataflowRunner --project=my-project --region=europe-west4
 
-A task is registered by gin, or by a module and named. Training reads the cache with
+A task is registered by gin, or by a module and then named. Training reads the cache with
 --gin.USE_CACHED=True --gin.CACHE_DIRS="('caches',)" and the same task.
 
 Each file of the source becomes one file of the cache. Run the same command again after an
-interruption: what is finished is not done again. Options that are not listed go to Beam.
+interruption: finished files are not written again. Options not listed here go to Beam.
 """
 UNKNOWN_ARGUMENTS = PASSES_ON = True  # options of Beam
 
@@ -47,7 +45,7 @@ _DEFAULT_THRESHOLD = 0.8
 
 @dataclasses.dataclass(frozen=True)
 class CacheConfig:
-    """What gin says of a cache: the name of the task, which a function of `tasks` registers."""
+    """A cache's settings from gin: the task's name, registered by a function in `tasks`."""
 
     task: str
 
@@ -59,34 +57,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax cache`."""
     add = parser.add_argument
     gin_config.add_arguments(parser, required=False)
-    add("--task", metavar="NAME", help="a registered task, without --gin_file")
+    add("--task", metavar="NAME", help="a registered task, in place of --gin_file")
     task_modules.add_arguments(parser)
     add(
         "--output_cache_dir",
         required=True,
         metavar="DIR",
-        help="cache directory, for seqio.add_global_cache_dirs; the task gets its own below it",
+        help="cache directory, for seqio.add_global_cache_dirs; the task gets a subdirectory",
     )
     add("--splits", metavar="NAMES", help="splits to cache, as in train,validation (default: all)")
     add(
         "--deduplicate",
         choices=("exact", "near"),
-        help="leave out documents whose cleaned text another one of the split has, or nearly has "
-        "(default: keep them)",
+        help="drop documents whose cleaned text equals, or nearly equals, that of another one in "
+        "the split (default: keep them)",
     )
     add(
         "--near_threshold",
         type=float,
         metavar="SIMILARITY",
-        help="how similar near duplicates are at least: the Jaccard similarity of the sets of "
-        f"5-character pieces, between 0 and 1 ({_DEFAULT_THRESHOLD})",
+        help="minimum similarity of near duplicates: the Jaccard similarity of their sets of "
+        f"character 5-grams, between 0 and 1 ({_DEFAULT_THRESHOLD})",
     )
-    add("--overwrite", action="store_true", help="remove what DIR has of these splits, and start")
+    add("--overwrite", action="store_true", help="remove these splits from DIR first")
     add(
         "--workers",
         type=int,
         metavar="N",
-        help="processes on this machine (default: one a core, fewer for little text)",
+        help="processes on this machine (default: one per core, fewer for small inputs)",
     )
 
 
@@ -102,16 +100,16 @@ def run(args: argparse.Namespace) -> int:
     bindings = [argument for argument in args.unknown if argument.startswith("--gin.")]
     beam_options = [argument for argument in args.unknown if argument not in bindings]
     if beam_options and not beam_options[0].startswith("--"):
-        raise PlugError(f"{beam_options[0]!r} belongs to no option")
+        raise PlugError(f"{beam_options[0]!r} does not belong to an option")
     if bindings and args.gin_file is None:
         raise PlugError(f"{bindings[0]} needs a gin file: --gin_file=runs/cache.gin")
     import_tensorflow()
     from rich.console import Console
 
-    from plug_jax.data.pipeline import import_tasks
+    from plug_jax.data.pipeline.pipeline import import_tasks
 
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # errors come as exceptions too
-    logging.disable(logging.WARNING)  # Beam misses its cloud extras when it is imported
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # errors are raised as well
+    logging.disable(logging.WARNING)  # Beam warns about missing cloud extras when imported
     from plug_jax.data.caching.run import cache_task
 
     logging.disable(logging.NOTSET)
@@ -156,7 +154,7 @@ def _deduplication(kind: str | None, threshold: float | None) -> Deduplication |
 def _find_task(name: str) -> seqio.Task:
     import seqio
 
-    from plug_jax.data.pipeline import find_task
+    from plug_jax.data.pipeline.pipeline import find_task
 
     task = find_task(name)
     if isinstance(task, seqio.Mixture):
@@ -166,7 +164,7 @@ def _find_task(name: str) -> seqio.Task:
 
 
 class _ProgressBars:
-    """A line for each pass over a split: files done, documents a second, time left."""
+    """A line for each pass over a split: files done, documents per second, time left."""
 
     def __init__(self, console: Console) -> None:
         from rich import progress
@@ -189,8 +187,8 @@ class _ProgressBars:
     def __exit__(self, *unused: object) -> None:
         self._bars.stop()
 
-    def show(self, progress: Progress) -> None:
-        """Brings the line of the pass up to date; what was done before it does not speed it up."""
+    def show(self, progress: CacheProgress) -> None:
+        """Updates the pass's line; the speed excludes documents of earlier runs."""
         key = (progress.split, progress.step)
         if key not in self._passes:
             self._bars.start()
@@ -209,9 +207,9 @@ class _ProgressBars:
 
 
 def _lines(split: CachedSplit) -> list[str]:
-    """What is to be said of a split that is complete."""
+    """The report of a complete split."""
     if not split.shards_written:
-        head = f"{split.split}: complete already in {split.directory}"
+        head = f"{split.split}: already complete in {split.directory}"
     else:
         head = f"{split.split}: {split.shards_written} of {split.shards} files written"
         head += f" to {split.directory}"
@@ -223,7 +221,7 @@ def _statistics(statistics: Mapping[str, Any]) -> list[str]:
         return [f"examples: {statistics['examples']:,}"]
     used = statistics["documents_used"]
     lines = [
-        f"documents: {statistics['documents']:,}, of which used: {used:,}",
+        f"documents: {statistics['documents']:,}, used: {used:,}",
         f"tokens: {statistics['tokens']:,} in {statistics['sentences']:,} sentences",
     ]
     for what in ("drops", "changes"):

@@ -1,4 +1,4 @@
-"""`plug-jax checkpoint`: what is in a MODEL_DIR, whether it is whole, and removing some of it."""
+"""`plug-jax checkpoint`: lists, verifies and removes the checkpoints of a MODEL_DIR."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from plug_jax.training.stored_steps import StoredStep
 
-SUMMARY = "List the checkpoints of a run, verify every byte of them, remove some."
+SUMMARY = "List a run's checkpoints, verify every byte of them, remove some."
 EXAMPLE = """examples:
   plug-jax checkpoint ls run1
   plug-jax checkpoint verify run1 --json
   plug-jax checkpoint rm run1/checkpoints/1000 run1/checkpoints/2000.damaged
 """
 
-_DAMAGED = 1  # the status when one of those verified is
+_DAMAGED = 1  # exit status if a verified checkpoint is damaged
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify = commands.add_parser("verify", help="read every byte; status 1 if one is damaged")
     verify.set_defaults(run=_verify)
     for command in (ls, verify):
-        command.add_argument("path", metavar="MODEL_DIR", help="of a run, or one step in it")
+        command.add_argument("path", metavar="MODEL_DIR", help="of a run, or one of its steps")
         command.add_argument(
             "--json", action="store_true", help="one JSON object on standard output"
         )
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rm.set_defaults(run=_rm)
     rm.add_argument("paths", nargs="+", metavar="STEP", help="MODEL_DIR/checkpoints/<step>")
     rm.add_argument(
-        "--even_the_last", action="store_true", help="remove the only good one of a run too"
+        "--even_the_last", action="store_true", help="remove even the only good one of a run"
     )
 
 
@@ -63,7 +63,7 @@ def _verify(args: argparse.Namespace) -> int:
 
     steps = stored_steps(args.path, contents=True)
     _show(args, steps)
-    # Those set aside are known of.
+    # Steps that were set aside are known to be damaged.
     return _DAMAGED if any(step.damage and step.name.isdecimal() for step in steps) else 0
 
 

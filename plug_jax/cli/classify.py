@@ -1,4 +1,4 @@
-"""`plug-jax classify`: labels by a fine-tuned checkpoint's head, or zero-shot by scoring texts."""
+"""`plug-jax classify`: labels texts with a fine-tuned head, or zero-shot by scoring texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from plug_jax.inference.jobs import Job
     from plug_jax.inference.prediction import Prediction
 
-SUMMARY = "Classify texts by a fine-tuned head, or zero-shot: by the label whose text is likeliest."
+SUMMARY = "Classify texts with a fine-tuned head, or zero-shot by the most likely label text."
 EXAMPLE = """examples:
   plug-jax classify --checkpoint run2 --labels 体育,财经,科技 --template '这是{label}新闻。' \\
     --text '国足今晚客场取胜'
@@ -26,7 +26,7 @@ EXAMPLE = """examples:
   plug-jax classify --checkpoint finetuned/afqmc --text '怎么还款' --text_pair '还款的方法'
 
 A fine-tuned checkpoint has labels of its own. A row is {"text": ...} (and "text_pair"); with a
-`label` of its own it counts for the accuracy. Status 3: done, but for rows with an error.
+`label` of its own it counts for the accuracy. Status 3: done, except for rows with an error.
 docs/inference.md says more.
 """
 UNKNOWN_ARGUMENTS = True
@@ -34,20 +34,23 @@ UNKNOWN_ARGUMENTS = True
 _ZERO_SHOT = ("labels", "template", "prompt_template", "normalize", "no_sep")
 _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     **jobs.OPTIONS,
-    "labels": (str, "a file, one label a line (or: label, tab, its words), or labels with commas"),
+    "labels": (
+        str,
+        "a file, one label per line (or: label, tab, its words), or labels separated by commas",
+    ),
     "template": (str, "what follows the prompt if the label is right ('{label}')"),
     "prompt_template": (str, "what the encoder reads; {name} is a row's field ('{text}')"),
     "normalize": (
         str,
-        "what is compared: sum, mean (a token), or pmi, which takes off what the label has without "
-        "the text (pmi)",
+        "score to compare: sum, mean (per token), or pmi, which subtracts the label's score "
+        "without the text (pmi)",
     ),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
-    """What runs/classify.gin and the options describe."""
+    """The settings of runs/classify.gin and the options."""
 
     job: Job
     work: Classification
@@ -98,20 +101,20 @@ def run(args: argparse.Namespace) -> int:
 def _row(args: argparse.Namespace) -> dict[str, str] | None:
     """The row on the command line."""
     if args.text is None and args.text_pair is not None:
-        raise PlugError("--text_pair is the second text of a pair; --text is the first")
+        raise PlugError("--text_pair is the second text of a pair; give the first as --text")
     texts = {"text": args.text, "text_pair": args.text_pair}
     return {name: text for name, text in texts.items() if text is not None} or None
 
 
 def _own_labels(task: Mapping[str, Any], args: argparse.Namespace) -> tuple[str, ...]:
-    """Those of a fine-tuned checkpoint. PlugError if it has none, or options are not for it."""
+    """Labels of a fine-tuned checkpoint. PlugError if it has none, or options do not apply."""
     from plug_jax.downstream.kinds import described_format
     from plug_jax.downstream.text_format import TextFormat
 
     format_ = described_format(task)
     what = f"this checkpoint was fine-tuned for {task['name']!r}"
     if not isinstance(format_, TextFormat):
-        raise PlugError(f"{what}, which is not to label texts; `plug-jax infer` gives its answers")
+        raise PlugError(f"{what}, which does not label texts; `plug-jax infer` gives its answers")
     if given := [f"--{name}" for name in _ZERO_SHOT if getattr(args, name)]:
         raise PlugError(
             f"{', '.join(given)}: for zero-shot classification, by scoring texts; {what} and has "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from plug_jax.cli import finetuned_runs
 from plug_jax.errors import PlugError
+from plug_jax.file_names import ZIP, check_ending
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from plug_jax.clue.inspection import CountTokens, SplitSummary
     from plug_jax.clue.scoring import Score
 
-SUMMARY = "Look at the files of CLUE, score predictions for them, write and check a submission."
+SUMMARY = "Inspect the CLUE files, score predictions, write and check a submission."
 EXAMPLE = """examples:
   plug-jax clue inspect --data_dir CLUE
   plug-jax clue inspect --data_dir CLUE --task ocnli --json
@@ -27,9 +28,9 @@ EXAMPLE = """examples:
   plug-jax clue validate submit_team_20260101.zip --data_dir CLUE
 """
 
-_MISTAKEN = 1  # the status when a submission has mistakes
+_MISTAKEN = 1  # exit status if a submission has mistakes
 _LABELS_SHOWN = 20
-_AT_ONCE = 4096  # texts, whose tokens are counted
+_AT_ONCE = 4096  # texts tokenised at a time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect = commands.add_parser("inspect", help="count records, drops, labels and tokens")
     inspect.set_defaults(run=_inspect)
     _add_data_dir(inspect)
-    inspect.add_argument("--task", metavar="NAME", help="one task (default: all that are there)")
+    inspect.add_argument("--task", metavar="NAME", help="one task (default: all that are found)")
     inspect.add_argument(
         "--vocabulary",
         metavar="PATH",
-        help="counts the tokens: sentencepiece.model, vocab.txt or a directory (default: the one "
-        "that comes along)",
+        help="for counting tokens: sentencepiece.model, vocab.txt or a directory (default: the "
+        "one that ships with plug-jax)",
     )
     _add_json(inspect)
 
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     score.add_argument(
         "--task",
         metavar="NAME",
-        help="what the file is of (default: its name says it, tnews11_predict.json)",
+        help="task of the file (default: from its name, such as tnews11_predict.json)",
     )
     score.add_argument(
         "--data",
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="FILE",
-        help="in the format of a submission; several, or a zip, get the means of the boards",
+        help="in the format of a submission; several, or a zip, also get the leaderboard averages",
     )
     _add_json(score)
 
@@ -73,14 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     submit.set_defaults(run=_submit)
     finetuned_runs.add_arguments(submit, needs_data_dir=True)
     submit.add_argument(
-        "--version", choices=("1.0", "1.1"), default="1.1", help="of the board (1.1)"
+        "--version", choices=("1.0", "1.1"), default="1.1", help="version of the leaderboard (1.1)"
     )
     submit.add_argument("--output", required=True, metavar="ZIP", help="submit_<team>_<date>.zip")
     submit.add_argument(
         "--method",
         default="mean",
         choices=("mean", "vote"),
-        help="how several runs of a task become one (mean)",
+        help="how to combine several runs of a task (mean)",
     )
     submit.add_argument(
         "--diagnostics",
@@ -127,7 +128,7 @@ def _inspect(args: argparse.Namespace) -> int:
     seen: set[tuple[str, ...]] = set()
     found = {}
     for task in tasks:
-        # A file that several tasks share is looked at once: that of test sets 1.0, smaller OCNLI.
+        # A file that several tasks share is read once: those of test sets 1.0, smaller OCNLI.
         keys = {split: (task.folders[0], *task.files[split]) for split in task.splits}
         splits = [split for split in task.splits_in(args.data_dir) if keys[split] not in seen]
         seen.update(keys.values())
@@ -186,6 +187,7 @@ def _scores_table(scores: Mapping[str, Score]) -> Table:
 def _submit(args: argparse.Namespace) -> int:
     from plug_jax.cli.main import import_tensorflow
 
+    check_ending("--output", args.output, ZIP)
     import_tensorflow()
     from plug_jax.clue.submission import task_of_version, write_submission
     from plug_jax.finetuning.submissions import test_predictions
@@ -196,7 +198,7 @@ def _submit(args: argparse.Namespace) -> int:
         groups.setdefault(task, []).append(run.path)
     if args.diagnostics:
         if "ocnli" not in groups:
-            raise PlugError("--diagnostics needs a run of OCNLI")
+            raise PlugError("--diagnostics needs an OCNLI run")
         groups["diagnostics"] = groups["ocnli"]
     predictions = {}
     for task, paths in groups.items():
@@ -204,7 +206,7 @@ def _submit(args: argparse.Namespace) -> int:
         predictions[task] = test_predictions(runs, args.method)
         print(f"{task}: {len(predictions[task]):,} predictions of {', '.join(paths)}")
     write_submission(predictions, args.data_dir, args.version, args.output)
-    print(f"{args.output} has {len(predictions)} files; `plug-jax clue validate` finds no mistake")
+    print(f"{args.output} has {len(predictions)} files; `plug-jax clue validate` finds no mistakes")
     return 0
 
 
@@ -222,18 +224,18 @@ def _validate(args: argparse.Namespace) -> int:
         console.print(f"{'doubt' if mistake.is_doubt else 'mistake'}: {mistake}")
     for name, count in found.predictions.items():
         console.print(f"{name}: {count:,} predictions")
-    console.print("no mistake was found" if found.is_valid else "do not upload it as it is")
+    console.print("no mistakes were found" if found.is_valid else "do not upload it as it is")
     return 0 if found.is_valid else _MISTAKEN
 
 
 def _token_counter(path: str | None) -> CountTokens:
-    """Counts tokens by a vocabulary, many texts at a time."""
+    """A function that counts tokens with a vocabulary, for many texts at a time."""
     from plug_jax.cli.main import import_tensorflow
 
     import_tensorflow()
     import tensorflow as tf
 
-    from plug_jax.data.vocabularies import default_vocabulary, load_vocabulary
+    from plug_jax.data.vocabularies.vocabulary import default_vocabulary, load_vocabulary
 
     vocabulary = load_vocabulary(path) if path else default_vocabulary()
 

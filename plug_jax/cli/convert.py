@@ -1,4 +1,4 @@
-"""`plug-jax convert`: weights from PyTorch and t5x, to PyTorch, and proof that they agree."""
+"""`plug-jax convert`: imports weights from PyTorch and t5x, exports to PyTorch, verifies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from plug_jax.convert.from_torch import Imported
 
-SUMMARY = "bring PyTorch weights in and out (PLUG, BERT, StructBERT), and those of a t5x run in"
+SUMMARY = "Import and export PyTorch weights (PLUG, BERT, StructBERT); import those of a t5x run."
 EXAMPLE = """examples:
   plug-jax convert import-plug --input plug_model --vocabulary vocab.txt --output plug
   plug-jax convert import-hf --input chinese-roberta-wwm-ext-large --output roberta
@@ -29,7 +29,7 @@ EXAMPLE = """examples:
   plug-jax convert export-hf --checkpoint run1 --output structbert
   plug-jax convert export-plug --checkpoint run2 --ranks 8 --output plug_again
 
-docs/convert.md describes the layouts. What an import writes is a MODEL_DIR with one checkpoint, for
+docs/convert.md describes the layouts. An import writes a MODEL_DIR with one checkpoint, for
 every command that takes one, and for INITIAL_CHECKPOINT.
 """
 
@@ -51,14 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoder_final_norm_repeats",
         type=int,
         choices=(1, 2),
-        help="default: as config.json says, else 2, as released inference computes; 1 is for "
-        "outputs of released training",
+        help="default: as config.json says, else 2, as released inference computes; 1 reproduces "
+        "the released training code",
     )
     add = command("import-hf", "read a Hugging Face directory of a BERT", _import_hf)
     _add_import_arguments(add)
-    add("--num_sentence_classes", type=int, metavar="N", help="of a fresh sentence_head")
+    add("--num_sentence_classes", type=int, metavar="N", help="classes of a fresh sentence_head")
 
-    add = command("import-t5x", "read a checkpoint of a run of t5x (docs/t5x.md)", _import_t5x)
+    add = command("import-t5x", "read a checkpoint of a t5x run (docs/t5x.md)", _import_t5x)
     add("--input", required=True, metavar="DIR", help="t5x's MODEL_DIR, or MODEL_DIR/checkpoint_N")
     add("--output", required=True, metavar="DIR", help="the MODEL_DIR to write")
 
@@ -83,16 +83,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_import_arguments(add: Callable) -> None:
     add("--input", required=True, metavar="DIR", help="the directory of the weights")
     add("--output", required=True, metavar="DIR", help="the checkpoint to write")
-    add("--vocabulary", metavar="PATH", help="default: the one beside the weights, if it is there")
-    add("--dtype", choices=_DTYPES, help="of all arrays (default: each as it is stored)")
+    add("--vocabulary", metavar="PATH", help="default: the one next to the weights, if any")
+    add("--dtype", choices=_DTYPES, help="dtype of all arrays (default: each as it is stored)")
     add(
         "--fresh",
         nargs="+",
         default=(),
         metavar="HEAD",
-        help="initialise these anew instead of reading them: mlm_head, sentence_head, pooler",
+        help="initialise these from scratch instead of reading them: mlm_head, sentence_head, "
+        "pooler",
     )
-    add("--drop", nargs="+", default=(), metavar="NAME", help="leave out these tensors (patterns)")
+    add("--drop", nargs="+", default=(), metavar="NAME", help="skip these tensors (patterns)")
     add("--num_heads", type=int, metavar="N", help="default: as config.json says, else of size 64")
     add(
         "--vocab_size",
@@ -111,13 +112,13 @@ def _add_import_arguments(add: Callable) -> None:
 def _add_export_arguments(add: Callable) -> None:
     add("--checkpoint", required=True, metavar="DIR", help="a MODEL_DIR, or one step of it")
     add("--output", required=True, metavar="DIR", help="the directory to write")
-    add("--dtype", choices=_DTYPES, help="of all tensors (default: each as it was imported)")
+    add("--dtype", choices=_DTYPES, help="dtype of all tensors (default: each as it was imported)")
     add(
         "--objective",
         action="append",
         default=[],
         metavar="MODULE.NAME",
-        help="an objective of your own whose head is to be written too, repeatable",
+        help="a custom objective whose head is to be written too, repeatable",
     )
 
 
@@ -165,7 +166,7 @@ def _import(args: argparse.Namespace, open_source: Callable) -> int:
     imported = import_weights(source, _local(args.output), options)
     _say_imported(args.output, imported, started)
     if not imported.has_vocabulary:
-        print("no vocabulary came with it: commands that read text need one", file=sys.stderr)
+        print("it came without a vocabulary: commands that read text need one", file=sys.stderr)
     return 0
 
 
@@ -220,7 +221,7 @@ def _export_hf(args: argparse.Namespace) -> int:
 
 
 def _local(text: str) -> Path:
-    """A path on this machine. PlugError for one of a bucket."""
+    """A local path. PlugError for one in a bucket."""
     if re.match(r"\w+://", text):
         raise PlugError(
             f"{text} is not on this machine; only --checkpoint and --vocabulary may be elsewhere: "
@@ -242,7 +243,7 @@ def _verify(args: argparse.Namespace) -> int:
     from plug_jax.convert.verify import verify
 
     if not 0 <= args.tolerance < math.inf:
-        raise PlugError(f"--tolerance {args.tolerance}: a number of 0 or more goes here")
+        raise PlugError(f"--tolerance {args.tolerance}: it must be a number of 0 or more")
     comparison = verify(args.checkpoint, _local(args.golden), tolerance=args.tolerance)
     if args.json:
         print(

@@ -1,4 +1,4 @@
-"""`plug-jax debug-nans`: where the first number of a step that is not finite came from."""
+"""`plug-jax debug-nans`: finds where the first non-finite number of a step arises."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import RenderableType
 
-    from plug_jax.data.vocabularies import PlugVocabulary
+    from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
     from plug_jax.training.module_numbers import Numbers, StepNumbers
 
-SUMMARY = "Look into a step of a run: its batch, and where its first number not finite came from."
+SUMMARY = "Examine a step of a run: its batch, and where its first non-finite number came from."
 EXAMPLE = """example:
   plug-jax debug-nans --step=17 --gin_file=runs/structbert_pretrain.gin \\
     --gin_file=models/tiny.gin --gin_file=mesh/cpu1.gin --gin.MODEL_DIR="'run1'" \\
@@ -24,25 +24,25 @@ EXAMPLE = """example:
     --gin.VOCAB_SIZE=8000 --gin.BATCH_SIZE=16
 
 Give it the gin files and settings of the run. It starts from the run's newest checkpoint before the
-step, does the steps between again, and changes nothing in MODEL_DIR.
+step, repeats the steps in between, and changes nothing in MODEL_DIR.
 """
 UNKNOWN_ARGUMENTS = True
 
-_ROWS = 12  # of a table, at most
+_ROWS = 12  # per table, at most
 _SHOWN = 3  # rows of the batch
-_CHARACTERS = 200  # of an example
+_CHARACTERS = 200  # per example
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax debug-nans`."""
     parser.add_argument(
-        "--step", type=int, required=True, metavar="N", help="as metrics.jsonl counts them"
+        "--step", type=int, required=True, metavar="N", help="step number, as in metrics.jsonl"
     )
     gin_config.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the step computes and reads."""
+    """Print the step's numbers and its batch."""
     from plug_jax.cli.main import import_tensorflow
 
     import_tensorflow()
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     from plug_jax.cli.processes import joined
     from plug_jax.cli.train import configure
-    from plug_jax.data.pipeline import vocabulary_of
+    from plug_jax.data.pipeline.pipeline import vocabulary_of
     from plug_jax.training.replay import replay
 
     with joined():
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_numbers(numbers: StepNumbers) -> Iterator[RenderableType]:
-    """A table of the module where they begin and its neighbours; losses; parameters; gradients."""
+    """Tables: the first non-finite module and its neighbours; losses; parameters; gradients."""
     first = next((i for i, one in enumerate(numbers.forward) if one.not_finite), None)
     around = numbers.forward if first is None else numbers.forward[max(0, first - 3) : first + 4]
     losses = "  ".join(f"{name} {value:.6g}" for name, value in numbers.losses.items())
@@ -81,7 +81,7 @@ def show_numbers(numbers: StepNumbers) -> Iterator[RenderableType]:
             yield _table(name, bad)
         else:
             yield f"{name} all finite, the largest {largest.largest:.4g} in {largest.where}"
-    yield f"FIRST NOT FINITE: {numbers.first or 'none, all numbers of this step are finite'}"
+    yield f"FIRST NON-FINITE: {numbers.first or 'none, all numbers of this step are finite'}"
 
 
 def _table(name: str, numbers: Sequence[Numbers]) -> RenderableType:
@@ -102,7 +102,7 @@ def _table(name: str, numbers: Sequence[Numbers]) -> RenderableType:
 def show_rows(
     batch: Mapping[str, np.ndarray], rows: Sequence[int], vocabulary: PlugVocabulary
 ) -> Iterator[str]:
-    """The texts of rows, one line for each example in one and each side."""
+    """The texts of rows, one line per example and side."""
     for row in rows:
         for side in ("encoder", "decoder"):
             if f"{side}_segment_ids" not in batch:

@@ -1,4 +1,4 @@
-"""`plug-jax doctor`: what works on this machine, and what each extra would bring."""
+"""`plug-jax doctor`: reports what works on this machine, and what each extra would add."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import plug_jax
 
-SUMMARY = "Say what works on this machine: packages, devices, extras."
+SUMMARY = "Check what works on this machine: packages, devices, extras."
 EXAMPLE = """examples:
   plug-jax doctor
   plug-jax doctor --json
 
-Status 0: everything that is needed works; an extra may be absent. Status 1: something needed does
-not. On a slice of several hosts start it on all of them, as a run.
+Status 0: everything required works; an extra may be absent. Status 1: something required does
+not. On a slice of several hosts start it on all of them, like a run.
 """
 
 # The extras for users (dev, docs and parity are for work on plug-jax itself).
@@ -39,21 +39,21 @@ _NVIDIA = Path("/proc/driver/nvidia/version")
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     ok: bool
-    needed: bool  # else it is an extra
+    needed: bool  # False: an extra
     text: str
 
     @property
     def state(self) -> str:
-        """In a word."""
+        """The state in one word."""
         return "ok" if self.ok else "FAILED" if self.needed else "absent"
 
 
 class _Failed(Exception):
-    """What a check found wrong."""
+    """A failed check, with the reason."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look at everything, say it; return 1 if something that is needed fails."""
+    """Run and report all checks; return 1 if a required one fails."""
     from plug_jax.cli.main import import_tensorflow
 
     findings = examine(import_tensorflow)
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def machine() -> dict[str, str]:
-    """What this program runs on."""
+    """Python, system and processor."""
     return {
         "version": f"plug-jax {plug_jax.__version__}",
         "python": f"Python {platform.python_version()}",
@@ -88,7 +88,7 @@ def machine() -> dict[str, str]:
 
 
 def examine(import_tensorflow: Callable[[], None]) -> list[Finding]:
-    """Everything, in the order in which one thing needs the other."""
+    """All checks, in order of dependency."""
     checks: dict[str, Callable[[], str]] = {
         "packages": _packages,
         "gin files": _gin_files,
@@ -110,7 +110,7 @@ def _checked(name: str, check: Callable[[], str], *, needed: bool) -> Finding:
         text, ok = check(), True
     except _Failed as error:
         text, ok = str(error), False
-    except Exception as error:  # a package that cannot be imported fails in ways of its own
+    except Exception as error:  # a failing import may raise anything
         text, ok = f"{type(error).__name__}: {' '.join(str(error).split())}", False
     seconds = time.monotonic() - started
     return Finding(name, ok, needed, f"{text} ({seconds:.1f} s)" if seconds > 1 else text)
@@ -121,7 +121,7 @@ def lacking(distribution: str, extra: str = "") -> list[str]:
 
     Args:
         distribution: its name in the index.
-        extra: look at what this extra requires besides, and at nothing else.
+        extra: check only what this extra requires in addition.
     """
     from packaging.requirements import Requirement
 
@@ -174,16 +174,16 @@ def _gin_files() -> str:
 
 
 def _text(import_tensorflow: Callable[[], None]) -> str:
-    """Text to tokens by tensorflow, as in a run's data, and back."""
+    """Text to tokens with tensorflow, as in a run's data, and back."""
     import_tensorflow()
-    from plug_jax.data.vocabularies import default_vocabulary
+    from plug_jax.data.vocabularies.vocabulary import default_vocabulary
 
     text = "今天天气很好"
     vocabulary = default_vocabulary()
     ids = vocabulary.encode_tf(text).numpy().tolist()
     if vocabulary.decode(ids) != text:
-        raise _Failed(f"{text!r} comes back as {vocabulary.decode(ids)!r}")
-    return f"{text} is {len(ids)} tokens, and comes back"
+        raise _Failed(f"{text!r} decodes to {vocabulary.decode(ids)!r}")
+    return f"{text} is {len(ids)} tokens, and decodes to itself"
 
 
 def _devices() -> str:

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from plug_jax.inference.encoding import Embedding
     from plug_jax.inference.jobs import Job
 
-SUMMARY = "A vector for each text, by the encoder of any checkpoint."
+SUMMARY = "Embed texts as vectors with the encoder of any checkpoint."
 EXAMPLE = """examples:
   plug-jax embed --checkpoint run1 --text '今天天气很好'
   plug-jax embed --checkpoint run1 --input prompts.txt --output vectors.npy --normalize
   plug-jax embed --checkpoint run1 --input rows.jsonl --output vectors.jsonl --max_length 256
 
 A row is {"text": ...}; in a .txt file each line is a text. An output that ends in .npy is float32
-[rows, numbers]; any other one is JSON lines, each row with its `embedding`. Status 3: done, but for
-rows with an error. docs/inference.md says more.
+[rows, dimensions]; any other one is JSON lines, each row with its `embedding`. Status 3: done,
+except for rows with an error. docs/inference.md says more.
 """
 UNKNOWN_ARGUMENTS = True
 
@@ -33,19 +33,19 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     **jobs.OPTIONS,
     "output": (
         str,
-        "FILE.npy: the vectors; else JSON lines, each row with its vector, and the same command "
-        "again goes on",
+        "FILE.npy: the vectors; else JSON lines, each row with its vector; the same command "
+        "again resumes",
     ),
     **options_of(EmbeddingOptions),
     "text_field": (str, "field of a row with the text (text or sentence)"),
 }
 _SWITCHES = {"normalize": (help_of(EmbeddingOptions, "normalize"), "NORMALIZE = True")}
-_SHOWN = 4  # numbers of a vector that the terminal gets
+_SHOWN = 4  # numbers of a vector shown in the terminal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
-    """What runs/embed.gin and the options describe."""
+    """The settings of runs/embed.gin and the options."""
 
     job: Job
     work: Embedding
@@ -85,13 +85,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _results(config: EmbedConfig) -> Iterable[Mapping[str, Any]]:
-    """Each row with its vector, which goes to the output too."""
+    """Each row with its vector, which is also written to the output."""
     import jax
 
+    from plug_jax.checkpoints.saved_model import open_checkpoint
     from plug_jax.inference.jobs import run
     from plug_jax.inference.rows import contents_of
     from plug_jax.inference.vector_file import SUFFIX, check_vector_file, write_vectors
-    from plug_jax.training.saved_model import open_checkpoint
 
     job, output = config.job, config.job.output
     if output is None or not output.endswith(SUFFIX):

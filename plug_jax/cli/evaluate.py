@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the metrics as one JSON object; of a model that gives no numbers they are null."""
+    """Print the metrics as one JSON object; those that are not finite are null."""
     from plug_jax.cli.main import import_tensorflow
 
     import_tensorflow()
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def evaluate(files: list[str], bindings: list[str]) -> dict[str, float]:
-    """Score as gin files and bindings say; returns the metrics by name."""
+    """Evaluate with gin files and bindings; returns the metrics by name."""
     from plug_jax.training import evaluate as evaluation
 
     config = gin_config.configured(evaluation.EvaluateConfig, files=files, bindings=bindings)

@@ -1,4 +1,4 @@
-"""`plug-jax fill-mask`: what may stand in place of [MASK]."""
+"""`plug-jax fill-mask`: fills in [MASK]."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from plug_jax.inference.jobs import Job
     from plug_jax.inference.mask_filling import MaskFilling
 
-SUMMARY = "What may stand in place of each [MASK] of a text, with probabilities."
+SUMMARY = "Predict the candidates for each [MASK] in a text, with probabilities."
 EXAMPLE = """examples:
   plug-jax fill-mask --checkpoint run1 --text '北[MASK]是中国的首都' --top_k 3
   plug-jax fill-mask --checkpoint run1 --input masked.jsonl --output filled.jsonl
 
 A row is {"text": ...} with [MASK] in it; in a .txt file each line is a text. Each [MASK] is a
-single piece of the vocabulary, for Chinese a character. Status 3: done, but for rows with an error.
-docs/inference.md says more.
+single piece of the vocabulary, in Chinese a character. Status 3: done, except for rows with an
+error. docs/inference.md says more.
 """
 UNKNOWN_ARGUMENTS = True
 
@@ -36,7 +36,7 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FillMaskConfig:
-    """What runs/fill_mask.gin and the options describe."""
+    """The settings of runs/fill_mask.gin and the options."""
 
     job: Job
     work: MaskFilling

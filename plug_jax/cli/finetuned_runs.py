@@ -1,4 +1,4 @@
-"""What commands over fine-tuned runs share: the runs, as their own gin files describe them."""
+"""Shared by commands on fine-tuned runs: loading the runs as their own gin files describe them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plug_jax.errors import PlugError
 if TYPE_CHECKING:
     from plug_jax.finetuning.runs import FineTunedRun
 
-_CONFIG = "config.gin"  # of a MODEL_DIR: what the run was
+_CONFIG = "config.gin"  # in a MODEL_DIR: the run's configuration
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, needs_data_dir: bool = False) -> None:
@@ -46,15 +46,15 @@ def load_runs(args: argparse.Namespace) -> list[FineTunedRun]:
     """The runs in the order given.
 
     Raises:
-        PlugError: no runs there, or one that is not fine-tuned.
+        PlugError: there are no runs, or one is not fine-tuned.
     """
     return [load_run(args, path) for path in _paths(args.runs)]
 
 
 def load_run(args: argparse.Namespace, path: str, clue_task: str | None = None) -> FineTunedRun:
-    """A run as its own gin file describes it; where it started from is not needed any more.
+    """A run as its own gin file describes it; its initial checkpoint is no longer needed.
 
-    `clue_task`: in place of the one that it was trained for, such as another test set of it.
+    `clue_task`: instead of the one that it was trained for, such as another test set.
     """
     from plug_jax.finetuning.runs import FineTunedRun
     from plug_jax.training.program import TrainConfig
@@ -70,8 +70,8 @@ def load_run(args: argparse.Namespace, path: str, clue_task: str | None = None) 
 
 
 def _paths(patterns: Sequence[str]) -> list[str]:
-    """Directories that hold a run; a glob leaves out those that do not, or have no checkpoint."""
-    from plug_jax.training.checkpoint_format import CHECKPOINTS
+    """Directories of runs; a glob skips directories without a run or checkpoint."""
+    from plug_jax.checkpoints.format import CHECKPOINTS
 
     found: list[str] = []
     for pattern in patterns:
@@ -81,10 +81,10 @@ def _paths(patterns: Sequence[str]) -> list[str]:
         runs = [path for path in sorted(glob.glob(pattern)) if (Path(path) / _CONFIG).exists()]
         matched = [path for path in runs if any(Path(path, CHECKPOINTS).glob("[0-9]*"))]
         for path in sorted(set(runs) - set(matched)):
-            print(f"{path} is left out: it has no checkpoint", file=sys.stderr)
+            print(f"{path} is skipped: it has no checkpoint", file=sys.stderr)
         if not matched:
             raise PlugError(
-                f"--runs {pattern}: there is no run; a MODEL_DIR that `plug-jax train` wrote has a "
+                f"--runs {pattern}: no run found; a MODEL_DIR written by `plug-jax train` has a "
                 f"{_CONFIG}"
             )
         found += matched

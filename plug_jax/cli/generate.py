@@ -28,23 +28,23 @@ EXAMPLE = """examples:
   plug-jax generate --checkpoint /path/to/model_dir --num_beams 4 < prompts.txt > texts.txt
   plug-jax generate --checkpoint /path/to/model_dir --prompt '第一章' --long --max_new_tokens 2000
 
-Of standard input each line is a prompt, and its texts are lines of standard output. What is said
-about them (speed, log-probabilities with --verbose) goes to standard error.
+Each line of standard input is a prompt; its texts are lines of standard output. Information
+about them (speed; log-probabilities with --verbose) goes to standard error.
 """
 UNKNOWN_ARGUMENTS = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """What runs/generate.gin and the options describe."""
+    """The settings of runs/generate.gin and the options."""
 
     checkpoint: str
     prompt: str | None  # None: from standard input
     options: GenerationOptions
-    long: bool = False  # by the released scheme for long texts
+    long: bool = False  # the released scheme for long texts
     partitioner: Partitioner | None = None  # from a mesh/ file; None: the first device
-    dtype: ComputeDtype | None = None  # None: the one that the model was trained in
-    int8: bool = False  # weights in 8 bits
+    dtype: ComputeDtype | None = None  # None: the training dtype
+    int8: bool = False  # 8-bit weights
 
     def __post_init__(self) -> None:
         from plug_jax.partitioning import Partitioner
@@ -61,7 +61,7 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
 _MACROS = {"seed": "RANDOM_SEED"}
 _SWITCHES = {
     "long": "re-encode every 128 tokens, as the released PLUG does, for texts of any length",
-    "int8": "hold the weights in 8 bits",
+    "int8": "quantise the weights to 8 bits",
 }
 
 
@@ -71,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, help=text)
     for name, text in _SWITCHES.items():
         parser.add_argument(f"--{name}", action="store_true", default=None, help=text)
-    parser.add_argument("--verbose", action="store_true", help="log-probability of each text")
+    parser.add_argument(
+        "--verbose", action="store_true", help="print the log-probability of each text"
+    )
     gin_config.add_arguments(parser, default="runs/generate.gin")
 
 
@@ -120,7 +122,7 @@ def _prompts(prompt: str | None, *, asks: bool) -> Iterator[str]:
                 raise PlugError(f"standard input, line {number} is not UTF-8") from error
             yield text.rstrip("\r\n")
     else:
-        print("A prompt a line; Ctrl-D ends.", file=sys.stderr)
+        print("One prompt per line; Ctrl-D ends.", file=sys.stderr)
         while True:
             try:
                 yield input("> ")
@@ -132,7 +134,7 @@ def _prompts(prompt: str | None, *, asks: bool) -> Iterator[str]:
 
 
 def _answer(model: InferenceModel, prompt: str, request: GenerateConfig, *, verbose: bool) -> None:
-    """Write the texts of one prompt; one sampled text streams while it grows."""
+    """Print the texts of one prompt; a single sampled text is streamed."""
     from plug_jax.inference.generator import generate, generate_long, stream
 
     options = request.options
@@ -158,10 +160,10 @@ def _answer(model: InferenceModel, prompt: str, request: GenerateConfig, *, verb
 
 
 def _print_growing(texts: Iterable[GeneratedText]) -> GeneratedText:
-    """Print what each text adds to the one before; returns the last."""
+    """Print what each text adds to the previous one; returns the last."""
     shown, text = "", None
     for text in texts:
-        # The bytes of a character may come one by one: wait for all of them.
+        # The bytes of a character may arrive one by one: wait for all of them.
         whole = text.text.rstrip("\N{REPLACEMENT CHARACTER}")
         if whole.startswith(shown):
             print(whole[len(shown) :], end="", flush=True)

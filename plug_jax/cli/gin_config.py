@@ -1,4 +1,4 @@
-"""gin for the commands: files and overrides in, a configured object out, errors that name names."""
+"""gin for the commands: files and overrides in, a configured object out, with clear errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import plug_jax
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shown
 from plug_jax.field_types import FieldTypeError
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Macros of runs/ files that a train step does not depend on, with what they are set to by commands
-# that make the step and do not run it to its end.
+# Macros of runs/ files that a train step does not depend on, with the values set by commands that
+# build the step without training.
 STEP_ALONE = {
     "MODEL_DIR": "'none'",
     "TRAIN_STEPS": "1000000",
@@ -31,7 +31,7 @@ STEP_ALONE = {
 }
 
 _OVERRIDE = "--gin."
-# What a kind of file sets, rather than the command line.
+# Settings that come from a kind of file rather than the command line.
 _SET_BY = {
     "PlugConfig": "by a models/ file: --gin_file=models/tiny.gin",
     "OBJECTIVES": "by an objectives/ file: --gin_file=objectives/palm.gin",
@@ -47,11 +47,11 @@ def add_arguments(
     """Add --gin_file (repeatable; later files override earlier ones)."""
     parser.add_argument(
         "--gin_file",
-        action="append",  # to the default, if there is one
+        action="append",  # after the default, if there is one
         required=required and default is None,
         default=None if default is None else [default],
         metavar="FILE",
-        help="a gin file, repeatable, later ones override; looked up in the current directory, "
+        help="a gin file, repeatable, later ones override; searched in the current directory, "
         "then among those that ship with plug-jax (runs/, objectives/, models/, mesh/, demo/). "
         "--gin.NAME=VALUE sets a macro (--gin.TRAIN_STEPS=100) or a parameter "
         "(--gin.step.StepConfig.micro_batches=2); strings need quotes inside: \"'...'\"",
@@ -63,7 +63,9 @@ def overrides(unknown: Iterable[str]) -> list[str]:
     bindings = []
     for argument in unknown:
         if not argument.startswith(_OVERRIDE) or "=" not in argument:
-            raise PlugError(f"unknown argument {argument!r}; gin overrides are --gin.NAME=VALUE")
+            raise PlugError(
+                f"unknown argument {shown(argument)}; gin overrides are --gin.NAME=VALUE"
+            )
         name, value = argument.removeprefix(_OVERRIDE).split("=", 1)
         bindings.append(f"{name} = {value}")
     return bindings
@@ -80,16 +82,15 @@ def configured(
     """Parse files and bindings, then call `build` (a class or function that they configure).
 
     Args:
-        build: what makes the result.
+        build: makes the result.
         files: gin files, found by `search_paths`.
-        bindings: `NAME = VALUE` of the command line, which come after the files.
-        replacing: values of macros that the command sets itself, whatever is given.
-        run: what a message about a setting that nothing reads calls the run.
+        bindings: `NAME = VALUE` from the command line, applied after the files.
+        replacing: values of macros that the command itself overrides.
+        run: name of the run in messages about settings that nothing reads.
 
     Raises:
-        PlugError: a file that is not found or cannot be read, a name of nothing, a setting of the
-            user that nothing reads, a macro that is required and not set, a value that the object
-            itself refuses.
+        PlugError: a file that is not found or cannot be read, an unknown name, a user's setting
+            that nothing reads, a required macro that is not set, a value that the object refuses.
     """
     import gin
 
@@ -113,12 +114,12 @@ def configured(
         raise PlugError(_without_calls(error) + hint) from error
     except PlugError as error:
         raise PlugError(_without_calls(error)) from error
-    except Exception as error:  # gin raises every kind, with the place in the file in its message
+    except Exception as error:  # gin raises any class, with the position in its message
         raise PlugError(_explain(error)) from error
 
 
 def macro(name: str, *, files: Sequence[str], bindings: Sequence[str]) -> Any:
-    """The value of a macro, through others that it refers to; None where that is no literal.
+    """The value of a macro, following references to others; None if that is not a literal.
 
     Raises:
         PlugError: a file that is not found or cannot be read.
@@ -135,16 +136,16 @@ def macro(name: str, *, files: Sequence[str], bindings: Sequence[str]) -> Any:
 
 
 def operative_config() -> str:
-    """Every binding that was used, as a gin file; to be called after `configured`."""
+    """All bindings in use, as a gin file; call it after `configured`."""
     import gin
 
     return gin.operative_config_str()
 
 
 def search_paths() -> list[Path]:
-    """Where a relative gin file is looked up: the current directory, then our own files."""
+    """Where relative gin files are looked up: the current directory, then our own files."""
     package = Path(plug_jax.__file__).parent
-    # Within a wheel, and beside the package in a checkout.
+    # Inside the package in a wheel, next to it in a checkout.
     ours = (directory / "gin_configs" for directory in (package, package.parent))
     return [Path.cwd(), next(directory for directory in ours if directory.is_dir())]
 
@@ -152,7 +153,7 @@ def search_paths() -> list[Path]:
 def _read(
     files: Sequence[str], bindings: Sequence[str]
 ) -> tuple[list[Piece], dict[str, ImportStatement]]:
-    """What files and then bindings set, and what the files import."""
+    """The statements of files and then bindings, and the files' imports."""
     from plug_jax.cli.gin_statements import read_bindings, read_files
 
     pieces = read_files(files, search_paths())
@@ -161,11 +162,11 @@ def _read(
 
 
 def _without_calls(error: PlugError) -> str:
-    """The message without what gin adds to it."""
+    """The message without gin's additions."""
     return str(error).split("\n  In call to configurable")[0]
 
 
 def _explain(error: Exception) -> str:
-    """gin's message on one line or two, without its notes on how to debug gin."""
+    """gin's message in one or two lines, without its debugging notes."""
     message = str(error).strip() or type(error).__name__
     return "gin: " + " ".join(line.strip() for line in message.splitlines() if line.strip())

@@ -1,7 +1,7 @@
-"""Which settings a run reads: all that its gin files and command line set must be of use to it.
+"""Finds settings that a run does not read, in its gin files and on the command line.
 
-gin calls what the run is built of, and gives each call the parameters that are bound to it; their
-values may refer to macros and to other calls. So what is read follows from the statements alone.
+gin calls the functions and classes that build the run with the parameters bound to them; values may
+refer to macros and to other calls. So what is read follows from the statements alone.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from plug_jax.errors import PlugError
 from plug_jax.field_types import parameter_types
 from plug_jax.named_modules import import_named
 
-Key = tuple[tuple[str, ...], int, str]  # scope, id of what is configured, parameter
+Key = tuple[tuple[str, ...], int, str]  # scope, id of the configured object, parameter
 
 _REQUIRED = Reference(("gin.REQUIRED",), MACRO)
 
 
 class Settings:
-    """The statements of a run, and what they set."""
+    """The statements of a run and their targets."""
 
     def __init__(self, statements: Sequence[Statement], root: Any) -> None:
-        """`root` is what builds the run.
+        """`root` builds the run.
 
         Raises:
-            PlugError: an import that fails, a name of nothing.
+            PlugError: an import that fails, an unknown name.
         """
         self._statements, self._root = statements, root
-        self._named: dict[str, Any] = {}  # everything that imports lead to, by its full name
+        self._named: dict[str, Any] = {}  # everything imported, by full name
         for origin in {id(s.origin): s.origin for s in statements}.values():
             for imported in origin.imports.values():
                 _imported(imported, origin)
@@ -50,8 +50,8 @@ class Settings:
     def check(self, set_by: dict[str, str], run: str) -> None:
         """PlugError for settings that nothing reads, and for required ones that are not set.
 
-        `set_by` says what sets some macros and classes, when it is not the command line; `run` is
-        what messages call the run.
+        `set_by` says what sets some macros and classes if not the command line; `run` is the name
+        of the run in messages.
         """
         read, used, missing = self._walk(self._statements)
         problems = list(self._unread(read, used, run))
@@ -63,7 +63,7 @@ class Settings:
             raise PlugError("\n".join(problems))
 
     def macros_behind(self, owner: str, parameters: Iterable[str]) -> list[str]:
-        """The macros that give parameters of `owner`, the bare name of a class or function."""
+        """The macros that set parameters of `owner`, the bare name of a class or function."""
         return [
             "/".join(statement.value.scopes)
             for statement, target in zip(self._statements, self._targets, strict=True)
@@ -74,7 +74,7 @@ class Settings:
         ]
 
     def _walk(self, statements: Iterable[Statement]) -> tuple[set[Key], list[Any], set[str]]:
-        """What is read when the run is built, what that configures, and what is not set."""
+        """The keys read when the run is built, the objects called, and required names not set."""
         chosen_from = set(map(id, statements))
         read: set[Key] = set()
         missing: set[str] = set()
@@ -103,16 +103,16 @@ class Settings:
                     if reference.name != MACRO:
                         named = self._target(reference.name, statement)
                         visit(named, reference.scopes or scopes, reference.called)
-                    elif "." not in reference.scopes[-1]:  # a constant of some module has dots
+                    elif "." not in reference.scopes[-1]:  # a module's constant has dots
                         visit(MACRO, reference.scopes)
 
         visit(self._root, ())
         return read, list(visited.values()), missing
 
     def _unread(self, read: set[Key], used: Sequence[Any], run: str) -> Iterator[str]:
-        """A line for each setting of the user that nothing reads."""
+        """A line for each user's setting that nothing reads."""
         ranks = {statement.origin.rank for statement in self._statements}
-        # What a later origin replaces may have been what reads an earlier one's settings.
+        # A statement that a later origin replaced may have read an earlier one's settings.
         by_rank = {
             rank: self._walk([s for s in self._statements if s.origin.rank <= rank])[0]
             for rank in sorted(ranks)
@@ -129,7 +129,7 @@ class Settings:
             yield f"{statement.place}: nothing in {run} reads {name}{hint}"
 
     def _good_names(self, read: set[Key], used: Sequence[Any]) -> set[str]:
-        """What could be set: all that is read, and every parameter of all that is called."""
+        """The valid names: all that is read, and every parameter of everything called."""
         names = set()
         for statement, target in zip(self._statements, self._targets, strict=True):
             if _key(statement, target) in read:
@@ -139,7 +139,7 @@ class Settings:
         return names
 
     def _reader(self, statement: Statement) -> str:
-        """Who would read a macro, if it were called."""
+        """What would read a macro if it were called."""
         reference = Reference(statement.scope, MACRO)
         readers = [s.setting for s in self._statements if reference in s.references]
         if statement.selector != MACRO or not readers:
@@ -152,7 +152,7 @@ class Settings:
             return MACRO
         if _is_imported(selector, statement.origin):
             return self._resolve(selector, statement)
-        # Without an import gin looks for the end of a full name.
+        # Without an import gin matches the end of a full name.
         found = {
             id(target): target
             for full, target in self._named.items()
@@ -173,7 +173,7 @@ class Settings:
             raise PlugError(f"{statement.place}: there is no {selector}{hint}") from error
 
     def _resolve(self, selector: str, statement: Statement) -> Any:
-        """What a name means by the imports of its file."""
+        """What a name refers to, by its file's imports."""
         head, *rest = selector.split(".")
         imported = statement.origin.imports[head]
         target = _imported(imported, statement.origin)
@@ -188,7 +188,7 @@ class Settings:
 
 
 def _names(statement: Statement) -> Iterator[str]:
-    """What a statement names by an import of its file."""
+    """The imported names that a statement uses."""
     for name in (statement.selector, *(r.name for r in statement.references)):
         if name != MACRO and _is_imported(name, statement.origin):
             yield name
@@ -239,14 +239,14 @@ def _parameters(target: Any) -> tuple[set[str], bool]:
     """The names of a function's or class's parameters, and whether it takes others too."""
     try:
         parameters = inspect.signature(target).parameters
-    except ValueError:  # some of C's have none
+    except ValueError:  # some C functions have no signature
         return set(), True
     options = [p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD]
     if not options:
         return set(parameters), False
     try:
-        names = set(parameter_types(target))  # **options may say theirs
-    except NameError:  # annotations for type checkers alone
+        names = set(parameter_types(target))  # **options may be typed
+    except NameError:  # annotations only for type checkers
         names = set(parameters)
     return names, options[0] in names
 

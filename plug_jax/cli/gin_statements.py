@@ -1,7 +1,7 @@
-"""What gin files and the command line set, statement by statement, each with its place.
+"""The statements of gin files and the command line, each with its position.
 
-gin's own parser reads them. Its configuration does not remember where a value came from, which
-`plug_jax.cli.gin_reading` needs to say which settings nothing reads.
+gin's own parser reads them. gin itself does not record where a value came from, which
+`plug_jax.cli.gin_reading` needs for messages about settings that nothing reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gin import config_parser
 
 from plug_jax.errors import PlugError
 
-MACRO = "gin.macro"  # gin takes a macro for the parameter `value` of this, its name for the scope
+MACRO = "gin.macro"  # gin treats a macro as the parameter `value` of this, with its name as scope
 _DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
 _BINDING = re.compile(r"\s*([\w./]+)\s*=\s*(.*?)\s*(?:#.*)?$", re.DOTALL)
 _TOKEN = re.compile(r"Failed to parse token '(.+)'")
@@ -29,7 +29,7 @@ _QUOTES = "'\"‘’“”"
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """`@scopes/name` or `@scopes/name()`; a macro is `gin.macro` in the scope of its name."""
+    """`@scopes/name` or `@scopes/name()`; a macro is `gin.macro` in a scope with its name."""
 
     scopes: tuple[str, ...]
     name: str
@@ -38,16 +38,16 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where statements stand: a file, or the command line."""
+    """Where statements come from: a file, or the command line."""
 
     name: str
     ours: bool  # it ships with plug-jax, or a command sets it
-    rank: int  # what one origin sets, those of a higher rank may replace
-    imports: Mapping[str, config_parser.ImportStatement]  # by the names that they give
+    rank: int  # origins of a higher rank may replace its settings
+    imports: Mapping[str, config_parser.ImportStatement]  # by the names they define
     names_imports: bool = True  # its selectors begin with those names (dynamic registration)
 
     def place(self, line: int, setting: str, value: str) -> str:
-        """How a message names one of its statements."""
+        """A statement's position, for messages."""
         return f"{self.name}:{line}"
 
 
@@ -56,7 +56,7 @@ class CommandLine(Origin):
     """The settings of one command line."""
 
     def place(self, line: int, setting: str, value: str) -> str:
-        """As it was typed."""
+        """The argument as typed."""
         return f"--gin.{setting}={value}"
 
 
@@ -73,14 +73,14 @@ class Statement:
 
     @property
     def setting(self) -> str:
-        """What is set, as it is written."""
+        """What is set, as written."""
         if self.selector == MACRO:
             return "/".join(self.scope)
         return "/".join((*self.scope, f"{self.selector}.{self.parameter}"))
 
     @property
     def references(self) -> Iterator[Reference]:
-        """Those that the value holds, at any depth."""
+        """The references in the value, at any depth."""
         return _references(self.value)
 
 
@@ -93,7 +93,7 @@ class Piece:
     statements: tuple[Statement, ...]
 
     def stream(self) -> io.StringIO:
-        """For gin to parse; its messages have the file's name and lines."""
+        """For gin to parse, so that its messages have the file's name and line numbers."""
         return _Named(self.text, self.origin.name)
 
 
@@ -104,7 +104,7 @@ class _Named(io.StringIO):
 
 
 class _Delegate(config_parser.ParserDelegate):
-    """Keeps references as what they say; gin's own would import and register what they name."""
+    """Keeps references symbolic; gin's own delegate would import and register their targets."""
 
     def configurable_reference(self, scoped_name: str, evaluate: bool) -> Reference:
         *scopes, name = scoped_name.split("/")
@@ -115,10 +115,10 @@ class _Delegate(config_parser.ParserDelegate):
 
 
 def read_files(names: Sequence[str], search_paths: Sequence[Path]) -> list[Piece]:
-    """The files with what they include, in gin's order; the last of `search_paths` has our own.
+    """The files and their includes, in gin's order; the last of `search_paths` has our own.
 
     Raises:
-        PlugError: a file that is not found, is no UTF-8, includes itself, or that gin cannot read.
+        PlugError: a file that is not found, not UTF-8, includes itself, or that gin cannot parse.
     """
     return [piece for name in names for piece in _read_file(name, search_paths, ())]
 
@@ -130,7 +130,7 @@ def read_bindings(
     rank: int,
     ours: bool = False,
 ) -> Piece:
-    """What `NAME = VALUE` texts set, where names are those that `imports` give."""
+    """The statements of `NAME = VALUE` texts, with names defined by `imports`."""
     origin = CommandLine("the command line", ours, rank, imports)
     statements = []
     for binding in bindings:
@@ -141,7 +141,7 @@ def read_bindings(
             raise PlugError(f"{place}: this sets nothing; --gin.NAME=VALUE does")
         statements.append(_statement(parsed[0], origin, place))
     _check_repetitions(statements)
-    # References name what is imported; other settings are of what gin knows from the files.
+    # References use imported names; other settings use names that gin knows from the files.
     named = {r.name for statement in statements for r in statement.references} - {MACRO}
     head = ["from __gin__ import dynamic_registration"] if named else []
     head += [statement.format() for statement in imports.values() if named]
@@ -149,7 +149,7 @@ def read_bindings(
 
 
 def near(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """`; did you mean ...?` with the name that is most like it, in any case; else nothing."""
+    """`; did you mean ...?` with the most similar name, ignoring case; else an empty string."""
     by_lower = {known.lower(): known for known in sorted(names)}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return f"; did you mean {by_lower[close[0]]}?" if close else ""
@@ -177,7 +177,7 @@ def _read_file(
     begin = 1
 
     def piece(end: int) -> Piece:
-        # Blank lines in place of the others keep the numbers of lines.
+        # Blank lines instead of the others preserve line numbers.
         kept = (
             line if begin <= number < end or number in import_lines else ""
             for number, line in enumerate(lines, start=1)
@@ -219,7 +219,7 @@ def _statement(parsed: config_parser.BindingStatement, origin: Origin, place: st
 
 
 def _check_repetitions(statements: Sequence[Statement]) -> None:
-    """PlugError for what one place sets twice: nothing would read the first."""
+    """PlugError for a setting that occurs twice in one place: nothing would read the first."""
     places: dict[str, str] = {}
     for statement in statements:
         if statement.setting in places:
@@ -229,7 +229,7 @@ def _check_repetitions(statements: Sequence[Statement]) -> None:
 
 
 def _parse(text: str, name: str, *, command_line: bool = False) -> list[Any]:
-    """gin's statements. PlugError with the place of what it cannot read."""
+    """gin's statements. PlugError with the position of a syntax error."""
     try:
         return list(config_parser.ConfigParser(text, _Delegate()))
     except (SyntaxError, tokenize.TokenError) as error:
@@ -245,7 +245,7 @@ def _parse(text: str, name: str, *, command_line: bool = False) -> list[Any]:
 
 
 def _advice(text: str, message: str, *, command_line: bool) -> str:
-    """What to do about a statement that gin's parser does not take."""
+    """What to do about a statement that gin's parser rejects."""
     match = _BINDING.match(text)
     if match is None:
         return "this is not NAME = VALUE"

@@ -1,4 +1,4 @@
-"""`plug-jax infer`: an answer to every row of an input, on any number of devices and hosts."""
+"""`plug-jax infer`: batch inference over input rows, on any number of devices and hosts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from plug_jax.inference.batch_generation import Generation
     from plug_jax.inference.jobs import Job, Work
 
-SUMMARY = "Write texts, or what a model was fine-tuned for, for every row; resumable, on any mesh."
+SUMMARY = "Generate texts, or fine-tuned predictions, for every row; resumable, on any mesh."
 EXAMPLE = """examples:
   plug-jax infer --gin_file=runs/infer.gin --gin_file=mesh/cpu1.gin --gin.CHECKPOINT="'run2'" \\
     --gin.INPUT="'prompts/*.jsonl'" --gin.OUTPUT="'texts.jsonl'" --gin.NUM_SAMPLES=4
@@ -24,7 +24,7 @@ EXAMPLE = """examples:
   plug-jax infer --gin_file=runs/infer.gin --gin_file=mesh/cpu1.gin \\
     --gin.CHECKPOINT="'finetuned/tnews'" --gin.INPUT="'rows.jsonl'" --gin.OUTPUT="'labels.jsonl'"
 
-A fine-tuned checkpoint gives labels, choices, answers or entities. The same command again goes on
+A fine-tuned checkpoint gives labels, choices, answers or entities. The same command again resumes
 where it was stopped. Status 3: all rows are written, some of them
 with an `error` in place of an answer. docs/inference.md says more.
 """
@@ -33,7 +33,7 @@ UNKNOWN_ARGUMENTS = True
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferConfig:
-    """What runs/infer.gin describes."""
+    """The settings of runs/infer.gin."""
 
     job: Job
     work: Generation
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def infer(job: Job, work: Work[Any, Any]) -> int:
-    """Do the job, and say on stderr what became of it; returns the command's status."""
+    """Do the job, and report the outcome on stderr; returns the exit status."""
     import jax
 
     from plug_jax.inference.jobs import ERROR, run

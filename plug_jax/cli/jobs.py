@@ -1,4 +1,4 @@
-"""What `plug-jax infer` and the other commands of rows share: options, and how they report."""
+"""Shared by `plug-jax infer` and other commands on rows: options and reports."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from plug_jax.errors import PlugError
 if TYPE_CHECKING:
     from plug_jax.inference.jobs import Job
 
-STATUS_WITH_ERRORS = 3  # of a command that is done, but for rows with an error
+STATUS_WITH_ERRORS = 3  # exit status if some rows have an error
 
 OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "checkpoint": (str, "checkpoint directory (a run's MODEL_DIR, or one step)"),
-    "input": (str, "JSON lines, or .txt with a text a line: a path or a glob; .gz too"),
-    "output": (str, "write each row with its result here; the same command again goes on"),
+    "input": (str, "JSON lines, or .txt with one text per line: a path or a glob; .gz too"),
+    "output": (str, "write each row with its result here; the same command again resumes"),
     "batch_size": (int, "texts at a time (32)"),
 }
-# Options without a value: what they say, and the binding that they are.
+# Options without a value: their help, and their binding.
 Switches = Mapping[str, tuple[str, str]]
 NO_SEP: Switches = {"no_sep": ("do not score the [SEP] at the end of a text", "SEP = False")}
 
 
 class Summary(Protocol):
-    """What is said of all rows together."""
+    """A summary of all rows."""
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a row."""
@@ -61,7 +61,7 @@ def bindings_of(
     given: Mapping[str, str] | None,
     switches: Switches = MappingProxyType({}),
 ) -> list[str]:
-    """What options, switches and overrides set.
+    """The bindings of options, switches and overrides.
 
     `given`: the fields of a single row on the command line, None without.
     """
@@ -76,12 +76,12 @@ def bindings_of(
 
 
 def fine_tuned_for(files: Sequence[str], bindings: Sequence[str]) -> Mapping[str, Any] | None:
-    """The task of CHECKPOINT, where it was fine-tuned. PlugError where there is no checkpoint."""
-    from plug_jax.training.saved_model import open_checkpoint
+    """The task of CHECKPOINT, if it was fine-tuned. PlugError if there is no checkpoint."""
+    from plug_jax.checkpoints.saved_model import open_checkpoint
 
     checkpoint = gin_config.macro("CHECKPOINT", files=files, bindings=bindings)
     if not isinstance(checkpoint, str):
-        return None  # the command itself says what is wrong with it
+        return None  # the command itself reports what is wrong
     return open_checkpoint(checkpoint).task
 
 
@@ -89,11 +89,11 @@ def prediction_job(task: Mapping[str, Any], files: Sequence[str], bindings: Sequ
     """The job of a checkpoint that was fine-tuned for `task`.
 
     Raises:
-        PlugError: as `gin_config.configured`, also for settings of texts that are not written.
+        PlugError: as `gin_config.configured`, also for generation settings.
     """
     from plug_jax.inference.jobs import Job
 
-    run = f"this run, where a checkpoint fine-tuned for {task['name']!r} answers by its own head,"
+    run = f"this run, where a checkpoint fine-tuned for {task['name']!r} answers with its own head,"
     return gin_config.configured(Job, files=files, bindings=bindings, run=run)
 
 
@@ -105,9 +105,9 @@ def report(
     with_rows: bool,
     line: Callable[[Mapping[str, Any]], str],
 ) -> int:
-    """Print a `line` for each row if `with_rows`, then the summary; returns the command's status.
+    """Print a `line` for each row if `with_rows`, then the summary; returns the exit status.
 
-    As JSON it is one object, {"rows": [...], "total": {...}}, or of `total` alone.
+    As JSON it is one object, {"rows": [...], "total": {...}}, or only the total.
     """
     import jax
 
@@ -122,7 +122,7 @@ def report(
     total = summary.fields()
     if prints and as_json:
         shown = {"rows": kept, "total": total} if with_rows else {"total": total}
-        # What a terminal cannot show would be escaped as Python does it, not as JSON.
+        # Characters that a terminal cannot show would get Python's escapes, not JSON's.
         escaped = codecs.lookup(sys.stdout.encoding).name != "utf-8"
         print(json.dumps(shown, indent=2, ensure_ascii=escaped, allow_nan=False))
     elif prints:
@@ -131,9 +131,9 @@ def report(
 
 
 def status(errors: int) -> int:
-    """What a command returns whose rows have so many errors: on all processes what the first has.
+    """The exit status for this number of errors, the first process's on all processes.
 
-    Of several processes only the first sees all rows. None leaves before it is done.
+    Only the first process sees all rows. No process exits before it is done.
     """
     import jax
     import numpy as np

@@ -1,8 +1,8 @@
-"""The `plug-jax` command: finds the module of the command asked for, and runs it.
+"""The `plug-jax` command: finds and runs the module of a subcommand.
 
-Each command is a module with `SUMMARY`, `EXAMPLE`, `add_arguments(parser)` and `run(args)`; one
-that takes gin overrides sets `UNKNOWN_ARGUMENTS = True` and finds them in `args.unknown`, and with
-`PASSES_ON = True` all options that it does not know. It imports jax and tensorflow inside `run`, so
+Each command is a module with `SUMMARY`, `EXAMPLE`, `add_arguments(parser)` and `run(args)`. One
+that accepts gin overrides sets `UNKNOWN_ARGUMENTS = True` and finds them in `args.unknown`, with
+`PASSES_ON = True` together with all unknown options. It imports jax and tensorflow inside `run`, so
 that help is instant.
 """
 
@@ -21,7 +21,7 @@ from types import ModuleType
 import plug_jax
 from plug_jax.cli import task_modules
 from plug_jax.cli.arguments import Parser, decoded
-from plug_jax.errors import Interrupted, PlugError
+from plug_jax.errors import Interrupted, PlugError, shown
 from plug_jax.tensorflow_import import import_tensorflow as import_tensorflow  # for the commands
 from plug_jax.tensorflow_import import quiet_tensorflow
 
@@ -59,10 +59,10 @@ _INTERRUPTED = 130  # what a shell reports for SIGINT
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `plug-jax` with the given arguments (default: the command line's); return its status.
 
-    Status 0 when all went well, else what the command returns; 2 for a mistake of the user (an
-    unknown command, or a `PlugError`, whose message goes to standard error and whose kind may have
-    another status) and for a file that the system refuses; 130 when interrupted, 143 by SIGTERM.
-    `--help`, `--version` and argparse's errors end in `SystemExit`.
+    Status 0 on success, else what the command returns; 2 for a user's mistake (an unknown command,
+    or a `PlugError`, whose message goes to standard error and whose class may have another status)
+    and for a file error of the system; 130 on Ctrl-C, 143 on SIGTERM. `--help`, `--version` and
+    argparse's errors raise `SystemExit`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     quiet_tensorflow()
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(error: BaseException) -> int:
-    """Say on standard error what ended a command; return the status to exit with."""
+    """Report on standard error what ended a command; return the exit status."""
     if isinstance(error, PlugError):
         return _fail(str(error), error.status)
     if isinstance(error, Interrupted):
@@ -118,7 +118,7 @@ def _main_parser() -> argparse.ArgumentParser:
         usage="plug-jax [--help] [--version] <command> [<options>]",
         description="Pre-train, fine-tune and run PLUG language models with JAX.",
         epilog="\n".join(
-            ["commands:", *summaries, "", "`plug-jax <command> --help` says more about a command."]
+            ["commands:", *summaries, "", "`plug-jax <command> --help` describes a command."]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -128,7 +128,7 @@ def _main_parser() -> argparse.ArgumentParser:
 
 
 def _parse(name: str, command: ModuleType, arguments: Sequence[str]) -> argparse.Namespace:
-    """The command's options; those it does not know are errors unless it takes gin overrides."""
+    """The command's options; unknown ones are errors unless it accepts gin overrides."""
     parser = Parser(
         prog=f"plug-jax {name}",
         description=command.SUMMARY,
@@ -148,7 +148,7 @@ def _parse(name: str, command: ModuleType, arguments: Sequence[str]) -> argparse
 def _unknown_command(name: str) -> str:
     nearest = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {', '.join(COMMANDS)}."
-    return f"no command '{name}'; {hint}"
+    return f"there is no command {shown(name)}; {hint}"
 
 
 def _fail(message: str, status: int = PlugError.status) -> int:
@@ -157,7 +157,7 @@ def _fail(message: str, status: int = PlugError.status) -> int:
 
 
 def _print_anything() -> None:
-    r"""Characters that the terminal has not are printed as escapes (\u5929)."""
+    r"""Print characters that the terminal lacks as escapes (\u5929)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

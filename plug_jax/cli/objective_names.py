@@ -1,4 +1,4 @@
-"""The option of the commands that take objectives of a user's own: where Python finds them."""
+"""The option that names a user's own objectives."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, purpose: str) -> None:
-    """Adds --objective, of which `args.objective` is a list."""
+    """Adds --objective; `args.objective` is a list."""
     parser.add_argument(
         "--objective",
         action="append",
         default=[],
         metavar="MODULE.NAME",
-        help=f"{purpose}, repeatable: a subclass of Objective, or such a value",
+        help=f"{purpose}, repeatable: a subclass of Objective, or an instance",
     )
 
 
 def objectives_named(names: Sequence[str]) -> tuple[Objective, ...]:
-    """The values of --objective. PlugError for a name that is none."""
+    """The objectives of --objective. PlugError for a name that is not one."""
     return tuple(map(_objective, names))
 
 
@@ -39,5 +39,5 @@ def _objective(name: str) -> Objective:
     except (PlugError, AttributeError, TypeError) as error:
         raise PlugError(f"--objective {name}: {error}") from error
     if not isinstance(found, Objective):
-        raise PlugError(f"--objective {name} is {found!r}, which is no Objective")
+        raise PlugError(f"--objective {name} is {found!r}, which is not an Objective")
     return found

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config
 from plug_jax.errors import PlugError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from plug_jax.planning.calibration import Calibration
     from plug_jax.planning.compile import Memory
     from plug_jax.planning.cost import Cost
     from plug_jax.planning.decode import DecodePlan
@@ -53,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="v4, v5e, v5p, v6e or v7x, with the chips of a slice: v5p:4x4x4, v5e:16x16; "
         "2*v5p:4x4x8 is two slices",
     )
+    add(
+        "--calibration",
+        action=_Calibration,
+        nargs="?",
+        const="table",
+        choices=("table", "json"),
+        help="print the published runs that the expected MFU rests on, how far off it is, and end",
+    )
     add("--json", action="store_true", help="one JSON object on standard output")
     add("--find_batch", action="store_true", help="find the largest BATCH_SIZE that fits")
     add("--sweep", action="store_true", help="compare meshes, batches and remat policies")
@@ -70,6 +79,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         help="remat policies to --sweep: none, dots, full, names, names=qkv,out,wi",
     )
+
+
+class _Calibration(argparse.Action):
+    """As `--help`, it asks for no other option."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _args: Any, form: Any, _option: Any = None
+    ) -> None:
+        _print_calibration(as_json=form == "json")
+        parser.exit()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,7 +157,7 @@ def _print_plans(plans: Sequence[Plan], *, as_json: bool) -> None:
         print(json.dumps([plan.to_dict() for plan in plans], indent=2))
         return
     table = _table("data", "fsdp", "tensor", "batch", "micro-batches", "remat", "HBM")
-    for column in ("MFU at most", "as compiled", "bound by", "interconnect / compute"):
+    for column in ("MFU at most", "as compiled", "expected", "bound by", "interconnect / compute"):
         table.add_column(column)
     for plan in plans:
         row = [*(str(plan.mesh[axis]) for axis in ("data", "fsdp", "tensor"))]
@@ -148,7 +167,7 @@ def _print_plans(plans: Sequence[Plan], *, as_json: bool) -> None:
         else:
             roofline = plan.speed.roofline
             row += [_bytes(plan.hbm_needed), f"{plan.speed.mfu_bound:.1%}"]
-            row += [f"{plan.speed.mfu_scheduled:.1%}", roofline.bound_by]
+            row += [f"{plan.speed.mfu_scheduled:.1%}", _expected(plan.speed), roofline.bound_by]
             row.append(f"{roofline.interconnect / roofline.compute:.2f}")
         table.add_row(*row)
     _console().print(table)
@@ -233,7 +252,72 @@ def _print_speed(console: Console, plan: Plan, speed: Speed) -> None:
         f"{hidden} the interconnect ({roofline.interconnect / roofline.compute:.2f} of it).\n"
         f"At most {speed.tokens_per_second:,.0f} tokens/s, padding included{_days(plan, speed)}.\n"
         f"Bounds from published peaks, not predictions. Traced in {plan.trace_seconds:.1f} s, "
-        f"compiled in {plan.compile_seconds:.1f} s."
+        f"compiled in {plan.compile_seconds:.1f} s.\n{_expectation(plan, speed)}"
+    )
+
+
+def _expectation(plan: Plan, speed: Speed) -> str:
+    """What published runs let one expect, and how many there are."""
+    expected, chip = speed.expected, plan.topology.split("*")[-1].partition(":")[0]
+    if expected is None:
+        return (
+            f"No MFU to expect: there is no published run on {chip} to hold these bounds against."
+        )
+    days = ""
+    if speed.expected_days is not None:
+        days = ", {:,.1f}-{:,.1f} days".format(*speed.expected_days)
+    runs = f"{expected.chip_rows} published run{'s' if expected.chip_rows > 1 else ''}"
+    others = f"{expected.rows - expected.chip_rows} on other chips"
+    longer = ", ".join(expected.outside)
+    return (
+        f"Expected MFU {_expected(speed)}{days}: what {runs} on {chip} and {others} would have of "
+        "these times (plug-jax plan --calibration)."
+        + (f" Longer than in any of them: {longer}." if longer else "")
+    )
+
+
+def _expected(speed: Speed) -> str:
+    """68% (61-73%)."""
+    expected = speed.expected
+    if expected is None:
+        return "unknown"
+    return f"{expected.mfu:.0%} ({100 * expected.low:.0f}-{expected.high:.0%})"
+
+
+def _print_calibration(*, as_json: bool) -> None:
+    from plug_jax.planning.calibration import published
+
+    calibration = published()
+    if as_json:
+        print(json.dumps(calibration.to_dict(), indent=2))
+        return
+    table = _table("published run", "compute", "HBM", "waits", "MFU at most", "as compiled")
+    for column in ("published", "ratio", "from others", "off by"):
+        table.add_column(column)
+    for row, left_out, error in zip(
+        calibration.rows, calibration.left_out, calibration.errors, strict=True
+    ):
+        times = row.times
+        table.add_row(
+            row.name,
+            *(f"{time:.2f}" for time in (times.compute, times.hbm, times.synchronous)),
+            *(f"{mfu:.1%}" for mfu in (row.mfu_bound, row.mfu_scheduled, row.mfu)),
+            f"{row.mfu / row.mfu_scheduled:.2f}",
+            f"{left_out:.1%}",
+            f"{error:+.1%}",
+        )
+    _console().print(table)
+    print(_how_far_off(calibration))
+
+
+def _how_far_off(calibration: Calibration) -> str:
+    values = calibration.to_dict()
+    terms = " + ".join(f"{value:.2f} {name}" for name, value in values["coefficients"].items())
+    return (
+        "Times at published peaks, over what the model's FLOPs take at the peak. "
+        f"1 / MFU = {terms}: {len(values['coefficients'])} coefficients, {len(values['rows'])} "
+        f"runs. Each one, left out of the fit, is missed by {calibration.median_error:.1%} "
+        f"(median), {calibration.largest_error:.1%} at most."
     )
 
 

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and how they end together."""
+"""Several processes as one run: they find each other and end together."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ NUM_PROCESSES = "JAX_NUM_PROCESSES"
 PROCESS_ID = "JAX_PROCESS_ID"
 _LOCAL_DEVICES = "JAX_LOCAL_DEVICE_IDS"
 
-# The coordinator's address, the number of processes, that of this one, and its devices.
+# The coordinator's address, the number of processes, this process's index and its devices.
 _Place = tuple[str | None, int | None, int | None, Sequence[int] | None]
 
 _SECONDS_TO_MEET = 300
 # Peers find a lost process long before JAX, which would abort this one.
 _JAX_HEARTBEAT_SECONDS = 3600
-_SECONDS_TO_BE_SURE = 5.0  # beyond LOST_AFTER, whether an error comes of a lost process
+_SECONDS_TO_BE_SURE = 5.0  # beyond LOST_AFTER, to decide whether an error is due to a lost process
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Within, this process is one of `jax.process_count()`; an error on one of them ends all.
+    """Join the run's processes within the context; an error on one of them ends all.
 
-    On Cloud TPU, GKE, Slurm and Open MPI JAX finds the others. Elsewhere the environment variables
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them. Without any of these,
-    or with JAX_NUM_PROCESSES=1, the process is alone. Enter before anything uses a device.
+    On Cloud TPU, GKE, Slurm and Open MPI JAX finds the others. Elsewhere set the environment
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without any of these,
+    or with JAX_NUM_PROCESSES=1, this is a single process. Enter before anything uses a device.
 
-    A process that only raised would leave the others waiting for it in a collective operation; so
-    it tells them why, and all exit at once.
+    A process that only raised would leave the others waiting in a collective operation, so it tells
+    them why, and all exit at once.
 
     Raises:
         PlugError: the processes cannot be found, or do not find each other.
@@ -66,7 +66,7 @@ def joined() -> Iterator[None]:
 
 
 def _may_come_of_a_lost_process(error: BaseException | None) -> bool:
-    """Whether JAX's runtime is behind an error, for any reason but its memory."""
+    """Whether an error comes from JAX's runtime, and not from its memory."""
     while error is not None:
         if isinstance(error, JaxRuntimeError):
             return not str(error).startswith("RESOURCE_EXHAUSTED")
@@ -77,7 +77,7 @@ def _may_come_of_a_lost_process(error: BaseException | None) -> bool:
 def _connect() -> Peers | None:
     """jax.distributed.initialize(), if there are other processes."""
     count, process = os.environ.get(NUM_PROCESSES), os.environ.get(PROCESS_ID)
-    # For a Slurm job of one process JAX would take one GPU, not all.
+    # For a Slurm job of one process JAX would use one GPU, not all.
     if count == "1" or (count is None and os.environ.get("SLURM_NTASKS") == "1"):
         return None
     if (count is None) != (process is None) or (count and not os.environ.get(COORDINATOR)):
@@ -92,7 +92,7 @@ def _connect() -> Peers | None:
     address, processes, number, devices = place
     if address is None or processes is None or number is None:
         return None
-    # Its own notices would take SIGTERM from us, and know of nothing else.
+    # JAX's own preemption notices would take over SIGTERM, and know no other signal.
     jax.config.update("jax_enable_preemption_service", False)
     coordinator = None
     if number == 0:
@@ -106,7 +106,7 @@ def _connect() -> Peers | None:
             cluster_detection_method="deactivate",
             initialization_timeout=_SECONDS_TO_MEET,
             heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS,
-            # The first process would serve itself: nobody asks what it serves here.
+            # The first process would run its own service, which nobody uses here.
             coordinator_bind_address="127.0.0.1:0",
         )
     except ValueError as error:
@@ -116,14 +116,14 @@ def _connect() -> Peers | None:
             f"this process could not join the others of its run: {error}. Check that all of them "
             f"were started and can reach the first; to run it alone set {NUM_PROCESSES}=1."
         ) from error
-    # The coordinator's store of keys and values has no public name in JAX.
+    # The coordinator's key-value store has no public name in JAX.
     from jax._src import distributed
 
     return Peers(distributed.global_state.client, number, processes, coordinator)
 
 
 def _found_by_jax() -> _Place:
-    """What jax.distributed would find; without a cluster there is no address."""
+    """What jax.distributed would detect; without a cluster there is no address."""
     from jax._src.clusters import ClusterEnv
 
     named = os.environ.get(_LOCAL_DEVICES)

@@ -1,4 +1,4 @@
-"""`plug-jax score`: how likely a model finds given texts after given prompts."""
+"""`plug-jax score`: the log-likelihood of given targets after given prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plug_jax.inference.jobs import Job
     from plug_jax.inference.scoring import Scoring
 
-SUMMARY = "Log-likelihood and perplexity of given texts after given prompts."
+SUMMARY = "Compute the log-likelihood and perplexity of texts that follow prompts."
 EXAMPLE = """examples:
   plug-jax score --checkpoint run2 --prompt '今天天气' --target '很好，我们出去走走。'
   plug-jax score --checkpoint run2 --input pairs.jsonl --output scored.jsonl
@@ -34,7 +34,7 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """What runs/score.gin and the options describe."""
+    """The settings of runs/score.gin and the options."""
 
     job: Job
     work: Scoring
@@ -49,12 +49,12 @@ class ScoreConfig:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax score`."""
     parser.add_argument("--prompt", help="in place of --input: a prompt")
-    parser.add_argument("--target", help="and the text to be scored after it")
+    parser.add_argument("--target", help="with --prompt: the text to be scored after it")
     jobs.add_arguments(parser, _OPTIONS, jobs.NO_SEP, gin_file="runs/score.gin")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the score of each row and of all; with an output, of all."""
+    """Print the score of each row and of all; with an output, only of all."""
     from plug_jax.cli.main import import_tensorflow
 
     import_tensorflow()

@@ -1,4 +1,4 @@
-"""`plug-jax score-generation`: BLEU, ROUGE and distinct-n of texts that were written."""
+"""`plug-jax score-generation`: BLEU, ROUGE and distinct-n of generated texts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from plug_jax import strict_json
 from plug_jax.cli.jobs import STATUS_WITH_ERRORS
 from plug_jax.errors import PlugError
+from plug_jax.file_names import JSON_LINES, check_ending
 
 if TYPE_CHECKING:
     from plug_jax.generation_tasks.conventions import Scores
     from plug_jax.generation_tasks.predictions import Prediction, Reference
 
-SUMMARY = "BLEU, ROUGE and distinct-n of the texts that `infer` wrote, by a published convention."
+SUMMARY = "Compute BLEU, ROUGE and distinct-n of the texts of `infer`, by a published convention."
 EXAMPLE = """examples:
   plug-jax score-generation --predictions texts.jsonl
   plug-jax score-generation --predictions texts.jsonl --task dureader_qg --data DuReaderQG \\
@@ -30,12 +31,12 @@ for rows with an error, which count as empty texts. docs/generation_tasks.md say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax score-generation`."""
     add = parser.add_argument
-    add("--predictions", required=True, metavar="FILE", help="JSON lines that infer wrote")
+    add("--predictions", required=True, metavar="FILE", help="JSON lines written by infer")
     add(
         "--references",
         metavar="FILE",
-        help="in place of the rows' own: JSON lines, TSV or CSV with references, targets or target "
-        "(and id)",
+        help="instead of the rows' own: JSON lines, TSV or CSV with references, targets or "
+        "target (and id)",
     )
     add("--task", help="or those of a task's official files: lcsts, dureader_qg, ...")
     add("--data", metavar="PATH", help="the directory of these files, or one file")
@@ -100,7 +101,9 @@ def _check(args: argparse.Namespace) -> None:
     inputs = [path for path in (args.predictions, args.references, args.data) if path]
     output = args.output and os.path.realpath(os.path.expanduser(args.output))
     if output in [os.path.realpath(os.path.expanduser(path)) for path in inputs]:
-        raise PlugError(f"--output {args.output} would replace what is read; put it elsewhere")
+        raise PlugError(f"--output {args.output} would replace what is read; choose another file")
+    if args.output:
+        check_ending("--output", args.output, JSON_LINES)
 
 
 def _references(args: argparse.Namespace) -> list[Reference]:
@@ -117,7 +120,7 @@ def _references(args: argparse.Namespace) -> list[Reference]:
 
 
 def _write(path: str, predictions: Sequence[Prediction], scores: Scores) -> None:
-    """JSON lines: rows with `prediction`, `references`, and `scores`, null of one left out."""
+    """JSON lines: rows with `prediction`, `references`, and `scores`, null if left out."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         for one, of_text in zip(predictions, scores.of_texts, strict=True):

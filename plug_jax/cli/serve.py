@@ -31,14 +31,14 @@ SUMMARY = "Serve a checkpoint: a page to try it, and OpenAI's completions or emb
 EXAMPLE = """examples:
   plug-jax serve --checkpoint /path/to/model_dir
   plug-jax serve --checkpoint /path/to/run1               # an encoder: /v1/embeddings
-  plug-jax serve --checkpoint finetuned/tnews             # and of a fine-tuned one /v1/classify
+  plug-jax serve --checkpoint finetuned/tnews             # and if fine-tuned /v1/classify
   plug-jax serve --checkpoint /path/to/model_dir --slots 16 --gin_file=mesh/cpu8.gin
   plug-jax serve --checkpoint /path/to/model_dir --host 0.0.0.0 --api_keys keys.txt \\
     --ssl_certfile cert.pem --ssl_keyfile key.pem
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
     -d '{"prompt": "今天天气", "max_tokens": 64}'
 
-Ctrl-C or SIGTERM ends it: requests in hand have 10 seconds, and the status is 0.
+Ctrl-C or SIGTERM ends it: running requests have 10 seconds to finish, and the status is 0.
 docs/serving.md describes the endpoint and its limits.
 """
 UNKNOWN_ARGUMENTS = True
@@ -46,7 +46,7 @@ UNKNOWN_ARGUMENTS = True
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """What runs/serve.gin and the options describe."""
+    """The settings of runs/serve.gin and the options."""
 
     checkpoint: str
     host: str
@@ -56,21 +56,21 @@ class ServeConfig:
     max_prompt_tokens: int | None = None  # with [CLS] and [SEP]; None: the model's limit
     max_new_tokens: int | None = None  # None: the model's limit
     model_name: str | None = None  # None: the directory's name
-    api_keys: str | None = None  # file of keys; None: PLUG_JAX_API_KEY's, if it is set
-    max_client_texts: int | None = None  # in hand; None: no limit
+    api_keys: str | None = None  # file of keys; None: PLUG_JAX_API_KEY, if set
+    max_client_texts: int | None = None  # at a time; None: no limit
     ssl_certfile: str | None = None  # PEM; None: not encrypted
     ssl_keyfile: str | None = None  # PEM; None: the key is with the certificate
     warm_up: bool = True
     partitioner: Partitioner | None = None  # from a mesh/ file; None: the first device
-    dtype: ComputeDtype | None = None  # None: the one that the model was trained in
-    int8: bool = False  # weights in 8 bits
+    dtype: ComputeDtype | None = None  # None: the training dtype
+    int8: bool = False  # 8-bit weights
 
     def __post_init__(self) -> None:
         from plug_jax.partitioning import Partitioner
 
         check_fields(self, {"Partitioner": Partitioner})
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
-            raise PlugError("ssl_keyfile is of use only with ssl_certfile")
+            raise PlugError("ssl_keyfile needs ssl_certfile")
 
 
 # Each option sets the macro of its name in the gin file, which has the defaults.
@@ -78,14 +78,20 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     "checkpoint": (str, "checkpoint directory (a run's MODEL_DIR, or one step)"),
     "host": (str, "address to listen on (127.0.0.1: this machine alone)"),
     "port": (int, "port to listen on, 0 = a free one (8000)"),
-    "slots": (int, "texts written, or read, at a time (8)"),
-    "max_queue": (int, "texts that may wait for a slot; beyond, requests get status 429 (64)"),
+    "slots": (int, "texts processed at a time (8)"),
+    "max_queue": (int, "texts that may wait for a slot; further requests get status 429 (64)"),
     "max_prompt_tokens": (int, "longest prompt, with [CLS] and [SEP] (the model's limit)"),
     "max_new_tokens": (int, "longest text (the model's limit)"),
     "model_name": (str, "what clients call the model (the directory's name)"),
-    "api_keys": (str, "file of API keys, one a line (PLUG_JAX_API_KEY's; without, none is needed)"),
-    "max_client_texts": (int, "texts that one client may have at a time; beyond, 429 (no limit)"),
-    "ssl_certfile": (str, "certificate, PEM: makes it https"),
+    "api_keys": (
+        str,
+        "file of API keys, one per line (or set PLUG_JAX_API_KEY; with neither, no key is needed)",
+    ),
+    "max_client_texts": (
+        int,
+        "texts per client at a time; further requests get status 429 (no limit)",
+    ),
+    "ssl_certfile": (str, "certificate, PEM: enables https"),
     "ssl_keyfile": (str, "its private key, PEM (in the certificate's file)"),
 }
 
@@ -95,13 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (kind, text) in _OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, help=text)
     parser.add_argument(
-        "--int8", action="store_true", default=None, help="hold the weights in 8 bits"
+        "--int8", action="store_true", default=None, help="quantise the weights to 8 bits"
     )
     gin_config.add_arguments(parser, default="runs/serve.gin")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal comes."""
+    """Serve until a signal arrives."""
     given = {name.upper(): getattr(args, name) for name in (*_OPTIONS, "int8")}
     bindings = [f"{macro} = {value!r}" for macro, value in given.items() if value is not None]
     bindings += gin_config.overrides(args.unknown)
@@ -118,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def serve(config: ServeConfig) -> None:
-    """Load the model and answer requests until a signal comes.
+    """Load the model and answer requests until a signal arrives.
 
     Raises:
         PlugError: the port is taken, there is no such checkpoint, a number is out of range.
@@ -126,7 +132,7 @@ def serve(config: ServeConfig) -> None:
     from plug_jax.serving import server
     from plug_jax.serving.clients import Shares, read_keys
 
-    # What can be wrong is found before the model is loaded, which takes time.
+    # Find errors before loading the model, which takes time.
     keys, shares = read_keys(config.api_keys), Shares(config.max_client_texts)
     tls = None
     if config.ssl_certfile is not None:
@@ -149,7 +155,7 @@ def serve(config: ServeConfig) -> None:
 
 @contextlib.contextmanager
 def _served(config: ServeConfig) -> Iterator[tuple[Worker[Any], Callable[..., Starlette]]]:
-    """The model at work, and what makes its application."""
+    """The model's worker, and the function that makes its application."""
     from plug_jax.serving.app import make_app, make_reading_app
     from plug_jax.serving.engine import Engine
 
@@ -163,29 +169,29 @@ def _served(config: ServeConfig) -> Iterator[tuple[Worker[Any], Callable[..., St
 
 
 def only_reads(checkpoint: str) -> bool:
-    """Whether a checkpoint is an encoder, or was fine-tuned to answer by a head of its own."""
-    from plug_jax.training.saved_model import open_checkpoint
+    """Whether a checkpoint is an encoder, or was fine-tuned with its own head."""
+    from plug_jax.checkpoints.saved_model import open_checkpoint
 
     saved = open_checkpoint(checkpoint)
     return saved.task is not None or saved.config.num_decoder_layers == 0
 
 
 def _warn(host: str, *, keys: bool, encrypted: bool) -> None:
-    """Say what nothing guards against on an address that others can reach."""
+    """Warn of missing protection on an address that others can reach."""
     if not keys:
         _say(
-            f"warning: {host} is not this machine alone: whoever reaches the port can use the "
-            "model, without a password (--api_keys asks for one)"
+            f"warning: {host} is reachable from other machines: anyone who reaches the port can "
+            "use the model without a password (--api_keys requires one)"
         )
     if not encrypted:
         _say(
-            f"warning: {host} is not this machine alone: what is sent can be read on its way, "
-            "unless a proxy or --ssl_certfile encrypts it"
+            f"warning: {host} is reachable from other machines: requests can be read in transit, "
+            "unless a proxy or --ssl_certfile encrypts them"
         )
 
 
 def _slots(config: ServeConfig) -> Slots:
-    """The model, ready to write."""
+    """The model, ready to generate."""
     from plug_jax.inference.model import InferenceModel
     from plug_jax.inference.slots import Slots
 
@@ -204,7 +210,8 @@ def _slots(config: ServeConfig) -> Slots:
 
 
 def _reader(config: ServeConfig) -> tuple[Reader, EncoderModel, FineTunedModel | None]:
-    """The encoder, and the whole of a model that labels texts, ready to read."""
+    """The encoder, and the fine-tuned model if it classifies texts, ready to read."""
+    from plug_jax.checkpoints.saved_model import open_checkpoint
     from plug_jax.inference.encoder import EncoderModel
     from plug_jax.inference.encoding import Embedding
     from plug_jax.inference.fine_tuned import FineTunedModel
@@ -212,11 +219,12 @@ def _reader(config: ServeConfig) -> tuple[Reader, EncoderModel, FineTunedModel |
     from plug_jax.inference.request_options import EmbeddingOptions
     from plug_jax.serving.reader import Reader, Reading
     from plug_jax.serving.readings import labels_of
-    from plug_jax.training.saved_model import open_checkpoint
 
     for name in ("max_prompt_tokens", "max_new_tokens"):
         if getattr(config, name) is not None:
-            raise PlugError(f"{name} is for models that write; this checkpoint reads")
+            raise PlugError(
+                f"{name} is for models that generate text; this checkpoint is an encoder"
+            )
     reader = Reader(batch_size=config.slots, max_queue=config.max_queue)
     _say(f"loading {config.checkpoint}")
     told = (config.checkpoint, config.partitioner, config.dtype)

@@ -1,7 +1,7 @@
-"""Runs a training command as a child process and starts it again when that helps.
+"""Runs a training command as a child process and restarts it when that helps.
 
-The supervisor imports neither jax nor tensorflow: it holds no device, little memory, and outlives
-whatever becomes of the child.
+The supervisor imports neither jax nor tensorflow: it holds no device and little memory, and
+outlives the child whatever happens to it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from types import FrameType
 
 from plug_jax.hosts.supervision import VARIABLE, Start, told
 
-# Errors that nobody foresaw (1: a device or a file system may have failed), lost and hanging hosts
-# (75), and SIGTERM (143) that another host or the child alone got. Signals that end the child too.
+# Unexpected errors (1: a device or a file system may have failed), lost and hanging hosts (75), and
+# SIGTERM (143) to another host or only to the child. Also fatal signals.
 _RESTARTED = (1, 75, 143)
-_FRUITLESS = 5  # starts from the same step, one after the other: there is no sense in a sixth
+_FRUITLESS = 5  # starts in a row from the same step: a sixth would be pointless
 _FIRST_WAIT, _LONGEST_WAIT = 5.0, 300.0  # seconds
 _SECONDS_STOPPED = 60.0  # that a child may be stopped (SIGSTOP) before it is killed
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def supervise(command: Sequence[str], restarts: int) -> int:
-    """Run a command, and anew up to `restarts` times; returns its last status, as a shell has it.
+    """Run a command, with up to `restarts` restarts; returns its last status, as a shell's.
 
-    SIGTERM and SIGINT are passed on to the child, whose end is then the end.
+    SIGTERM and SIGINT are passed on to the child, and then its exit is final.
     """
     with tempfile.TemporaryDirectory() as directory:
         return _Supervisor(command, restarts, Path(directory) / "start.json").run()
@@ -49,7 +49,7 @@ class _Supervisor:
         self._progress = _Progress()
 
     def run(self) -> int:
-        """Until the child ends for good."""
+        """Run until the child exits for good."""
         with self._signals():
             for restart in range(1, self._restarts + 2):
                 status = self._run_child()
@@ -61,27 +61,27 @@ class _Supervisor:
                 self._progress.add(start)
                 if self._progress.fruitless >= _FRUITLESS:
                     step = self._progress.step
-                    reason = f"{_FRUITLESS} starts in a row came no further than step {step}"
+                    reason = f"{_FRUITLESS} starts in a row got no further than step {step}"
                     return _say(f"not restarted: {reason}; the last {how}", status)
                 if restart > self._restarts:
-                    return _say(f"no restarts are left of {self._restarts}: {how}", status)
+                    return _say(f"none of the {self._restarts} restarts is left: {how}", status)
                 seconds = self._progress.wait(killed=status < 0)
-                at = "" if start is None else f", begun at step {start.step}"
+                at = "" if start is None else f", started at step {start.step}"
                 _say(f"restart {restart} of {self._restarts} in {seconds:.0f} s: {how}{at}", status)
                 if self._asked.wait(seconds):
                     return _as_of_shell(status)
         raise AssertionError("unreachable")
 
     def _run_child(self) -> int:
-        """The status of one run, as Popen has it."""
+        """The status of one run, as Popen's returncode."""
         self._report.unlink(missing_ok=True)
         self._child = subprocess.Popen(
             self._command,
             env=os.environ | {VARIABLE: str(self._report)},
-            start_new_session=True,  # it gets a terminal's Ctrl-C from us, and once
+            start_new_session=True,  # it gets a terminal's Ctrl-C only from us
             preexec_fn=_end_with_parent,
         )
-        if self._asked.is_set():  # while it was started
+        if self._asked.is_set():  # during the start
             self._child.terminate()
         stopped_at: float | None = None
         while True:
@@ -114,11 +114,11 @@ class _Progress:
 
     step: int | None = None
     fruitless: int = 0  # starts in a row that began at `step`
-    failures: int = 0  # ends in a row without progress, of those that did not begin to train too
+    failures: int = 0  # exits in a row without progress, including those before training began
     _last: Start | None = None
 
     def add(self, start: Start | None) -> None:
-        """A run ended that had begun so; None: before it trained."""
+        """Record a run's end by its start; None: it ended before training."""
         self.failures += 1
         if start is None:
             return
@@ -128,16 +128,16 @@ class _Progress:
         self._last = start
 
     def wait(self, *, killed: bool) -> float:
-        """Seconds until the next start: twice as long after each failure in a row."""
+        """Seconds until the next start: doubled after each failure in a row."""
         seconds = min(_FIRST_WAIT * 2.0 ** (self.failures - 1), _LONGEST_WAIT)
         if killed and self._last is not None and self._last.processes > 1:
-            # Before the others have missed this one it would disturb them.
+            # Until the others have noticed the loss, a restart would disturb them.
             seconds += self._last.lost_after
         return seconds
 
 
 def _end_with_parent() -> None:
-    """In the child: SIGTERM when the supervisor is killed. Linux has it, others do without."""
+    """In the child: SIGTERM when the supervisor is killed; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

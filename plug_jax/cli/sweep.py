@@ -17,7 +17,7 @@ from plug_jax.errors import Interrupted, PlugError
 if TYPE_CHECKING:
     from plug_jax.finetuning.sweeps import Row, Sweep
 
-SUMMARY = "Train a grid of runs, go on after a kill, and compare them over seeds."
+SUMMARY = "Train a grid of runs, resume after a kill, and compare them over seeds."
 EXAMPLE = """example:
   plug-jax sweep --gin_file=runs/finetune.gin --gin_file=clue/tnews.gin --gin_file=mesh/cpu1.gin \\
     --gin.CLUE_DIR="'CLUE'" --gin.INITIAL_CHECKPOINT="'run1'" --output=tnews_sweep \\
@@ -25,7 +25,7 @@ EXAMPLE = """example:
 
 Each run is a `plug-jax train` of its own with OUTPUT/<settings> as MODEL_DIR. The table goes to
 OUTPUT/sweep.md, curves to OUTPUT/curves.png, and all of it to OUTPUT/sweep.json. Status 3: done,
-but for runs that failed. docs/finetuning.md says more.
+except for runs that failed. docs/finetuning.md says more.
 """
 UNKNOWN_ARGUMENTS = True
 
@@ -44,14 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="where the runs and the table go")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (1)")
     parser.add_argument(
-        "--metric", help="what runs are compared by (BEST_METRIC of the gin files, if they have it)"
+        "--metric",
+        help="metric to compare the runs by (default: BEST_METRIC, if the gin files set it)",
     )
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     gin_config.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train what is left, and print the table."""
+    """Train the remaining runs, and print the table."""
     from plug_jax.finetuning.sweeps import Grid, Sweep, table
 
     if args.jobs < 1:
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def interrupt_on_termination() -> None:
-    """Let SIGTERM do what Ctrl-C does: the runs of a sweep are told of both in the same way."""
+    """Treat SIGTERM as Ctrl-C: the runs of a sweep are told of both in the same way."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted(signal.SIGTERM.name, 128 + signal.SIGTERM)
@@ -82,7 +83,7 @@ def interrupt_on_termination() -> None:
 
 
 def _best_metric(files: list[str], bindings: list[str]) -> str:
-    """BEST_METRIC as the gin files have it. PlugError without one."""
+    """BEST_METRIC of the gin files. PlugError without one."""
     from plug_jax.cli.gin_config import search_paths
     from plug_jax.cli.gin_statements import read_bindings, read_files
 
@@ -98,8 +99,8 @@ def _best_metric(files: list[str], bindings: list[str]) -> str:
 
 def _draw_curves(sweep: Sweep, rows: list[Row], metric: str) -> None:
     """OUTPUT/curves.png: the metric by step, the seeds of a setting together."""
-    from plug_jax.evaluation.plots import plot_curves
     from plug_jax.finetuning.sweeps import SEED
+    from plug_jax.plots import plot_curves
     from plug_jax.training.writers import read_metrics
 
     groups: dict[str, list[list[dict]]] = {_settings(row): [] for row in rows}

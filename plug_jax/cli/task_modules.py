@@ -17,7 +17,7 @@ _SHORT = "tasks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --module, of which `args.module` is a list, or None."""
+    """Adds --module; `args.module` is a list or None."""
     parser.add_argument(
         "--module",
         action="append",
@@ -28,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def allow_short_name() -> None:
-    """Let settings and gin files say `tasks` for `plug_jax.tasks`, where nothing else is that."""
+    """Let settings and gin files say `tasks` for `plug_jax.tasks`, unless that is taken."""
     if not any(isinstance(finder, _ShortName) for finder in sys.meta_path):
         sys.meta_path.insert(0, _ShortName())
 
 
 class _ShortName(MetaPathFinder, Loader):
-    """Finds `tasks.x` in `plug_jax.tasks.x`: the same module, and not a second copy of it."""
+    """Finds `tasks.x` as `plug_jax.tasks.x`: the same module, not a second copy."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -56,6 +56,6 @@ def _package() -> ModuleType:
 
 
 def _is_ours(found: ModuleSpec) -> bool:
-    """Whether it is the folder of our own checkout."""
+    """Whether it is the folder in our own checkout."""
     ours = {Path(directory).resolve() for directory in _package().__path__}
     return bool(ours & {Path(d).resolve() for d in found.submodule_search_locations or ()})

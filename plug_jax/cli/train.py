@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     from plug_jax.cli.main import import_tensorflow, report
 
     import_tensorflow()
+    from plug_jax.checkpoints.saving import SaveHangs
     from plug_jax.cli.processes import joined
     from plug_jax.training.loop import train
-    from plug_jax.training.saving import SaveHangs
 
     try:
         with joined():
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         status = report(error)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # a thread that waits for the file system would hold the process
+        os._exit(status)  # a thread that waits for the file system would keep the process alive
     return 0
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
-    from plug_jax.data.vocabularies import PlugVocabulary
+    from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 
-SUMMARY = "make a vocabulary: train one on your text, or write the default one"
+SUMMARY = "Make a vocabulary: train one on your text, or write the default one."
 EXAMPLE = """\
 examples:
   plug-jax vocab --input 'corpus/*.txt' --output vocabulary --vocab_size 8000
@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model_type",
         choices=("char", "unigram", "bpe", "wordpiece"),
         default="char",
-        help="single characters (the default), words learnt by SentencePiece, or BERT's vocab.txt "
-        "with a piece for each common Chinese character and words of other scripts",
+        help="single characters (the default), subwords learned by SentencePiece, or BERT's "
+        "vocab.txt with a piece for each common Chinese character and words of other scripts",
     )
     parser.add_argument(
         "--character_coverage",
@@ -54,10 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("lines", "paragraphs", "jsonl"),
         default="lines",
-        help="one document a line (the default), documents between blank lines, or JSON lines",
+        help="one document per line (the default), documents separated by blank lines, or JSON "
+        "lines",
     )
     parser.add_argument(
-        "--text_key", default="text", metavar="KEY", help="where JSON lines hold the text"
+        "--text_key",
+        default="text",
+        metavar="KEY",
+        help="field of the JSON lines that holds the text",
     )
     parser.add_argument(
         "--max_sentences",
@@ -71,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--held_out",
         nargs="+",
         metavar="FILE",
-        help="measure the coverage on these files, of the same format, and train on all the input",
+        help="measure the coverage on these files (same format), and train on all the input",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing vocabulary")
 
@@ -83,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
     import_tensorflow()
     from plug_jax.data.drops import drop_counts, reset_counts
-    from plug_jax.data.vocabulary_coverage import HeldOut, measure_coverage
+    from plug_jax.data.vocabularies.coverage import HeldOut, measure_coverage
 
     reset_counts()
     held_out = HeldOut()
@@ -117,7 +121,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _make(args: argparse.Namespace, texts: Iterable[str] | None) -> PlugVocabulary:
-    from plug_jax.data import vocabulary_training, wordpiece_training
+    from plug_jax.data.vocabularies import sentencepiece_training, wordpiece_training
 
     where = {"directory": args.output, "overwrite": args.overwrite}
     default_size = wordpiece_training.DEFAULT_SIZE
@@ -132,12 +136,12 @@ def _make(args: argparse.Namespace, texts: Iterable[str] | None) -> PlugVocabula
         size = default_size if args.vocab_size is None else args.vocab_size
         return wordpiece_training.train_wordpiece(texts, vocab_size=size, **where)
     sample = args.max_sentences
-    return vocabulary_training.train_sentencepiece(
+    return sentencepiece_training.train_sentencepiece(
         texts,
         vocab_size=args.vocab_size,
         model_type=args.model_type,
         character_coverage=args.character_coverage,
-        max_sentences=vocabulary_training.MAX_SENTENCES if sample is None else sample,
+        max_sentences=sentencepiece_training.MAX_SENTENCES if sample is None else sample,
         **where,
     )
 
@@ -154,7 +158,7 @@ def _documents(args: argparse.Namespace, files: Sequence[str]) -> Iterator[str]:
     from rich import progress
     from rich.console import Console
 
-    from plug_jax.data.sources import TextSource
+    from plug_jax.data.sources.text_source import TextSource
 
     source = TextSource(train=files, file_format=args.format, text_key=args.text_key)
     dataset = source.get_dataset("train", shuffle=False)
@@ -172,6 +176,6 @@ def _documents(args: argparse.Namespace, files: Sequence[str]) -> Iterator[str]:
             if seconds - shown > 0.2:
                 shown = seconds
                 speed = characters / seconds
-                counts = f"{number:,} documents, {characters:,} characters, {speed:,.0f} a second"
+                counts = f"{number:,} documents, {characters:,} characters, {speed:,.0f} per second"
                 bar.update(task, description=f"reading: {counts}")
             yield text

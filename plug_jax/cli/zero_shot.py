@@ -1,4 +1,4 @@
-"""`plug-jax zero-shot`: a task of CLUE by a model that was not trained for it, and its score."""
+"""`plug-jax zero-shot`: zero-shot predictions and scores on CLUE's tasks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config, jobs
 from plug_jax.errors import PlugError
+from plug_jax.file_names import JSON_LINES, check_ending
 
 if TYPE_CHECKING:
     from plug_jax.inference.zero_shot import ZeroShot
 
-SUMMARY = "Answer a task of CLUE by scoring label texts, write the predictions and score them."
+SUMMARY = "Answer a CLUE task by scoring label texts; write the predictions and score them."
 EXAMPLE = """examples:
   plug-jax zero-shot --task tnews --checkpoint run2 --data_dir CLUE --output tnews11_predict.json
   plug-jax zero-shot --task c3 --checkpoint run2 --data_dir CLUE --split test \\
@@ -31,11 +32,11 @@ _OPTIONS: dict[str, tuple[str, type, str]] = {  # the macro that each sets
     "checkpoint": ("CHECKPOINT", str, "checkpoint directory (a run's MODEL_DIR, or one step)"),
     "data_dir": ("CLUE_DIR", str, "CLUE's directory, with folders or zips of the tasks"),
     "split": ("SPLIT", str, "dev, test, train (dev)"),
-    "normalize": ("NORMALIZE", str, "what is compared: sum, mean or pmi (pmi)"),
+    "normalize": ("NORMALIZE", str, "score to compare: sum, mean or pmi (pmi)"),
     "rows": (
         "OUTPUT",
         str,
-        "keep each record with its probabilities here, JSON lines; the same command again goes on",
+        "keep each record with its probabilities here, JSON lines; the same command again resumes",
     ),
     "batch_size": ("BATCH_SIZE", int, "texts at a time (32)"),
 }
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         config = _configured(args)
         output = Path(args.output).expanduser()
         if output.is_dir():
-            raise PlugError(f"--output {output} is a folder; name a file")
+            raise PlugError(f"--output {output} is a directory; name a file")
+        check_ending("--output", output, JSON_LINES)
         rows = list(results(config.job, config.work))
         wrong = [row[ERROR] for row in rows if ERROR in row]
         status = jobs.status(len(wrong))
@@ -92,8 +94,8 @@ def _configured(args: argparse.Namespace) -> ZeroShot:
 
     task = find_task(args.task)
     if task.kind not in ("text", "choice", "blank"):
-        raise PlugError(f"{task.name} asks for no label or choice: no texts to choose from")
-    # Test sets and sizes of one task share its templates: those of the first of its archive.
+        raise PlugError(f"{task.name} has no labels or choices: no texts to choose from")
+    # Test sets and sizes of one task share the templates of the archive's first task.
     first = next(one.name for one in CLUE.values() if one.folders == task.folders)
     values = {macro: getattr(args, name) for name, (macro, _, _) in _OPTIONS.items()}
     values["CLUE_TASK"] = task.name
@@ -128,6 +130,9 @@ def _finish(config: ZeroShot, rows: list[dict[str, Any]], output: Path, *, as_js
         return
     print(f"{config.task} {config.split}: {len(rows):,} predictions in {output}")
     if shortened:
-        print(f"{shortened:,} prompts were longer than MAX_PROMPT_TOKENS or the model, and cut")
+        print(
+            f"{shortened:,} prompts were truncated: longer than MAX_PROMPT_TOKENS or than the "
+            "model allows"
+        )
     for name, value in metrics.items():
         print(f"{name} {value:.3f} ({config.work.normalize})")

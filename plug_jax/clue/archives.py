@@ -1,4 +1,4 @@
-"""Where the files of a task are: a folder of the CLUE directory, or a zip that is read in place."""
+"""A task's files: a folder in the CLUE directory, or a zip that is read in place."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 from plug_jax.clue.json_files import JsonFile
 from plug_jax.errors import PlugError
 
-MAX_BYTES = 1 << 30  # of one file of a zip; CHID's, the largest of CLUE, has a fifth of it
+MAX_BYTES = 1 << 30  # per file in a zip; CLUE's largest, CHID's, has a fifth of this
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks others without a bound
 
 
 class Archive(abc.ABC):
-    """Files under a folder or in a zip; one of a name may lie in a folder within."""
+    """Files in a folder or a zip, possibly in subfolders."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class Archive(abc.ABC):
         """The bytes of one of `names`."""
 
     def find(self, name: str) -> str | None:
-        """The one of `names` that is the file `name`: at the top, else in a folder within."""
+        """The one of `names` with file name `name`: at the top, else in a subfolder."""
         found = [one for one in self.names if PurePosixPath(one).name == name]
         if name in found or not found:
             return name if found else None
@@ -65,14 +65,14 @@ class Zip(Archive):
             with zipfile.ZipFile(path) as file:
                 members = [member for member in file.infolist() if not member.is_dir()]
         except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise PlugError(f"{path} is no zip, or one that is cut off: {error}") from error
+            raise PlugError(f"{path} is not a zip file, or is truncated: {error}") from error
         super().__init__(path, [member.filename for member in members])
         self.members = {member.filename: member for member in members}
 
     def content(self, name: str) -> bytes:
-        """The bytes of one of `names`; PlugError if they are damaged or too many.
+        """The bytes of one of `names`; PlugError if damaged or too large.
 
-        However many bytes they really unpack to, no more are than the zip declares.
+        No more bytes are unpacked than the zip declares.
         """
         size = self.members[name].file_size
         if self.members[name].compress_type not in _METHODS:
@@ -122,7 +122,7 @@ def named_archive(data_dir: str | os.PathLike[str], folders: Sequence[str]) -> A
 def find_archive(
     data_dir: str | os.PathLike[str], folders: Sequence[str], files: Sequence[str]
 ) -> Archive:
-    """As `named_archive`, or `data_dir` itself, whatever its name, if it holds one of `files`.
+    """Like `named_archive`, or `data_dir` itself if it contains one of `files`.
 
     Raises:
         PlugError: it is not there.
@@ -145,5 +145,5 @@ def archive_name(path: Path) -> str:
 
 
 def _is_litter(name: str) -> bool:
-    """What macOS adds to zips and folders."""
+    """Whether macOS added it to the zip or folder."""
     return any(part == "__MACOSX" or part.startswith("._") for part in name.split("/"))

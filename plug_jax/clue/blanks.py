@@ -1,4 +1,4 @@
-"""CHID: which idiom goes into which blank, when each idiom of a line goes into one at most."""
+"""CHID: assigns idioms to blanks, each idiom of a line to at most one blank."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def decode_blanks(
 
     Args:
         lines: the JSON line of each blank; all its passages share the candidates.
-        logits: float [n, 10], of each blank and candidate.
-        assignment: "greedy" is the official decoding: of all pairs of blank and candidate of a line
-            the best whose two are free, again and again (of equal ones the first). "optimal" has
-            the greatest sum (the Hungarian method, scipy's).
+        logits: float [n, 10], for each blank and candidate.
+        assignment: "greedy" is the official decoding: repeatedly take the best pair of a free blank
+            and a free candidate of a line (of equal ones the first). "optimal" has the greatest sum
+            (the Hungarian method, scipy's).
 
     Raises:
-        PlugError: another shape, logits that are no numbers, a line with more blanks than
+        PlugError: another shape, logits that are not finite, a line with more blanks than
             candidates, an unknown assignment.
     """
     import numpy as np
@@ -69,5 +69,5 @@ def _greedy(logits: np.ndarray) -> list[int]:
 def _optimal(logits: np.ndarray) -> list[int]:
     from scipy.optimize import linear_sum_assignment
 
-    _, candidates = linear_sum_assignment(logits, maximize=True)  # rows come in their order
+    _, candidates = linear_sum_assignment(logits, maximize=True)  # rows come in order
     return [int(candidate) for candidate in candidates]

@@ -1,4 +1,4 @@
-"""The two F1 of CLUENER that people report, which differ: say which."""
+"""The two F1 scores in use for CLUENER. They differ, so say which one you report."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Pair = tuple[Collection[Entity], Collection[Entity]]
 
 
 def macro_f1(pairs: Sequence[Pair], types: Iterable[str]) -> float:
-    """The published F1, 0 to 1: mean over the types, of surface strings per sentence.
+    """The published F1, 0 to 1: mean over types, on surface strings per sentence.
 
-    A string counts once a sentence and type, wherever it stands. A type without a true positive has
-    F1 0, where the published script divides by zero; the mean is over all types all the same.
+    A string counts once per sentence and type, whatever its position. A type without a true
+    positive has F1 0, where the published script divides by zero; the mean is over all types.
     """
     scores = [
         _f1(
@@ -28,7 +28,7 @@ def macro_f1(pairs: Sequence[Pair], types: Iterable[str]) -> float:
 
 
 def micro_f1(pairs: Sequence[Pair]) -> float:
-    """The usual F1, 0 to 1: over all entities, each with its type and place."""
+    """The usual F1, 0 to 1: over all entities, by type and position."""
     return _f1((_places(gold), _places(predicted)) for gold, predicted in pairs)
 
 

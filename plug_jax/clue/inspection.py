@@ -1,4 +1,4 @@
-"""What the files of a task hold, counted: records, drops, labels, and lengths in tokens."""
+"""Counts over a task's files: records, drops, labels, and lengths in tokens."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from plug_jax.clue.records import (
 )
 from plug_jax.clue.tasks import DEV, VALIDATION, ClueTask, Split
 
-# The number of tokens of each text, without special ones.
+# Texts to numbers of tokens, without special ones.
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
-_QUESTION_TOKENS = 64  # the baselines cut a question of CMRC there
-_IDIOM_TOKENS = 4  # other blanks of a passage are that many [MASK]
+_QUESTION_TOKENS = 64  # where the baselines cut CMRC's questions
+_IDIOM_TOKENS = 4  # [MASK]s for each other blank of a passage
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitSummary:
-    """A split in figures."""
+    """Statistics of a split."""
 
     usable: int
     dropped: Mapping[str, int]
-    label_counts: Mapping[str, int]  # answers by label; entities by type; by index of a choice
-    token_lengths: Mapping[str, float]  # of inputs with their special tokens, before any cut
+    label_counts: Mapping[str, int]  # answers by label, entities by type, or choices by index
+    token_lengths: Mapping[str, float]  # of inputs with special tokens, before cutting
     cut: int  # inputs longer than max_length
     max_length: int
 
     @property
     def records(self) -> int:
-        """With those that are dropped."""
+        """Including those dropped."""
         return self.usable + sum(self.dropped.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -55,15 +55,15 @@ def inspect_splits(
     count_tokens: CountTokens,
     splits: Collection[str],
 ) -> dict[str, SplitSummary]:
-    """Summaries of splits by the name of their files: the validation split is "dev".
+    """Summaries of splits by their file names: the validation split is "dev".
 
-    The length of an input is that of the published baselines': [CLS] and [SEP] count. A choice's is
-    that of the question's longest choice; that of a passage with blanks is without the window which
-    the baselines cut around a blank; a question that is too long takes several windows and loses
-    nothing. A token of CLUENER is a character.
+    Lengths are those of the published baselines' inputs, including [CLS] and [SEP]. For choices it
+    is that of the question's longest choice; for passages with blanks, before the baselines cut a
+    window around each blank; a long context takes several windows and loses nothing. A token of
+    CLUENER is a character.
 
     Raises:
-        PlugError: a file is missing, cut off, or not as it should be.
+        PlugError: a file is missing, truncated or malformed.
     """
     return {
         split.replace(VALIDATION, DEV): summary(task, task.read(data_dir, split), count_tokens)
@@ -72,7 +72,7 @@ def inspect_splits(
 
 
 def summary(task: ClueTask, split: Split, count_tokens: CountTokens) -> SplitSummary:
-    """The figures of a split."""
+    """The statistics of a split."""
     lengths = input_lengths(split.records, count_tokens)
     return SplitSummary(
         usable=len(split.records),
@@ -124,7 +124,7 @@ def _length(record: Record, counts: Mapping[str, int]) -> int:
 
 
 def _passage(record: BlankRecord) -> str:
-    """Without any blank: one text for all blanks of a passage."""
+    """The passage without the tags of blanks: the same text for all its blanks."""
     return TAG.sub(" ", f"{record.left}{record.id}{record.right}")
 
 

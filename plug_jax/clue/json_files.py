@@ -1,5 +1,4 @@
-"""JSON of others, read strictly: each mistake is a PlugError that names file, line and what was
-expected."""
+"""Strict reading of external JSON: each mistake is a PlugError with file, line and expectation."""
 
 from __future__ import annotations
 
@@ -9,7 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shortened
+from plug_jax.strict_json import integer
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -18,22 +18,22 @@ _KINDS = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
 
 @dataclasses.dataclass(frozen=True)
 class JsonFile:
-    """The bytes of a file, and where they are from."""
+    """The bytes of a file, and its path."""
 
     path: str
     content: bytes
 
     def lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Where each line is, and the object in it; blank lines are passed over."""
+        """The position and object of each line; blank lines are skipped."""
         lines = self.content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
         found = False
         for number, line in enumerate(lines, start=1):  # no other character ends a line
             if line.strip():
                 where, found = f"{self.path}, line {number}", True
-                value = parse(line, where, "one JSON object a line")
+                value = parse(line, where, "one JSON object per line")
                 yield where, checked(value, dict, where, "the line")
         if not found:
-            raise PlugError(f"{self.path} is empty; expected one JSON object a line")
+            raise PlugError(f"{self.path} is empty; expected one JSON object per line")
 
     def document(self) -> Any:
         """The one JSON value of the file."""
@@ -42,9 +42,14 @@ class JsonFile:
 
 
 def parse(content: bytes, where: str, expected: str) -> Any:
-    """The JSON value in `content`; PlugError if it is none, is cut, or has a key twice."""
+    """The JSON value in `content`; PlugError if invalid, truncated, or with a duplicate key."""
     try:
-        return json.loads(content.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
+        return json.loads(
+            content.decode(),
+            object_pairs_hook=_object,
+            parse_constant=_no_constant,
+            parse_int=integer,
+        )
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         place = where if b"\n" not in content else f"{where}, line {line}"
@@ -62,9 +67,9 @@ def parse(content: bytes, where: str, expected: str) -> Any:
 
 
 def field(fields: dict[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """The value of a key; PlugError if it is not there or of another type."""
+    """The value of a key; PlugError if it is missing or of another type."""
     if key not in fields:
-        keys = ", ".join(map(repr, fields)) or "no key at all"
+        keys = shortened(", ".join(map(repr, fields))) or "no key at all"
         raise PlugError(f"{where} has no {key!r}; it has {keys}")
     return checked(fields[key], kind, where, repr(key))
 
@@ -81,13 +86,13 @@ def checked(value: Any, kind: type | tuple[type, ...], where: str, name: str) ->
 
 
 def strings(value: Any, where: str, name: str) -> tuple[str, ...]:
-    """A list of strings as a tuple; PlugError if it is no such list."""
+    """A list of strings as a tuple; PlugError for anything else."""
     items = checked(value, list, where, name)
     return tuple(checked(item, str, where, f"an item of {name}") for item in items)
 
 
 def shown(value: Any) -> str:
-    """A value as JSON spells it, cut to what a message has room for."""
+    """A value as JSON, shortened for a message."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
@@ -102,4 +107,4 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")

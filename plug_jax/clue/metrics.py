@@ -1,4 +1,4 @@
-"""The metrics of each task, and the means of the boards."""
+"""The metrics of each task, and the leaderboards' means."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plug_jax.clue.records import (
 from plug_jax.clue.tasks import CLUE, ClueTask, Kind
 from plug_jax.errors import PlugError
 
-# What a board ranks a task on.
+# The metric by which a leaderboard ranks a task.
 MAIN_METRIC: Mapping[Kind, str] = {
     "text": "accuracy",
     "choice": "accuracy",
@@ -36,16 +36,16 @@ def score(
 
     A prediction is the label (a text), the index of a choice or candidate (C3, CHID), the text of
     an answer (CMRC, DRCD), or the entities of a sentence (CLUENER). A question without a prediction
-    counts 0, as the official scorer has it; anything else without one is an error.
+    counts 0, as in the official scorer; any other missing prediction is an error.
 
     Raises:
         PlugError: no records, records without answers, a missing prediction, one for no record.
     """
     if not records:
-        raise PlugError(f"there is nothing of {task.name} to score")
+        raise PlugError(f"there is nothing to score for {task.name}")
     ids = {record.id for record in records}
     if unknown := [key for key in predictions if key not in ids]:
-        raise PlugError(f"{task.name} has no record {unknown[0]!r} that a prediction is for")
+        raise PlugError(f"a prediction is for {unknown[0]!r}, which is not a record of {task.name}")
     missing = [record.id for record in records if record.id not in predictions]
     if missing and task.kind != "question":
         raise PlugError(
@@ -100,11 +100,11 @@ def _no_answer(task: ClueTask, record: Record) -> PlugError:
 
 @dataclasses.dataclass(frozen=True)
 class Board:
-    """The tasks that a board takes the mean of, each under the names of both of its test sets."""
+    """The tasks of a leaderboard's mean, each under the names of both its test sets."""
 
     name: str
     tasks: tuple[str, ...]
-    test_set: str = ""  # what follows the name of a task that has two
+    test_set: str = ""  # suffix of a task that has two test sets
     note: str = ""
 
 
@@ -124,24 +124,24 @@ BOARDS = {
 
 @dataclasses.dataclass(frozen=True)
 class BoardMean:
-    """The mean over the tasks of a board that have a score; None when none has."""
+    """The mean over a leaderboard's tasks that have a score; None if none has."""
 
     board: Board
     mean: float | None
-    missing: tuple[str, ...]  # tasks of the board without a score
+    missing: tuple[str, ...]  # tasks without a score
 
     def to_json(self) -> dict[str, Any]:
-        """The mean, to three places, and what it lacks."""
+        """The mean, to three decimals, and the missing tasks."""
         mean = None if self.mean is None else round(self.mean, 3)
         return {"mean": mean, "missing": list(self.missing)}
 
 
 def board_mean(version: str, scores: Mapping[str, Mapping[str, float]]) -> BoardMean:
-    """The mean of a board ("1.0", "1.0-reading", "1.1") over metrics by task, in percent.
+    """A leaderboard's mean ("1.0", "1.0-reading", "1.1") from metrics by task, in percent.
 
-    A task counts with what the board ranks it on: accuracy, or the EM of CMRC 2018. One of two test
-    sets is taken under the name of the board's (tnews10 in 1.0), else under the plain one: on the
-    validation split, which they share, it makes no difference.
+    A task counts with its ranking metric: accuracy, or EM for CMRC 2018. A task with two test sets
+    is looked up under the leaderboard's name (tnews10 in 1.0), else under the plain one: both share
+    the validation split.
     """
     board = BOARDS[version]
     found: list[float] = []

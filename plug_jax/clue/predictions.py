@@ -1,4 +1,4 @@
-"""Files of predictions in the format of a submission, checked against the records they are for."""
+"""Prediction files in submission format, checked against their records."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from plug_jax.errors import PlugError
 _LINES = 'lines of {"id": ..., "label": ...}'
 _NUMBER = re.compile("0|[1-9][0-9]*")
 
-Row = tuple[str, str, Any]  # where it is, id, what is predicted
+Row = tuple[str, str, Any]  # position, id, prediction
 
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """Something wrong with a file of predictions: the first of a kind, and how many there are."""
+    """A mistake in a prediction file: the first of its kind, and their number."""
 
-    where: str  # file, and line where it has one
+    where: str  # file, and line if any
     message: str
     count: int = 1
-    is_doubt: bool = False  # it may be meant
+    is_doubt: bool = False  # it may be intended
 
     def __str__(self) -> str:
         more = f" (and {self.count - 1:,} more like this)" if self.count > 1 else ""
@@ -35,7 +35,7 @@ class Mistake:
 
 
 class Mistakes:
-    """Collects the first mistake of each kind, and how many there are."""
+    """Collects the first mistake of each kind, and their number."""
 
     def __init__(self) -> None:
         self._first: dict[str, Mistake] = {}
@@ -55,7 +55,7 @@ class Mistakes:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a file predicts, by the ids of the records, and what is wrong with it."""
+    """A file's predictions by record id, and its mistakes."""
 
     values: dict[Any, Any]  # as `plug_jax.clue.metrics.score` takes them
     missing: tuple[int | str, ...]  # ids of records without a prediction
@@ -70,15 +70,15 @@ def read_predictions(
     *,
     for_board: bool = False,
 ) -> Predictions:
-    """Read predictions, and find all that is wrong with them.
+    """Read predictions, and find all mistakes.
 
     Args:
-        task: what they are of.
+        task: the predictions' task.
         file: JSON lines, or one object for CMRC, DRCD and CHID, as a submission has them.
-        records: what is predicted.
-        dropped_ids: ids of lines that the records leave out; predictions of those are passed over.
-        for_board: whether questions need answers too, and lines the order of the records: the board
-            reads the labels alone.
+        records: the records to predict.
+        dropped_ids: ids of lines that the records leave out; their predictions are ignored.
+        for_board: also require answers to all questions, and the order of the records: the
+            leaderboard reads only the labels.
     """
     mistakes = Mistakes()
     if file.content.startswith(BYTE_ORDER_MARK):
@@ -91,7 +91,7 @@ def read_predictions(
     for where, key, value in (_object_rows if is_object else _line_rows)(file, mistakes):
         if key in seen:
             restarts = key == next(iter(seen))
-            hint = "; ids have to count on from one batch to the next" if restarts else ""
+            hint = "; ids must continue from one batch to the next" if restarts else ""
             mistakes.add("double", where, f"id {key} was in {seen[key]} already{hint}")
             continue
         seen[key] = where
@@ -102,12 +102,14 @@ def read_predictions(
                 mistakes.add("value", where, str(error))
         elif key not in dropped:
             ids = f"{records[0].id} to {records[-1].id}"
-            mistakes.add("unknown", where, f"id {key} is none of the {len(records):,} ids, {ids}")
+            mistakes.add(
+                "unknown", where, f"id {key} is not one of the {len(records):,} ids, {ids}"
+            )
     missing = tuple(record.id for record in records if str(record.id) not in seen)
-    is_read = seen or not mistakes.all()  # else what is wrong has been said
+    is_read = seen or not mistakes.all()  # else the mistake is already reported
     if missing and is_read and (for_board or task.kind != "question"):
         count = f"{len(missing):,} of {len(records):,}"
-        message = f"{count} have no prediction; the first without is id {missing[0]}"
+        message = f"{count} have no prediction; the first is id {missing[0]}"
         mistakes.add("missing", file.path, message)
     if for_board and not is_object and seen.keys() == known.keys() and list(seen) != list(known):
         message = "the lines are not in the order of the test file; the board reads labels alone"
@@ -117,13 +119,13 @@ def read_predictions(
 
 
 def first_mistake(mistakes: Sequence[Mistake]) -> PlugError:
-    """The first of some, and that there are more, as an error."""
+    """The first mistake as an error, saying if there are more."""
     more = f"; and {len(mistakes) - 1} mistakes of other kinds" if len(mistakes) > 1 else ""
     return PlugError(f"{mistakes[0]}{more}")
 
 
 def _line_rows(file: JsonFile, mistakes: Mistakes) -> Iterator[Row]:
-    """Of classification, C3 and CLUENER."""
+    """Rows of classification, C3 and CLUENER."""
     content = file.content.removeprefix(BYTE_ORDER_MARK)
     if content.lstrip().startswith(b"["):
         mistakes.add("list", file.path, f"it is one JSON list, which scores 0; expected {_LINES}")
@@ -148,7 +150,7 @@ def _line_rows(file: JsonFile, mistakes: Mistakes) -> Iterator[Row]:
 
 
 def _object_rows(file: JsonFile, mistakes: Mistakes) -> Iterator[Row]:
-    """Of CMRC, DRCD and CHID."""
+    """Rows of CMRC, DRCD and CHID."""
     expected = "one object for the whole file, of predictions by id"
     try:
         fields = parse(file.content.removeprefix(BYTE_ORDER_MARK), file.path, expected)
@@ -163,10 +165,10 @@ def _object_rows(file: JsonFile, mistakes: Mistakes) -> Iterator[Row]:
 
 
 def _checked_value(task: ClueTask, record: Record, value: Any) -> Any:
-    """What is predicted, as the metrics take it; PlugError if it cannot be."""
+    """The prediction as the metrics take it; PlugError if it is invalid."""
     if isinstance(record, EntityRecord):
         if not isinstance(value, dict):
-            raise PlugError(f"label {shown(value)} is no object of entities by type")
+            raise PlugError(f"label {shown(value)} is not an object of entities by type")
         return entities_of(value, record.text, task.labels, "its label")
     if isinstance(record, ChoiceRecord):
         return _index(value, len(record.choices), "choices", "label")
@@ -187,35 +189,35 @@ def _label(task: ClueTask, value: Any) -> str:
     few = ", ".join(f'"{label}"' for label in task.labels[:4])
     labels = f"the strings {few}{', ...' if len(task.labels) > 4 else ''}"
     if not isinstance(value, str) and shown(value) in task.labels:
-        raise PlugError(f'label {shown(value)} has to be a string: "{shown(value)}"')
+        raise PlugError(f'label {shown(value)} must be a string: "{shown(value)}"')
     if _NUMBER.fullmatch(str(value)) and int(value) < len(task.labels):
         raise PlugError(
             f"label {shown(value)} looks like the index of a class; the labels of {task.name} are "
             f"{labels}, and anything else scores 0"
         )
-    raise PlugError(f"label {shown(value)} is none of the labels of {task.name}, {labels}")
+    raise PlugError(f"label {shown(value)} is not one of the labels of {task.name}, {labels}")
 
 
 def _index(value: Any, count: int, what: str, name: str) -> int:
-    """Index of a choice; as a string, too."""
+    """Index of a choice, possibly given as a string."""
     text = str(value)
     if type(value) in (int, str) and _NUMBER.fullmatch(text) and int(text) < count:
         return int(text)
-    raise PlugError(f"{name} {shown(value)} is no index of the {count} {what}, from 0")
+    raise PlugError(f"{name} {shown(value)} is not an index of the {count} {what}, from 0")
 
 
 def _find_repeats(
     values: Mapping[Any, Any], known: Mapping[str, Record], file: JsonFile, mistakes: Mistakes
 ) -> None:
-    """Idioms that two blanks of a line share: the blanks were decoded each by itself."""
+    """Idioms that two blanks of a line share: the blanks were decoded independently."""
     seen: set[tuple[int, int]] = set()
     for key, value in values.items():
         record = known[str(key)]
         if isinstance(record, BlankRecord):
             if (record.line, value) in seen:
                 message = (
-                    f"{key} has the idiom of another blank of its line; the blanks of a line are "
-                    "to be decoded together"
+                    f"{key} has the idiom of another blank of its line; the blanks of a line "
+                    "must be decoded together"
                 )
                 mistakes.add("repeat", file.path, message, is_doubt=True)
             seen.add((record.line, value))

@@ -1,8 +1,8 @@
-"""From the files of each format to records.
+"""Readers from the files of each format to records.
 
-A reader takes the files of a split in their order, whether they hold answers, and the labels that
-there are; it gives records, and the ids of lines that it dropped by reason. Where the file has no
-answers nothing is ever dropped: the order of a submission is that of the lines.
+A reader takes the files of a split in order, whether they contain answers, and the labels; it
+returns records, and the ids of dropped lines by reason. Files without answers are never reduced: a
+submission follows the order of the lines.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Reader = Callable[[Sequence[JsonFile], bool, tuple[str, ...]], tuple[list[Record
 Fields = dict[str, Any]
 
 NO_GOLD_LABEL = "no_gold_label"
-CANDIDATES = 10  # of a line of CHID
+CANDIDATES = 10  # per line of CHID
 TAG = re.compile(r"#idiom\d+#")
 
 _UNDECIDED = "-"  # the annotators did not agree
@@ -40,7 +40,7 @@ _ID = (int, str)
 
 
 def read_texts(texts: Callable[[Fields, str], tuple[str, ...]], id_key: str = "id") -> Reader:
-    """A reader of JSON lines with a label; `texts` makes the texts of a line."""
+    """A reader of JSON lines with a label; `texts` extracts the texts of a line."""
 
     def read(
         files: Sequence[JsonFile], answered: bool, labels: tuple[str, ...]
@@ -50,7 +50,7 @@ def read_texts(texts: Callable[[Fields, str], tuple[str, ...]], id_key: str = "i
         for number, (where, fields) in enumerate(_lines(files)):
             label = field(fields, "label", str, where) if answered else fields.get("label")
             if answered and label not in allowed:
-                raise PlugError(f"{where}: label {shown(label)} is none of {', '.join(labels)}")
+                raise PlugError(f"{where}: label {shown(label)} is not one of {', '.join(labels)}")
             if not answered and label not in labels:
                 label = None
             key = field(fields, id_key, _ID, where) if id_key in fields else number
@@ -83,10 +83,10 @@ def keywords_and_abstract(fields: Fields, where: str) -> tuple[str, ...]:
 
 
 def marked_text(fields: Fields, where: str) -> tuple[str, ...]:
-    """CLUEWSC's text with `_` around span 1 and `[` `]` around span 2, in whichever order."""
+    """CLUEWSC's text with `_` around span 1 and `[` `]` around span 2, in either order."""
     text = field(fields, "text", str, where)
     target = field(fields, "target", dict, where)
-    marks: list[tuple[int, int, str]] = []  # at a place what ends comes before what begins
+    marks: list[tuple[int, int, str]] = []  # at one position, closing marks come first
     for number, left, right in ((1, "_", "_"), (2, "[", "]")):
         span = field(target, f"span{number}_text", str, where)
         index = field(target, f"span{number}_index", int, where)
@@ -105,7 +105,7 @@ def marked_text(fields: Fields, where: str) -> tuple[str, ...]:
 def read_choices(
     files: Sequence[JsonFile], answered: bool, labels: tuple[str, ...]
 ) -> tuple[list[Record], Dropped]:
-    """C3: passages with questions; a question without an id has its running number."""
+    """C3: passages with questions; a question without an id gets a running number."""
     rows: list[tuple[str, Any]] = []
     for file in files:
         passages = checked(file.document(), list, file.path, "the file")
@@ -133,7 +133,7 @@ def _choice(fields: Fields, passage: str, number: int, answered: bool, where: st
         answer = field(fields, "answer", str, where)
         equal = [place for place, choice in enumerate(choices) if choice == answer]
         if not equal:
-            raise PlugError(f"{where}: the answer {shown(answer)} is none of {shown(choices)}")
+            raise PlugError(f"{where}: the answer {shown(answer)} is not one of {shown(choices)}")
         label = equal[-1]
     key = field(fields, "id", _ID, where) if "id" in fields else number
     return ChoiceRecord(key, passage, question, choices, label)
@@ -142,7 +142,7 @@ def _choice(fields: Fields, passage: str, number: int, answered: bool, where: st
 def read_blanks(
     files: Sequence[JsonFile], answered: bool, labels: tuple[str, ...]
 ) -> tuple[list[Record], Dropped]:
-    """CHID: passages with blanks, and with `answered` a second file of answers."""
+    """CHID: passages with blanks; with `answered` there is a second file of answers."""
     answers: Fields = {}
     if answered:
         answers = checked(files[1].document(), dict, files[1].path, "the file")
@@ -176,7 +176,7 @@ def _candidate(value: Any, place: str) -> int:
 def read_questions(
     files: Sequence[JsonFile], answered: bool, labels: tuple[str, ...]
 ) -> tuple[list[Record], Dropped]:
-    """CMRC 2018, nested as SQuAD is or flat as it first came, and DRCD."""
+    """CMRC 2018, nested like SQuAD or flat as in its first release, and DRCD."""
     (file,) = files
     document = checked(file.document(), (dict, list), file.path, "the file")
     make = _nested_questions if isinstance(document, dict) else _flat_questions
@@ -227,7 +227,7 @@ def _flat_questions(document: list[Any], path: str, answered: bool) -> Iterable[
 
 
 def _nested_answer(fields: Any, context: str, where: str) -> SpanAnswer:
-    """An answer with its start where the text is: as given, or up to three to the left."""
+    """An answer with its start as given, or corrected by up to three characters to the left."""
     fields = checked(fields, dict, where, "an answer")
     if "text" not in fields:
         raise PlugError(f"{where}: an answer has no 'text'; it has {shown(list(fields))}")
@@ -238,7 +238,7 @@ def _nested_answer(fields: Any, context: str, where: str) -> SpanAnswer:
 
 
 def _answer_text(value: Any, context: str, where: str) -> str:
-    """The text of an answer. A spreadsheet made numbers of some: 39764.0 is the text's 39764."""
+    """The text of an answer. A spreadsheet turned some into numbers: 39764.0 for 39764."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         whole = str(value).removesuffix(".0")
         return whole if whole in context else str(value)
@@ -269,12 +269,12 @@ def entities_of(label: Fields, text: str, types: Sequence[str], where: str) -> t
     Example: {"address": {"杭州": [[2, 3]]}} of "王在杭州" has characters 2 to 4, exclusive.
 
     Raises:
-        PlugError: an unknown type, or a place where the text is another one.
+        PlugError: an unknown type, or a span that does not match the text.
     """
     found = []
     for type_, surfaces in label.items():
         if type_ not in types:
-            raise PlugError(f"{where}: type {shown(type_)} is none of {', '.join(types)}")
+            raise PlugError(f"{where}: type {shown(type_)} is not one of {', '.join(types)}")
         for surface, places in checked(surfaces, dict, where, repr(type_)).items():
             for place in checked(places, list, where, repr(surface)):
                 if not _is_place(place):
@@ -307,7 +307,7 @@ def _lines(files: Sequence[JsonFile]) -> Iterable[tuple[str, Fields]]:
 
 
 def _place_of(span: str, text: str, index: int) -> int | None:
-    """Where `span` is in `text`: at `index`, else the nearest place to it; None if nowhere."""
+    """Position of `span` in `text`: `index`, else the nearest one; None if absent."""
     if not span:
         return None
     places = [match.start() for match in re.finditer(f"(?={re.escape(span)})", text)]
@@ -315,10 +315,10 @@ def _place_of(span: str, text: str, index: int) -> int | None:
 
 
 def _with_ids_apart(rows: Sequence[tuple[str, Any]], answered: bool) -> list[Any]:
-    """The records of (where, record), no two of one id.
+    """The records of (where, record), with unique ids.
 
-    A file with answers whose ids are not unique has running numbers in their place. Of one without
-    answers the ids go into the submission, so there a double one is an error.
+    If a file with answers has duplicate ids, running numbers replace them all. Without answers the
+    ids go into the submission, so a duplicate is an error.
     """
     records = [record for _, record in rows]
     first: dict[str, str] = {}

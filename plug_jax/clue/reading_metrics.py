@@ -1,4 +1,4 @@
-"""Exact match and F1 of answers, as the scorer of CMRC 2018 counts them; CLUE's for DRCD too."""
+"""Exact match and F1 of answers as in CMRC 2018's scorer, which CLUE also uses for DRCD."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable
 
 from plug_jax.clue.word_tokens import word_tokens
 
-# Marks that do not count. ASCII , . ! ? ( ) and ‘ and … do: the published list has them not, or as
-# a pair of characters that no single character equals.
+# Marks that are ignored. ASCII , . ! ? ( ) and ‘ and … count: the published list lacks them, or has
+# them as a pair that no single character equals.
 _MARKS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 _CHINESE = re.compile(r"[\u4e00-\u9fa5]")
 
 
 def exact_match(answers: Iterable[str], prediction: str) -> float:
-    """1 if the prediction is one of the answers but for case, marks and outer spaces, else 0."""
+    """1 if the prediction equals an answer up to case, marks and outer spaces, else 0."""
     found = _without_marks(prediction)
     return float(any(_without_marks(answer) == found for answer in answers))
 
@@ -23,7 +23,7 @@ def exact_match(answers: Iterable[str], prediction: str) -> float:
 def overlap_f1(answers: Iterable[str], prediction: str) -> float:
     """Greatest F1 over the answers, 0 to 1; the overlap is the longest run of common tokens.
 
-    Each character of U+4E00 to U+9FA5 is a token; what is between them is cut into words.
+    Each character of U+4E00 to U+9FA5 is a token; the text between them is split into words.
 
     Example: "九米长" shares with the answer "有九米" the run 九米, two of three tokens of both,
     so that precision, recall and F1 are 2/3.
@@ -33,7 +33,7 @@ def overlap_f1(answers: Iterable[str], prediction: str) -> float:
 
 
 def mixed_tokens(text: str) -> list[str]:
-    """Chinese characters, and the words between them, without the marks that do not count."""
+    """Chinese characters, and the words between them, without ignored marks."""
     tokens: list[str] = []
     run = ""
     for character in _without_marks(text):
@@ -46,7 +46,7 @@ def mixed_tokens(text: str) -> list[str]:
 
 
 def _without_marks(text: str) -> str:
-    """Lower-cased and stripped, and then without marks: spaces beside those stay."""
+    """Lower-cased and stripped, then without marks: spaces next to these stay."""
     return "".join(character for character in text.lower().strip() if character not in _MARKS)
 
 

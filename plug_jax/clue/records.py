@@ -1,4 +1,4 @@
-"""What the files of CLUE hold, as the tasks see it: one record an answer that is asked for."""
+"""Records of CLUE's files, one for each answer to predict."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class TextRecord:
-    """One text or a pair, and its label, a string of the archive's.
+    """One text or a pair, and its label as a string in the archive.
 
     CLUEWSC: one text with the marks `_span1_` and `[span2]`. CSL: keywords joined by a space, and
     the abstract.
     """
 
-    id: int | str  # what a submission says of it: as in the file, else its running number from 0
+    id: int | str  # its id in a submission: the file's, else a running number from 0
     texts: tuple[str, ...]
     label: str | None
 
     def named_texts(self) -> dict[str, str]:
-        """`text`, and of a pair `text_pair`."""
+        """`text`, and for a pair `text_pair`."""
         return dict(zip(("text", "text_pair"), self.texts, strict=False))
 
 
@@ -27,7 +27,7 @@ class ChoiceRecord:
     """A question on a passage with two to four choices (C3)."""
 
     id: int | str
-    passage: str  # its lines joined by newlines, in the file's case
+    passage: str  # its lines joined by newlines, in original case
     question: str
     choices: tuple[str, ...]
     label: int | None  # index of the last choice that equals the answer
@@ -35,11 +35,11 @@ class ChoiceRecord:
 
 @dataclasses.dataclass(frozen=True)
 class BlankRecord:
-    """A blank of a passage, and the idioms of its line that may fill it (CHID)."""
+    """A blank in a passage, and its line's candidate idioms (CHID)."""
 
     id: str  # the tag: "#idiom000378#"
-    line: int  # running number, from 0, of the JSON line: its blanks share the candidates
-    left: str  # the passage before the blank, with the tags of others in it
+    line: int  # number of the JSON line, from 0: its blanks share the candidates
+    left: str  # the passage before the blank, including the tags of other blanks
     right: str
     candidates: tuple[str, ...]
     label: int | None  # index of the candidate
@@ -55,7 +55,7 @@ class SpanAnswer:
 
 @dataclasses.dataclass(frozen=True)
 class QuestionRecord:
-    """A question on a context (CMRC 2018, DRCD); without answers where the file has none."""
+    """A question on a context (CMRC 2018, DRCD); without answers if the file has none."""
 
     id: int | str
     context: str
@@ -75,7 +75,7 @@ class Entity:
 
 @dataclasses.dataclass(frozen=True)
 class EntityRecord:
-    """A sentence and its named entities (CLUENER); None where the file has none."""
+    """A sentence and its named entities (CLUENER), None if the file has none."""
 
     id: int | str
     text: str

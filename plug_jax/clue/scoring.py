@@ -1,4 +1,4 @@
-"""Scores of files of predictions against labelled files."""
+"""Scores of prediction files against labelled files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from plug_jax.errors import PlugError
 
 
 class Score(dict[str, float]):
-    """Metrics by name, in percent; and the ids of questions without an answer, which count 0."""
+    """Metrics by name, in percent, and the ids of unanswered questions, which count 0."""
 
     def __init__(self, metrics: Mapping[str, float], missing: Sequence[int | str]) -> None:
         super().__init__(metrics)
         self.missing = tuple(missing)
 
     def to_json(self) -> dict[str, Any]:
-        """Metrics to three places, and under "missing" the ids of the unanswered, if any."""
+        """Metrics to three decimals, and the ids of unanswered questions under "missing"."""
         metrics = {name: round(value, 3) for name, value in self.items()}
         return {"metrics": metrics, **({"missing": list(self.missing)} if self.missing else {})}
 
@@ -35,12 +35,12 @@ def score_files(
     """Scores by the names of the tasks.
 
     Args:
-        paths: files of predictions, or zips of them, in the format of a submission.
-        data: a file with labels, or a directory (or zip) of CLUE's, whose dev files are taken.
-        task: what the one file is of; without it names of files say so (tnews11_predict.json).
+        paths: prediction files, or zips of them, in submission format.
+        data: a file with labels, or CLUE's directory (or a zip), whose dev files are used.
+        task: the task of a single file; by default from file names (tnews11_predict.json).
 
     Raises:
-        PlugError: a file that is missing or not as it should be, one whose name says no task,
+        PlugError: a file that is missing or malformed, one whose name gives no task,
             labels without a prediction, predictions without a label.
     """
     scores: dict[str, Score] = {}
@@ -88,6 +88,6 @@ def _task_of(path: Path) -> str:
     if path.name in TASK_OF:
         return TASK_OF[path.name]
     raise PlugError(
-        f"the name of {path} does not say of which task it is; name the task, or call it as in a "
+        f"the name of {path} does not tell its task; name the task, or rename the file as in a "
         f"submission: {', '.join(TASK_OF)}"
     )

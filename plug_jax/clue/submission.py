@@ -1,4 +1,4 @@
-"""Submissions to the boards of CLUE: their layout, written and checked."""
+"""Submissions to CLUE's leaderboards: writing and checking them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from plug_jax.clue.records import Record
 from plug_jax.clue.tasks import CLUE, TEST, ClueTask, find_task
 from plug_jax.errors import PlugError
 
-# What comes before _predict.json. Nothing is known of a file for DRCD, and the smaller OCNLI have
-# no board. The diagnostics are predicted by a model of OCNLI; EPRSTMT is one of FewCLUE.
+# File names before _predict.json. None is known for DRCD, and the smaller OCNLI have no
+# leaderboard. The diagnostics are predicted by an OCNLI model; EPRSTMT belongs to FewCLUE.
 _STEMS = {
     "afqmc": "afqmc",
     "tnews": "tnews11",
@@ -44,7 +44,7 @@ FILE_NAMES: Mapping[str, str] = {task: f"{stem}_predict.json" for task, stem in 
 TASK_OF: Mapping[str, str] = {name: task for task, name in FILE_NAMES.items()}
 
 _BOTH = ("afqmc", "iflytek", "ocnli", "csl", "cmrc2018", "cluener", "diagnostics")
-# The tasks that a submission of a version can have: those of its boards, CLUENER, diagnostics.
+# The tasks in a submission by version: those of its leaderboards, CLUENER, diagnostics.
 VERSIONS: Mapping[str, tuple[str, ...]] = {
     "1.0": (*_BOTH, "cmnli", "tnews10", "cluewsc10", "chid10", "c310"),
     "1.1": (*_BOTH, "tnews", "cluewsc", "chid", "c3"),
@@ -58,14 +58,14 @@ _ZIP_NAME = re.compile(r"submit_.+_.+\.zip")
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What a submission has, and all that is wrong with it."""
+    """The contents and mistakes of a submission."""
 
-    predictions: Mapping[str, int]  # of each file, by its name
+    predictions: Mapping[str, int]  # their number by file name
     mistakes: tuple[Mistake, ...]
 
     @property
     def is_valid(self) -> bool:
-        """Whether nothing is wrong, doubts aside."""
+        """Whether there are no mistakes, apart from doubts."""
         return all(mistake.is_doubt for mistake in self.mistakes)
 
     def to_json(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Validation:
 def validate_submission(
     path: str | os.PathLike[str], data_dir: str | os.PathLike[str]
 ) -> Validation:
-    """Find every mistake of a zip before it is uploaded.
+    """Find every mistake in a zip before it is uploaded.
 
     Args:
         path: the zip.
@@ -99,7 +99,7 @@ def validate_submission(
     for name in archive.names:
         base = PurePosixPath(name).name
         if name != base:
-            message = "it lies in a folder; files have to lie at the root of the zip"
+            message = "it is in a folder; files must be at the root of the zip"
             mistakes.add("folder", name, message)
         if base in predictions:
             mistakes.add(f"twice {base}", name, "the zip has it more than once")
@@ -107,7 +107,7 @@ def validate_submission(
         task = TASK_OF.get(base)
         if task is None:
             hint, task = _meant(base)
-            mistakes.add(f"name {base}", name, f"it is no file of a submission; {hint}")
+            mistakes.add(f"name {base}", name, f"it is not a file of a submission; {hint}")
         if task is None:
             continue
         try:
@@ -130,25 +130,25 @@ def write_submission(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a zip for a board, and check it.
+    """Write a zip for a leaderboard, and check it.
 
     Args:
-        predictions: by the name of the task, and the id of each record of its test split: a label,
-            the index of a choice or candidate, a text, or entities.
+        predictions: by task name and id of each test record: a label, the index of a choice or
+            candidate, a text, or entities.
         data_dir: CLUE's directory, for the ids and their order.
         version: "1.0" or "1.1"; 1.0 has the test sets tnews10, cluewsc10, chid10 and c310.
         output: submit_<team>_<date>.zip.
         overwrite: whether to replace what is there.
 
     Raises:
-        PlugError: a task that the version has not, records without a prediction, predictions
-            without a record, something that the board would not take, a file that is there.
+        PlugError: a task that the version lacks, records without a prediction, predictions
+            without a record, anything the leaderboard would reject, an existing file.
     """
     output = Path(output)
     if output.suffix != ".zip":
         raise PlugError(f"a submission is a zip, submit_<team>_<date>.zip, not {output.name}")
     if output.exists() and not overwrite:
-        raise PlugError(f"{output} is there already; remove it, or ask for it to be replaced")
+        raise PlugError(f"{output} exists already; remove it, or ask to replace it")
     if not predictions:
         raise PlugError("there is nothing to submit: no task has predictions")
     if version not in VERSIONS:
@@ -178,12 +178,12 @@ def write_submission(
 
 
 def task_of_version(name: str, version: str) -> str:
-    """The task whose test set a version of the board has: ("tnews", "1.0") -> "tnews10".
+    """The task with a leaderboard version's test set: ("tnews", "1.0") -> "tnews10".
 
-    A model of any size of OCNLI's training data is one of OCNLI.
+    Models for any of OCNLI's training set sizes count as OCNLI.
 
     Raises:
-        PlugError: the version has none for it.
+        PlugError: the version has none for this task.
     """
     base = "ocnli" if name.startswith("ocnli_") else name
     candidates = (base, _OTHER_TEST_SET.get(base))
@@ -196,10 +196,10 @@ def task_of_version(name: str, version: str) -> str:
 def predictions_file(
     task: ClueTask, records: Sequence[Record], predictions: Mapping[Any, Any]
 ) -> bytes:
-    """Predictions of all records as a submission has them, in the order of the records.
+    """Predictions of all records in submission format, in the order of the records.
 
-    CMRC, DRCD and CHID: one object, by id. The others: lines of {"id", "label"}, where a label is
-    the archive's string, C3's the index of a choice as a string, CLUENER's its nested object with
+    CMRC, DRCD and CHID: one object, by id. The others: lines of {"id", "label"} with the archive's
+    label string, for C3 the index of the choice as a string, for CLUENER its nested object with
     inclusive ends.
 
     Raises:
@@ -236,7 +236,7 @@ def _nested_entities(entities: Any) -> dict[str, dict[str, list[list[int]]]]:
 def _check_file(
     task: ClueTask, file: JsonFile, data_dir: str | os.PathLike[str]
 ) -> tuple[int, list[Mistake]]:
-    """How many predictions it has, and what is wrong with it."""
+    """The number of predictions, and the mistakes."""
     try:
         records = task.read(data_dir, TEST).records
     except PlugError as error:
@@ -254,12 +254,12 @@ def _fits(task: ClueTask, file: JsonFile, data_dir: str | os.PathLike[str]) -> b
     try:
         records = task.read(data_dir, TEST).records
     except PlugError:
-        return False  # there is no such test set to compare with
+        return False  # there is no test set to compare with
     return not read_predictions(task, file, records, for_board=True).mistakes
 
 
 def _meant(base: str) -> tuple[str, str | None]:
-    """What to say of a wrong name, and the task if there is no doubt which it is."""
+    """The message for a wrong name, and the task if it is unambiguous."""
     stem = re.sub(r"(_predict(ions?)?)?(\.jsonl?)?$", "", base.lower(), count=1)
     versions = [name for name in _OTHER_TEST_SET if name.removesuffix("10") == stem]
     if versions:
@@ -269,7 +269,7 @@ def _meant(base: str) -> tuple[str, str | None]:
     task = tasks[near[0]] if near else None
     if task is None:
         return f"there are {', '.join(TASK_OF)}", None
-    return f"it is scored 0 unless it is called {FILE_NAMES[task]}", task
+    return f"it scores 0 unless it is called {FILE_NAMES[task]}", task
 
 
 def _not_of_version(name: str, version: str) -> PlugError:

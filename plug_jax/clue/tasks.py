@@ -29,15 +29,15 @@ from plug_jax.clue.records import Record
 from plug_jax.errors import PlugError
 
 Kind = Literal["text", "choice", "blank", "question", "entity"]
-Files = Mapping[str, tuple[str, ...]]  # names of the files of each split
+Files = Mapping[str, tuple[str, ...]]  # file names by split
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-DEV = "dev"  # what the files and the command line call the validation split
+DEV = "dev"  # name of the validation split in files and on the command line
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The records of a split in the order of its file, and what was left out of them."""
+    """The records of a split in file order, and counts of those dropped."""
 
     records: list[Record]
     dropped: dict[str, int]  # by reason
@@ -47,13 +47,13 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClueTask:
-    """A task: where its files are, how they are read, and what its labels are."""
+    """A task: its files, their reader, and its labels."""
 
     name: str
     kind: Kind
-    labels: tuple[str, ...] = ()  # of the archive, in the order of the baselines
+    labels: tuple[str, ...] = ()  # the archive's, in the baselines' order
     max_length: int  # tokens of an input in the baselines
-    folders: tuple[str, ...]  # what its folder or zip is called, in lower case, without _public
+    folders: tuple[str, ...]  # names of its folder or zip, in lower case, without _public
     files: Files
     reader: Reader
     unanswered: tuple[str, ...] = (TEST,)  # splits without answers
@@ -70,7 +70,7 @@ class ClueTask:
         `<task>_public.zip` (read in place), in upper or lower case; or such a folder or zip itself.
 
         Raises:
-            PlugError: an unknown split, or a file that is missing, cut off, or not as it should be.
+            PlugError: an unknown split, or a file that is missing, truncated or malformed.
         """
         name = split.replace(DEV, VALIDATION) if split.startswith(DEV) else split
         if name not in self.files:
@@ -79,10 +79,10 @@ class ClueTask:
         return self._read([archive.read(file) for file in self.files[name]], name)
 
     def splits_in(self, data_dir: str | os.PathLike[str]) -> tuple[str, ...]:
-        """The splits of which `data_dir` has a file.
+        """The splits with a file in `data_dir`.
 
         Raises:
-            PlugError: the task is not there at all.
+            PlugError: the task is not there.
         """
         every = tuple(dict.fromkeys(itertools.chain(*self.files.values())))
         archive = self._archive(data_dir, every)
@@ -102,10 +102,10 @@ class ClueTask:
         return find_archive(data_dir, self.folders, files)
 
     def read_file(self, path: str | os.PathLike[str]) -> Split:
-        """The records of a file with answers; CHID's answers lie beside it (dev_answer.json).
+        """The records of a file with answers; CHID's answers are next to it (dev_answer.json).
 
         Raises:
-            PlugError: it is not there, has no answers, or is not as it should be.
+            PlugError: it is missing, malformed or has no answers.
         """
         paths = [Path(path)]
         if self.kind == "blank":
@@ -124,7 +124,7 @@ class ClueTask:
 
 
 def find_task(name: str) -> ClueTask:
-    """The task of a name. PlugError if there is none."""
+    """The task with this name. PlugError if there is none."""
     if name in CLUE:
         return CLUE[name]
     nearest = difflib.get_close_matches(name.lower(), CLUE, n=1)
@@ -133,7 +133,7 @@ def find_task(name: str) -> ClueTask:
 
 
 def tasks_in(data_dir: str | os.PathLike[str]) -> list[ClueTask]:
-    """The tasks whose folders or zips are in `data_dir`, or which it is named after.
+    """The tasks with folders or zips in `data_dir`, or the one whose folder it is.
 
     Raises:
         PlugError: there is none.
@@ -156,7 +156,7 @@ def _files(test: str = "test.json", train: str = "train.json") -> dict[str, tupl
 
 
 def _eprstmt_files() -> dict[str, tuple[str, ...]]:
-    """FewCLUE's five samples; those called train and validation are the first ones."""
+    """FewCLUE's five samples; train and validation are the first ones."""
     files = {**_files("test.json", "train_0.json"), VALIDATION: ("dev_0.json",)}
     files |= {"test_public": ("test_public.json",), "unlabeled": ("unlabeled.json",)}
     for sample in ("1", "2", "3", "4", "few_all"):
@@ -298,8 +298,8 @@ _TASKS = (
     ),
 )
 
-# By name; a plain one is the current version, and ...10 has the test set 1.0.
+# By name; plain names have the current test set, ...10 that of 1.0.
 CLUE: Mapping[str, ClueTask] = MappingProxyType({task.name: task for task in _TASKS})
 
-# The first name of the folder that each name of a folder is for.
+# The main name for each name of a folder.
 _FOLDERS = {folder: task.folders[0] for task in _TASKS for folder in task.folders}

@@ -1,4 +1,4 @@
-"""Words of text between Chinese characters, as the scorer of CMRC 2018 has them from nltk."""
+"""Words of text between Chinese characters, as CMRC 2018's scorer gets them from nltk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 _OPENING = "``"
 _CLOSING = "''"
-# Where spaces go around: dots, the last period, a comma before no digit, quotes, other marks.
+# Tokens to separate by spaces: dots, the last period, a comma without a digit after it, quotes, ...
 _APART = re.compile(
     r"""
     \.{2,}
@@ -39,11 +39,11 @@ def word_tokens(text: str) -> list[str]:
     digit follows, two or more dots, and a period at the end of the text, not one within it; clitics
     are tokens of their own.
 
-    It is written from these rules for what the scorer leaves of a text (`:`, `-`, `*` and others
-    are gone), and agrees there with nltk's NLTKWordTokenizer of 2026, but for unusual rows of marks
-    such as `""` or a period before an opening quote. nltk.word_tokenize looks for several sentences
-    first, which this does not: a period within the text ("a b. c d") stays with its word, where
-    nltk's model of English may cut.
+    It implements these rules for text after the scorer's clean-up (`:`, `-`, `*` and others are
+    gone), where it agrees with nltk's NLTKWordTokenizer of 2026 except for unusual runs of marks
+    such as `""` or a period before an opening quote. nltk.word_tokenize first splits sentences,
+    which this does not: a period within the text ("a b. c d") stays with its word, where nltk's
+    model of English may split.
 
     Example: word_tokens('the u.s. (3,500 km), don\'t.') is ["the", "u.s.", "(", "3,500", "km",
     ")", ",", "do", "n't", "."].

@@ -1,1 +1,1 @@
-"""Weights in and out: PLUG's and BERT's PyTorch checkpoints, and proof that they agree."""
+"""Import and export of PLUG's and BERT's PyTorch checkpoints, and their verification."""

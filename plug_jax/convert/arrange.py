@@ -1,4 +1,4 @@
-"""Between the tensors of PyTorch, cut over ranks, and one layer of a parameter; all on the host."""
+"""Converts between PyTorch tensors, split over ranks, and one layer of a parameter; on the host."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ DTYPES: dict[str, np.dtype] = {
 
 
 def assemble(leaf: Leaf, parts: Sequence[Sequence[np.ndarray]], *, rows: int) -> np.ndarray:
-    """One layer of a parameter, of the tensors of each part and rank.
+    """One layer of a parameter, from the tensors of each part and rank.
 
-    `parts[p][r]` is part p (of `leaf.entry.names`) on rank r; of what is not split, all ranks hold
-    the same. `rows` of the vocabulary become as many as the parameter has, with zeros.
+    `parts[p][r]` is part p (of `leaf.entry.names`) on rank r; unsplit tensors are the same on all
+    ranks. Vocabulary `rows` are padded with zeros to the parameter's.
 
     Worked example, query_key_value of 2 ranks with H = 2, K = 1, M = 1: rank 0 holds
     [[q0], [k0], [v0]], rank 1 [[q1], [k1], [v1]]; the result [M, 3, H, K] is
@@ -77,7 +77,7 @@ def disassemble(leaf: Leaf, array: np.ndarray, *, ranks: int, rows: int) -> list
 
 
 def _transposed(matrix: np.ndarray, block: int = 256) -> np.ndarray:
-    """A contiguous transpose. By blocks that fit a cache it takes a third of NumPy's time."""
+    """A contiguous transpose. In cache-sized blocks it takes a third of NumPy's time."""
     out = np.empty(matrix.shape[::-1], matrix.dtype)
     for i in range(0, matrix.shape[0], block):
         for j in range(0, matrix.shape[1], block):
@@ -86,7 +86,7 @@ def _transposed(matrix: np.ndarray, block: int = 256) -> np.ndarray:
 
 
 def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """`array` in another dtype. PlugError when a number of it would become infinite."""
+    """`array` in another dtype. PlugError if a number would become infinite."""
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
@@ -102,12 +102,12 @@ def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 
 
 def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
-    """The narrowest that holds all of them exactly: itself for one, else float32."""
+    """The narrowest dtype that holds all exactly: a single one itself, else float32."""
     return dtypes[0] if len(set(dtypes)) == 1 else DTYPES["float32"]
 
 
 def check_ranks(leaves: Sequence[Leaf], ranks: int, *, rows: int) -> None:
-    """PlugError unless so many ranks divide everything that they split."""
+    """PlugError unless the number of ranks divides everything that is split."""
     for leaf in leaves:
         if leaf.entry.split is None:
             continue

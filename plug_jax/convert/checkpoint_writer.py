@@ -1,4 +1,4 @@
-"""A checkpoint of ours made of lazily produced arrays."""
+"""Writes a plug-jax checkpoint from lazily produced arrays."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from plug_jax.checkpoints.checksums import write_checksums
+from plug_jax.checkpoints.format import CHECKPOINTS, FilesSave, PlainPath, handlers
+from plug_jax.checkpoints.saved_model import vocabulary_fingerprint
 from plug_jax.config import PlugConfig
 from plug_jax.convert.stored_arrays import write_arrays
-from plug_jax.data.vocabularies import PlugVocabulary, save_vocabulary
-from plug_jax.training.checkpoint_format import CHECKPOINTS, FilesSave, PlainPath, handlers
-from plug_jax.training.checksums import write_checksums
-from plug_jax.training.saved_model import vocabulary_fingerprint
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary, save_vocabulary
 
 
 def write_checkpoint(
@@ -25,16 +25,16 @@ def write_checkpoint(
     vocabulary: PlugVocabulary | None,
     converted_from: Mapping[str, Any],
 ) -> None:
-    """Write MODEL_DIR/checkpoints/0 of trees of LazyArrays.
+    """Write MODEL_DIR/checkpoints/0 from trees of LazyArrays.
 
     Args:
-        directory: the MODEL_DIR, which does not exist.
+        directory: the MODEL_DIR, which must not exist.
         params: the parameters.
-        unused: what the model has no use for and an export gives back; may be empty.
-        config: of the model.
-        vocabulary: its vocabulary; without one, commands that need it will say so.
-        converted_from: a JSON object on where the arrays are from: for the export, and for those
-            who need a head that was not initialised anew.
+        unused: arrays that the model does not use, kept for export; may be empty.
+        config: the model's configuration.
+        vocabulary: its vocabulary, if any; commands that need one will say so.
+        converted_from: a JSON object with the arrays' origin, for export and to recognise newly
+            initialised heads.
     """
     small: dict[str, Any] = {
         "metadata": ocp.args.JsonSave(
@@ -49,7 +49,7 @@ def write_checkpoint(
         small["vocabulary"] = FilesSave(lambda path: save_vocabulary(vocabulary, path))
     path = PlainPath.of(directory) / CHECKPOINTS / "0"
     path.parent.mkdir(parents=True)
-    # Directories are there before anything is written to them.
+    # Make directories before anything is written to them.
     options = ocp.AsyncOptions(create_directories_asynchronously=False)
     handler = ocp.CompositeCheckpointHandler(
         handler_registry=handlers(),
@@ -57,7 +57,7 @@ def write_checkpoint(
     )
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(path, args=ocp.args.Composite(**small))
-    # In this thread, not in one of orbax's: what goes wrong, or Ctrl-C, ends the writing.
+    # In this thread, not one of orbax's, so that an error or Ctrl-C ends the writing.
     for name, tree in (("params", params), ("unused", unused)):
         if tree:
             (path / name).mkdir()

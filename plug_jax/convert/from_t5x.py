@@ -1,4 +1,4 @@
-"""Import: a checkpoint of t5x's train.py becomes one of ours."""
+"""Import of checkpoints of t5x's train.py."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
+from plug_jax.checkpoints.parameters import abstract_params
+from plug_jax.checkpoints.reading import stored_arrays
 from plug_jax.config import PlugConfig
 from plug_jax.convert.checkpoint_writer import write_checkpoint
 from plug_jax.convert.from_torch import Imported
 from plug_jax.convert.progress import atomic_output, progress_bar
 from plug_jax.convert.stored_arrays import LazyArray, StoredTree, chunk_shape
-from plug_jax.data.vocabularies import PlugVocabulary, load_vocabulary, save_vocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary, load_vocabulary, save_vocabulary
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.parameter_paths import by_path
-from plug_jax.training.checkpoint_reading import stored_arrays
-from plug_jax.training.state import abstract_params
 
-_CHECKPOINT = "checkpoint_"  # and the step: t5x's
-_DESCRIPTION = "plug_jax"  # beside them
+_CHECKPOINT = "checkpoint_"  # t5x's prefix of the step
+_DESCRIPTION = "plug_jax"  # next to the checkpoints
 
 
 def write_description(
     model_dir: str | os.PathLike[str], config: PlugConfig, vocabulary: PlugVocabulary
 ) -> None:
-    """MODEL_DIR/plug_jax: what a run of t5x trains, which its checkpoints do not say."""
+    """Write MODEL_DIR/plug_jax: what a t5x run trains, which its checkpoints do not record."""
     directory = epath.Path(model_dir) / _DESCRIPTION
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
@@ -38,13 +38,13 @@ def write_description(
 
 
 def import_t5x(source: Path, output: Path) -> Imported:
-    """Write a checkpoint of t5x as a MODEL_DIR at `output`, which appears when it is complete.
+    """Write a t5x checkpoint as a MODEL_DIR at `output`, which appears when it is complete.
 
-    `source` is `.../checkpoint_N`, or the MODEL_DIR of t5x, of which the newest is taken. A layer
-    is in memory at a time; arrays keep their dtype.
+    `source` is `.../checkpoint_N`, or t5x's MODEL_DIR for the newest one. One layer is in memory at
+    a time; arrays keep their dtype.
 
     Raises:
-        PlugError: no checkpoint there, or one of a run without plug-jax; `output` exists.
+        PlugError: no checkpoint, or one from a run without plug-jax; `output` exists.
     """
     step, checkpoint = _newest(source)
     config, vocabulary = _read_description(checkpoint.parent)
@@ -53,8 +53,8 @@ def import_t5x(source: Path, output: Path) -> Imported:
     axes = {path: tuple(box.names) for path, box in by_path(boxed).items()}
     if missing := sorted(axes.keys() - stored.keys()):
         raise PlugError(
-            f"{checkpoint} has no {', '.join(missing)}: it is of another model than "
-            f"{checkpoint.parent / _DESCRIPTION}/config.json tells"
+            f"{checkpoint} has no {', '.join(missing)}: it belongs to another model than "
+            f"{checkpoint.parent / _DESCRIPTION}/config.json describes"
         )
     tree = StoredTree(checkpoint / "state")
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in stored.values())
@@ -65,7 +65,7 @@ def import_t5x(source: Path, output: Path) -> Imported:
 
         def lazy(path: str) -> LazyArray:
             leaf = stored[path]
-            of = axes.get(path, (None,) * len(leaf.shape))  # of a head: what t5x says of it is lost
+            of = axes.get(path, (None,) * len(leaf.shape))  # heads: t5x's axes of them are lost
             stacked = of[:1] == ("layers",)
 
             def make(layer: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def import_t5x(source: Path, output: Path) -> Imported:
 
 
 def _newest(source: Path) -> tuple[int, Path]:
-    """The checkpoint itself, or the newest of a MODEL_DIR; its step before it."""
+    """(step, path) of the checkpoint itself, or of the newest in a MODEL_DIR."""
     found = {
         int(path.name.removeprefix(_CHECKPOINT)): path
         for path in (source, *source.glob(f"{_CHECKPOINT}*"))

@@ -1,4 +1,4 @@
-"""Import: a PyTorch checkpoint becomes a checkpoint of ours, a layer in memory at a time."""
+"""Import of PyTorch checkpoints, with one layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ from plug_jax.convert.sources import Source
 from plug_jax.convert.stored_arrays import LazyArray, chunk_shape
 from plug_jax.convert.tensor_names import by_layout
 from plug_jax.data.fetched_files import read_json
-from plug_jax.data.tokenizer_files import SETTINGS, TOKENIZER, other_than_default, stated_rules
-from plug_jax.data.vocabularies import (
+from plug_jax.data.vocabularies.tokenizer_files import (
+    SETTINGS,
+    TOKENIZER,
+    other_than_default,
+    stated_rules,
+)
+from plug_jax.data.vocabularies.vocabulary import (
     PlugVocabulary,
     WordPieceVocabulary,
     find_vocabulary,
@@ -37,22 +42,22 @@ HEADS = ("mlm_head", "sentence_head", "pooler")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """How to import."""
+    """Options of an import."""
 
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
-    vocabulary: str | None = None  # a file or directory; default: what lies beside the weights
-    dtype: str | None = None  # of all arrays; default: each as it is stored
-    fresh: Sequence[str] = ()  # of HEADS: initialised anew, whatever the checkpoint has
+    vocabulary: str | None = None  # a file or directory; default: the one next to the weights
+    dtype: str | None = None  # of all arrays; default: each as stored
+    fresh: Sequence[str] = ()  # of HEADS: newly initialised, ignoring the checkpoint's
     drop: Sequence[str] = ()  # patterns of names of tensors to leave out
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What was written."""
+    """The result of an import."""
 
     config: PlugConfig
     tensors: int
-    bytes: int  # of the arrays
+    bytes: int  # size of the arrays
     has_vocabulary: bool
 
 
@@ -62,8 +67,8 @@ def import_weights(source: Source, output: Path, options: ImportOptions) -> Impo
     Every tensor is accounted for before the first is read.
 
     Raises:
-        PlugError: a tensor is missing, of no use, of the wrong shape, or differs from its second
-            name or between ranks that should agree; the vocabulary does not fit; `output` exists.
+        PlugError: a tensor is missing, unknown, of the wrong shape, or differs between its two
+            names or between ranks that should agree; the vocabulary does not fit; `output` exists.
     """
     _check_options(options)
     source = by_layout(source, drop=options.drop, fresh=options.fresh)
@@ -89,7 +94,7 @@ class _Import:
         self._read = [leaf for leaf in leaves if leaf not in self._fresh]
 
     def names(self) -> set[str]:
-        """Of the tensors that are read."""
+        """Names of the tensors that are read."""
         return {name for leaf in self._read for i in leaf.layers for name in leaf.names(i)}
 
     def check_tensors(self) -> None:
@@ -109,10 +114,10 @@ class _Import:
                 + "\n  ".join([*problems[:20], *more])
             )
         if self._source.left_out:
-            print(f"left out as asked: {', '.join(self._source.left_out)}", file=sys.stderr)
+            print(f"left out, as requested: {', '.join(self._source.left_out)}", file=sys.stderr)
         if self._fresh:
             paths = ", ".join(leaf.path for leaf in self._fresh)
-            print(f"freshly initialised as asked: {paths}", file=sys.stderr)
+            print(f"freshly initialised, as requested: {paths}", file=sys.stderr)
 
     def _misfits(self, leaf: Leaf) -> Iterator[str]:
         expected = leaf.torch_shape(ranks=len(self._source.ranks), rows=self._rows)
@@ -128,7 +133,7 @@ class _Import:
                     yield f"{name}: {tensor.dtype}; only {', '.join(DTYPES)} are weights"
 
     def write(self, directory: Path, vocabulary: PlugVocabulary | None) -> int:
-        """The checkpoint; the number of bytes of its arrays."""
+        """Write the checkpoint; return the number of bytes of its arrays."""
         leaves = [*self._read, *self._fresh]
         dtypes = {leaf.path: self._dtype(leaf) for leaf in leaves}
         sizes = [math.prod(leaf.shape) * dtypes[leaf.path].itemsize for leaf in leaves]
@@ -160,7 +165,7 @@ class _Import:
         return sum(sizes)
 
     def _dtype(self, leaf: Leaf) -> np.dtype:
-        """Of a parameter in the checkpoint: one that all its tensors can be taken back from."""
+        """Dtype of a stored parameter, from which all its tensors can be recovered."""
         if self._options.dtype is not None:
             return DTYPES[self._options.dtype]
         like = [leaf] if leaf in self._read else self._read[:1]
@@ -168,7 +173,7 @@ class _Import:
         return common_dtype([self._source.ranks[0][name].dtype for name in names])
 
     def _narrower(self, dtypes: Mapping[str, np.dtype]) -> dict[str, str]:
-        """Dtypes of the tensors that share a parameter with others of another dtype."""
+        """Dtypes of tensors that share a parameter with tensors of another dtype."""
         if self._options.dtype is not None:
             return {}
         return {
@@ -182,7 +187,7 @@ class _Import:
     def _maker(
         self, leaf: Leaf, dtype: np.dtype, advance: Callable[[int], None]
     ) -> Callable[[int], np.ndarray]:
-        """What makes a layer of a parameter."""
+        """The function that makes a layer of a parameter."""
 
         def make(layer: int) -> np.ndarray:
             advance(math.prod(leaf.layer_shape) * dtype.itemsize)
@@ -203,15 +208,16 @@ class _Import:
                     pieces.append(piece)
                 elif piece.tobytes() != pieces[0].tobytes():
                     raise PlugError(
-                        f"{name} is not cut over ranks, yet differs between {tensors[0].where} and "
-                        f"{tensor.where}: these files are not of one checkpoint"
+                        f"{name} is not sharded over ranks, yet differs between "
+                        f"{tensors[0].where} and "
+                        f"{tensor.where}: these files do not belong to one checkpoint"
                     )
             parts.append(pieces)
         return assemble(leaf, parts, rows=self._rows)
 
 
 def _vocabulary(source: Source, asked: str | None) -> PlugVocabulary | None:
-    """As asked, else what lies beside the weights; PlugError where settings there say otherwise."""
+    """The requested one, else that next to the weights; PlugError on contradicting settings."""
     beside = (asked or find_vocabulary(directory) for directory in source.around)
     path = next((path for path in beside if path is not None), None)
     if path is None:
@@ -230,13 +236,14 @@ def _vocabulary(source: Source, asked: str | None) -> PlugVocabulary | None:
 
 
 def _say_lengths(source: Source, config: PlugConfig) -> None:
-    """On standard error, where the tokenizer is for shorter texts than the model."""
+    """Report on standard error if the tokenizer is for shorter texts than the model."""
     for path in (directory / SETTINGS for directory in source.around):
         length = read_json(path).get("model_max_length") if path.exists() else None
         if isinstance(length, int | float) and length < config.max_positions:
             print(
                 f"{path} has model_max_length = {length:g}: rows may be longer here, up to the "
-                f"{config.max_positions} positions of the model, but it may not have seen such",
+                f"{config.max_positions} positions of the model, but it may not have been "
+                "trained on such rows",
                 file=sys.stderr,
             )
 
@@ -249,7 +256,7 @@ def _check_options(options: ImportOptions) -> None:
         raise PlugError(f"--dtype {options.dtype}: there are {', '.join(DTYPES)}")
     epsilon = options.model.layer_norm_epsilon
     if epsilon is not None and not math.isfinite(epsilon):
-        raise PlugError(f"--layer_norm_epsilon {epsilon}: a small number, as 1e-12, goes here")
+        raise PlugError(f"--layer_norm_epsilon {epsilon}: it must be a small number, such as 1e-12")
     if options.model.num_sentence_classes is not None and "sentence_head" not in options.fresh:
         raise PlugError("--num_sentence_classes is for a fresh head: add --fresh sentence_head")
 
@@ -263,7 +270,7 @@ def _hint(leaves: Sequence[Leaf], name: str) -> str:
 
 
 def _fresh_values(leaf: Leaf, std: float) -> np.ndarray:
-    """float32: normal for kernels, ones for scales, zeros for biases, as a new model has them."""
+    """float32: normal for kernels, ones for scales, zeros for biases, as in a new model."""
     kind = leaf.path.rpartition("/")[2]
     if kind == "kernel":
         rng = np.random.default_rng([ord(c) for c in leaf.path])

@@ -1,4 +1,4 @@
-"""config.json beside PyTorch weights: what is taken from it, what it must say, the rest."""
+"""config.json of PyTorch weights: settings to use, to require, to ignore."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plug_jax.convert.name_map import BERT
 from plug_jax.convert.sources import Source, some
 from plug_jax.errors import PlugError
 
-# Settings that change what is computed, and the values that this model computes.
+# Settings that change the computation, and the values that this model implements.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("gelu", "gelu_python", "gelu (exact, erf)"),
     "position_embedding_type": ("absolute",),
@@ -28,11 +28,11 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "decoder_head_transform": (False,),
 }
 _FIXED_FOR_BERT = {"pre_ln": (False,), "is_encoder_decoder": (False,)}
-_ABSENT = {  # what must not be there at all
-    "quantization_config": "the weights are quantized; fetch those that are not",
-    "auto_map": "the model is computed by code of its own, which is not read",
+_ABSENT = {  # must be absent
+    "quantization_config": "the weights are quantised; fetch unquantised ones",
+    "auto_map": "the model needs custom code, which is not supported",
 }
-# What `infer_config` takes, `open_hf` and `by_layout` look at, or an export writes.
+# Used by `infer_config`, `open_hf` or `by_layout`, or written by an export.
 _READ = {
     *("vocab_size", "original_vocab_size", "padded_vocab_size", "num_hidden_layers"),
     *("num_encoder_layers", "num_decoder_layers", "dec_hidden_layers", "num_attention_heads"),
@@ -40,7 +40,7 @@ _READ = {
     *("encoder_final_norm_repeats", "hidden_dropout_prob", "attention_probs_dropout_prob"),
     *("tie_word_embeddings", "model_type", "architectures", "is_encoder_decoder"),
 }
-# Sizes that the weights tell too, and our names of them.
+# Sizes that also follow from the weights, and our names for them.
 _SIZES = {
     "hidden_size": "hidden_size",
     "embedding_size": "hidden_size",
@@ -49,8 +49,8 @@ _SIZES = {
     "max_position_embeddings": "max_positions",
     "type_vocab_size": "num_token_types",
 }
-# What changes nothing in the model's outputs: where it is from, how it was trained or may be run,
-# heads that BertForPreTraining does not have, and what transformers' BERT does not look at either.
+# No effect on the model's outputs: origin, training, execution, heads that BertForPreTraining does
+# not have, and settings that transformers' BERT ignores too.
 _NO_MATTER = {
     *("_name_or_path", "_commit_hash", "_num_labels", "transformers_version", "torch_dtype"),
     *("dtype", "torchscript", "use_bfloat16", "use_cache", "return_dict", "output_attentions"),
@@ -67,9 +67,9 @@ _NO_MATTER = {
 
 
 def check_settings(source: Source) -> None:
-    """PlugError when config.json says that the model computes something else than ours.
+    """PlugError if config.json describes a computation that differs from ours.
 
-    What is in it and is read nowhere is named on standard error.
+    Settings that are not read are named on standard error.
     """
     fixed = _FIXED | (_FIXED_FOR_BERT if source.layout is BERT else {})
     described = {name: value for name, value in source.config.items() if value is not None}
@@ -88,18 +88,18 @@ def check_settings(source: Source) -> None:
 
 
 def check_sizes(source: Source, config: PlugConfig) -> None:
-    """PlugError when config.json and the weights are not of one model."""
+    """PlugError if config.json and the weights disagree."""
     for name, field in _SIZES.items():
         said, size = number(source, name), getattr(config, field)
         if said is not None and said != size:
             raise PlugError(
                 f"config.json of {source.path} has {name} = {said}, and the weights have {size}: "
-                "they are not of one model"
+                "they do not belong to one model"
             )
 
 
 def number(source: Source, *names: str) -> int | float | None:
-    """The first of these settings of config.json that is there. PlugError when it is no number."""
+    """The first of these settings in config.json. PlugError if it is not a number."""
     for name in names:
         value = source.config.get(name)
         if value is None:
@@ -110,14 +110,15 @@ def number(source: Source, *names: str) -> int | float | None:
             or not math.isfinite(value)
         ):
             raise PlugError(
-                f"config.json of {source.path} has {name} = {json.dumps(value)}, which is no number"
+                f"config.json of {source.path} has {name} = {json.dumps(value)}, which is not a "
+                "number"
             )
         return value
     return None
 
 
 def whole(source: Source, *names: str) -> int | None:
-    """As `number`, for sizes. PlugError also when it is not a whole one, of 0 or more."""
+    """Like `number`, for sizes. PlugError also unless it is an integer of at least 0."""
     value = number(source, *names)
     if value is not None and (value < 0 or value != int(value)):
         raise PlugError(f"config.json of {source.path} has {some(names)} = {value}")

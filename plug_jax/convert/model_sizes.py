@@ -1,4 +1,4 @@
-"""The PlugConfig of a PyTorch checkpoint: sizes from its tensors' shapes, the rest by rule."""
+"""The PlugConfig of a PyTorch checkpoint: sizes from tensor shapes, the rest by rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MULTIPLE = 128  # of vocabulary rows: the width of a TPU's tile
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """What the user says of the model; None: by the rules of `infer_config`."""
+    """The user's settings of the model; None: by the rules of `infer_config`."""
 
     num_heads: int | None = None
     vocab_size: int | None = None
@@ -34,21 +34,21 @@ def vocab_rows(source: Source) -> int:
 
 
 def infer_config(source: Source, options: ModelOptions, pieces: int | None) -> PlugConfig:
-    """The config that fits a checkpoint.
+    """The config of a checkpoint.
 
-    Sizes come from the tensors, the numbers of layers from config.json where there is one (so that
-    missing layers are noticed), and so does what tensors do not tell. Heads: as asked, else
-    config.json, else of size 64. Pieces of the vocabulary: as asked, else those of the vocabulary,
-    else config.json, else all rows. The model's table has the checkpoint's rows, rounded up to a
+    Sizes come from the tensors; the numbers of layers from config.json if there is one (so that
+    missing layers are noticed), as does everything that tensors do not show. Heads: the option,
+    else config.json, else of size 64. Vocabulary size: the option, else the vocabulary's, else
+    config.json, else all rows. The model's table has the checkpoint's rows, rounded up to a
     multiple of 128.
 
     Args:
         source: the checkpoint.
-        options: what was asked for.
-        pieces: of the vocabulary, if there is one.
+        options: the user's settings.
+        pieces: size of the vocabulary, if there is one.
 
     Raises:
-        PlugError: config.json describes another architecture, holds what is no number, or sizes
+        PlugError: config.json describes another architecture or has an invalid number, or sizes
             do not fit each other.
     """
     check_settings(source)
@@ -92,7 +92,7 @@ def infer_config(source: Source, options: ModelOptions, pieces: int | None) -> P
 
 
 def _first(*values: Any) -> Any:
-    """The first that is not None, 0 being one."""
+    """The first value that is not None (0 counts)."""
     return next(value for value in values if value is not None)
 
 
@@ -134,7 +134,7 @@ def _sizes(source: Source, name: str) -> tuple[int, ...]:
 
 
 def _layers(source: Source, prefix: str, *keys: str) -> int:
-    """As many as config.json says under one of the keys, else one more than the highest index."""
+    """The number in config.json under one of the keys, else one more than the highest index."""
     number_of = re.compile(re.escape(prefix) + r"\.layer\.(\d+)\.")
     found = [int(m[1]) for name in source.ranks[0] if (m := number_of.match(name))]
     layers: int = _first(whole(source, *keys), max(found, default=-1) + 1)

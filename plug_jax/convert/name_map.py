@@ -1,4 +1,4 @@
-"""Which PyTorch tensors make up which parameter: one table a layout, read in both directions.
+"""Which PyTorch tensors make up which parameter: one table per layout, used in both directions.
 
 Axis letters: M model, F feed-forward, H heads, K head size, V vocabulary, L layers, R ranks.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import flax.linen as nn
 import jax
 
+from plug_jax.checkpoints.parameters import HEADS, abstract_params
 from plug_jax.config import PlugConfig
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
@@ -20,7 +21,6 @@ from plug_jax.objectives.composition import Objectives
 from plug_jax.objectives.continuation import Continuation
 from plug_jax.objectives.masked_lm import MaskedLM
 from plug_jax.objectives.sentence_structural import SentenceStructural
-from plug_jax.training.state import HEADS, abstract_params
 
 Shape = tuple[int, ...]
 
@@ -31,13 +31,13 @@ class Layout:
 
     name: str
     entries: tuple[Entry, ...]
-    tied: Mapping[str, str]  # second names, and the tensor that each must equal
+    tied: Mapping[str, str]  # second names, and the tensors that they must equal
 
 
 _BERT_BLOCK = "bert.encoder.layer.{i}"
 _WORDS = "bert.embeddings.word_embeddings.weight"
 
-# What all of them share: embeddings, the MLP of the encoder, the heads of stage 1.
+# Shared by all layouts: embeddings, the encoder's MLP, the heads of stage 1.
 _COMMON = (
     Entry("embeddings/word_embeddings", (_WORDS,), split=0),
     Entry("embeddings/position_embeddings", ("bert.embeddings.position_embeddings.weight",)),
@@ -70,7 +70,7 @@ PLUG = Layout(
     tied={"cls.predictions.decoder_weight": _WORDS},
 )
 
-# Hugging Face's BertForPreTraining, which StructBERT and RoBERTa-wwm are.
+# Hugging Face's BertForPreTraining, also used by StructBERT and RoBERTa-wwm.
 BERT = Layout(
     "bert",
     (
@@ -93,31 +93,31 @@ LAYOUTS = {layout.name: layout for layout in (PLUG, BERT)}
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A parameter of a model of a certain size, and the tensors that it is made of."""
+    """A parameter of a model of a given size, and the tensors that make it up."""
 
     entry: Entry
-    shape: Shape  # as in the parameter tree: [L, ...] where there are layers
+    shape: Shape  # as in the parameter tree: [L, ...] if stacked over layers
     axes: tuple[str | None, ...]  # logical axes of `shape`
-    used: bool = True  # False: the layout has it, the model does not: kept beside its parameters
+    used: bool = True  # False: only the layout has it; kept next to the model's parameters
 
     @property
     def path(self) -> str:
-        """Where it is in the parameter tree, joined by slashes."""
+        """Its path in the parameter tree, joined by slashes."""
         return self.entry.leaf
 
     @property
     def layers(self) -> Iterator[int]:
-        """The indices of its layers; just 0 where it has none."""
+        """The indices of its layers; only 0 if not stacked."""
         return iter(range(self.shape[0] if self.stacked else 1))
 
     @property
     def stacked(self) -> bool:
-        """Whether its first axis is that of the layers."""
+        """Whether its first axis is the layers'."""
         return self.axes[0] == "layers"
 
     @property
     def layer_shape(self) -> Shape:
-        """The shape of one layer, or of all of it."""
+        """The shape of one layer, or of the whole if not stacked."""
         return self.shape[self.stacked :]
 
     def names(self, layer: int) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ class Leaf:
         return tuple(name.format(i=layer) for name in self.entry.names)
 
     def stored_shape(self, rows: int) -> Shape:
-        """`layer_shape` with as many `rows` of the vocabulary as the checkpoint has."""
+        """`layer_shape` with the checkpoint's number of vocabulary `rows`."""
         axes = self.axes[self.stacked :]
         return tuple(
             rows if axis == "vocab" else size
@@ -133,7 +133,7 @@ class Leaf:
         )
 
     def torch_shape(self, *, ranks: int, rows: int) -> Shape:
-        """The shape of one rank's tensor (of each part, where there are several)."""
+        """The shape of one rank's tensor (of each part, if there are several)."""
         local, inputs = list(self.stored_shape(rows)), self.entry.inputs
         if self.entry.split is not None:
             local[self.entry.split] //= ranks
@@ -144,11 +144,11 @@ class Leaf:
 
 
 def leaves_of(config: PlugConfig, layout: Layout, objectives: Objectives = ()) -> list[Leaf]:
-    """The parameters of a model in the order of the layout's table, every one of them.
+    """All parameters of a model in the order of the layout's table.
 
-    Those of heads that `objectives` bring come last, under the names that these give them.
+    The heads of `objectives` come last, under the names that these give them.
 
-    The pooler, which PLUG has and does not use, comes too, as not `used`, unless a head has one.
+    PLUG's unused pooler is included with `used` False, unless a head has one.
     """
     boxed = abstract_params(PlugModel(config), objectives)
     params = {
@@ -172,8 +172,8 @@ def leaves_of(config: PlugConfig, layout: Layout, objectives: Objectives = ()) -
             leaves.append(Leaf(entry, *unused[entry.leaf], used=False))
     if nameless := [path for path in params if path.startswith(f"{HEADS}/")]:
         raise PlugError(
-            f"what {', '.join(nameless)} is called in PyTorch is not known: its objective has to "
-            "say so in `tensors`"
+            f"the PyTorch name of {', '.join(nameless)} is not known: its objective must give it "
+            "in `tensors`"
         )
     assert not params, f"the layout {layout.name} lacks {sorted(params)}"
     return leaves

@@ -1,4 +1,4 @@
-"""A bar with bytes a second on standard error, and a directory that appears when it is complete."""
+"""A progress bar with bytes per second on standard error, and atomic output directories."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plug_jax.errors import PlugError
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Within it, call what it gives with the number of bytes that were done."""
+    """Yields a function to call with numbers of bytes done."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -39,16 +39,16 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def atomic_output(output: Path, *, reads: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
-    """A path beside `output` to write to, which becomes `output` when all went well.
+    """A path next to `output` to write to, which is renamed to `output` on success.
 
-    What an interrupted run left there is removed first, and what fails is removed at once.
+    Leftovers of an interrupted run are removed first, and those of a failure at once.
 
     Args:
-        output: a directory that is not there, or is empty; where it is a link, what that leads to.
-        reads: what is read to write it.
+        output: a directory that does not exist or is empty; links are followed.
+        reads: the paths that are read to write it.
 
     Raises:
-        PlugError: `output` exists or cannot be made; the path beside it is among what is read.
+        PlugError: `output` exists or cannot be made; the path next to it is among `reads`.
     """
     output = Path(os.path.realpath(output))
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -76,7 +76,7 @@ def atomic_output(output: Path, *, reads: Iterable[str | os.PathLike[str]]) -> I
 
 
 def _to_disk(root: Path) -> None:
-    """Return when a directory and all in it will survive a loss of power."""
+    """Sync a directory and everything in it to disk."""
     for parent, _, files in os.walk(root):
         for path in (*(os.path.join(parent, name) for name in files), parent):
             file = os.open(path, os.O_RDONLY)

@@ -14,14 +14,14 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_state_dict(directory: Path) -> dict[str, Tensor]:
-    """Every tensor in the files of a directory, by the names that they have there.
+    """Every tensor in the files of a directory, by its name there.
 
     Raises:
-        PlugError: no such file; an index that is none, or that the shards do not agree with; a
-            file that is not whole; two tensors of one name; what is no tensor.
+        PlugError: no such file; an invalid index, or one that disagrees with its shards; an
+            incomplete file; two tensors of one name; a value that is not a tensor.
     """
     for name in _FILES:
-        # A link to a file that is not there counts: who made it means that file.
+        # A dangling link counts: whoever made it meant that file.
         if os.path.lexists(directory / name):
             return dict(_tensors_in(directory / name))
         if os.path.lexists(index := directory / f"{name}.index.json"):
@@ -48,7 +48,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         if absent := [name for name, of in places.items() if of == shard and name not in there]:
             raise PlugError(
                 f"{index.parent / shard} lacks {absent[0]}, which {index.name} places there: they "
-                "are not of one model; fetch both again"
+                "do not belong to one model; fetch both again"
             )
         if twice := sorted(there.keys() & found.keys()):
             raise PlugError(f"{shard} holds {twice[0]}, and so does another shard")
@@ -61,8 +61,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places or not all(map(_is_name, places.values())):
         raise PlugError(
-            f"{index} is no index of shards: it has no weight_map from tensors to names of files "
-            "beside it; fetch it again"
+            f"{index} is not an index of shards: it has no weight_map from tensors to names of "
+            "files beside it; fetch it again"
         )
     return places
 

@@ -1,4 +1,4 @@
-"""Checkpoints of PyTorch found on disk: their headers, under the names that they have there."""
+"""PyTorch checkpoints on disk: their headers, under the files' names."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _BERT_CLASS = re.compile(r"(S|Struct)?Bert(For\w+|Model|LMHeadModel)", re.IGNORE
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint whose headers were read, and nothing else."""
+    """A checkpoint with only its headers read."""
 
     path: Path
     layout: Layout
-    ranks: Sequence[Mapping[str, Tensor]]  # by the names in the files; after `by_layout`, by its
-    config: Mapping[str, Any]  # of its config.json; empty where there is none
-    around: Sequence[Path]  # directories where small files, such as a vocabulary, may be
-    left_out: Sequence[str] = ()  # names that were left out as asked
+    ranks: Sequence[Mapping[str, Tensor]]  # by file names; after `by_layout`, by the layout's
+    config: Mapping[str, Any]  # its config.json; empty without one
+    around: Sequence[Path]  # directories to search for small files, such as a vocabulary
+    left_out: Sequence[str] = ()  # names left out on request
 
 
 def open_plug(directory: Path) -> Source:
     """A checkpoint in the released layout: the tag's directory, or its parent.
 
     Raises:
-        PlugError: there is none, or several and no file says which; a rank is missing; a file did
-            not arrive whole.
+        PlugError: there is none, or several and no file says which; a rank is missing; a file is
+            incomplete.
     """
     tag = _tag_directory(directory)
     files = _rank_files(tag)
@@ -51,14 +51,14 @@ def open_plug(directory: Path) -> Source:
 
 
 def open_hf(directory: Path) -> Source:
-    """A Hugging Face directory: BERT and its kin, or what `export-hf` writes of a whole PLUG.
+    """A Hugging Face directory: the BERT family, or a whole PLUG written by `export-hf`.
 
     Raises:
-        PlugError: not such a directory; a model that is no BERT; two tensors of one name; a file
-            did not arrive whole.
+        PlugError: not such a directory; a model that is not a BERT; two tensors of one name; a file
+            is incomplete.
     """
     if not directory.is_dir():
-        raise PlugError(f"{directory} is no directory; name the one that holds the weights")
+        raise PlugError(f"{directory} is not a directory; name the one that holds the weights")
     config = _config_json((directory,))
     kind = config.get("model_type") or "bert"
     if kind not in (*_BERTS, "plug"):
@@ -78,13 +78,15 @@ def open_hf(directory: Path) -> Source:
 
 def _tag_directory(directory: Path) -> Path:
     if not directory.is_dir():
-        raise PlugError(f"{directory} is no directory; name the one of mp_rank_00_model_states.pt")
+        raise PlugError(
+            f"{directory} is not a directory; name the one of mp_rank_00_model_states.pt"
+        )
     if any(_RANK.fullmatch(path.name) for path in directory.iterdir()):
         return directory
     if tracker := next((directory / t for t in _TRACKERS if (directory / t).is_file()), None):
         name = read_file(tracker).decode("utf-8", "replace").strip()
         if not name or not (directory / name).is_dir():
-            raise PlugError(f"{tracker} names {name!r}, which is no directory in {directory}")
+            raise PlugError(f"{tracker} names {name!r}, which is not a directory in {directory}")
         return directory / name
     tags = sorted({path.parent for path in directory.glob("*/mp_rank_*_model_states.pt")})
     if len(tags) != 1:

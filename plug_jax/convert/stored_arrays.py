@@ -1,8 +1,8 @@
 """Arrays of a checkpoint on disk, written and read one layer at a time.
 
-`LazyArray` is a leaf that orbax saves without ever having it whole: its layers are written as they
-are made. What lies on disk is what orbax writes of a jax.Array (zarr in OCDBT), and is restored
-like one, into any sharding.
+orbax saves a `LazyArray` without ever holding all of it: its layers are written as they are made.
+The result on disk is that of a jax.Array (zarr in OCDBT), and is restored like one, into any
+sharding.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import tensorstore as ts
 from absl import logging
 from etils import epath
 
-_SMALL = 2 << 20  # bytes: what is stored whole
-# Into how many chunks a larger layer is cut along an axis: as many as a mesh may shard it over.
+_SMALL = 2 << 20  # bytes: up to this, arrays are one chunk
+# Number of chunks of a larger layer along an axis: as many as a mesh may shard it over.
 # Three embed chunks of a host's devices that lie side by side are read once by each of them.
 _CHUNKS = {"embed": 32, "mlp": 8, "heads": 8, "vocab": 8}
-_IN_FLIGHT = 128 << 20  # bytes that are being written
-_CACHE_BYTES = 1 << 30  # of decoded chunks, while layers are read that share them
+_IN_FLIGHT = 128 << 20  # bytes being written at a time
+_CACHE_BYTES = 1 << 30  # of decoded chunks, for reading layers that share them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +34,14 @@ class LazyArray:
     shape: tuple[int, ...]
     dtype: np.dtype
     chunks: tuple[int, ...]
-    stacked: bool  # whether the first axis is that of the layers; else it is made at once
+    stacked: bool  # whether the first axis is the layers'; else it is made at once
     make: Callable[[int], np.ndarray]  # a layer by its index; the whole array by 0
 
 
 def chunk_shape(
     shape: Sequence[int], axes: Sequence[str | None], dtype: np.dtype
 ) -> tuple[int, ...]:
-    """How an array is stored: each layer apart, and a large one cut along the axes of the mesh.
+    """Chunks of a stored array: one per layer, large layers cut along the mesh axes.
 
     A restore reads the chunks that its shards touch. [L, 8192, 32768] (embed, mlp) in float16 is
     stored in chunks of [1, 256, 4096], 2 MiB.
@@ -60,7 +60,7 @@ class LazyArrayHandler(ocp.type_handlers.TypeHandler):
     """Saves LazyArrays, in order, one layer in memory at a time."""
 
     def typestr(self) -> str:
-        """What the checkpoint says of such a leaf: it is restored as this type."""
+        """The leaf's type in the checkpoint, as which it is restored."""
         return "jax.Array"
 
     async def serialize(
@@ -71,7 +71,7 @@ class LazyArrayHandler(ocp.type_handlers.TypeHandler):
     ) -> Sequence[Any]:
         """Write every layer; nothing is left to do when it returns."""
         del args
-        context = ts.Context({"file_io_sync": False})  # who makes the directory syncs all of it
+        context = ts.Context({"file_io_sync": False})  # the caller syncs the whole directory
         for value, info in zip(values, infos, strict=True):
             store = ts.open(
                 {**_spec(info.parent_dir, info.name), "metadata": {"compressor": None}},
@@ -89,16 +89,16 @@ class LazyArrayHandler(ocp.type_handlers.TypeHandler):
     async def deserialize(
         self, infos: Sequence[Any], args: Sequence[ocp.RestoreArgs] | None = None
     ) -> Sequence[Any]:
-        """Not its business: they come back as jax.Arrays."""
+        """Not supported: arrays are restored as jax.Arrays."""
         raise NotImplementedError
 
     async def metadata(self, infos: Sequence[Any]) -> Sequence[Any]:
-        """Not its business either."""
+        """Not supported."""
         raise NotImplementedError
 
 
 def _write(target: ts.TensorStore, block: np.ndarray, *, rows: int) -> None:
-    """Write a block in slices of a multiple of `rows`: what tensorstore holds back is one slice."""
+    """Write a block in slices of a multiple of `rows`, so that tensorstore buffers one slice."""
     step = max(1, _IN_FLIGHT // (rows * block[0].nbytes)) * rows
     for start in range(0, len(block), step):
         part = slice(start, min(start + step, len(block)))
@@ -106,7 +106,7 @@ def _write(target: ts.TensorStore, block: np.ndarray, *, rows: int) -> None:
 
 
 def write_arrays(tree: Any, directory: epath.Path) -> None:
-    """Fill the directory of an orbax item with a tree of LazyArrays, in the caller's thread."""
+    """Write a tree of LazyArrays to an orbax item's directory, in the caller's thread."""
     registry = ocp.type_handlers.create_type_handler_registry((LazyArray, LazyArrayHandler()))
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # orbax warns that LazyArray is no jax.Array
@@ -144,6 +144,6 @@ def _spec(directory: Any, name: str) -> dict[str, Any]:
     return {
         "driver": "zarr",
         "kvstore": {"driver": "ocdbt", "base": base, "path": name},
-        # A chunk of zeros is stored too: orbax takes one that is not there for an error.
+        # Chunks of zeros are stored too: orbax treats a missing one as an error.
         "store_data_equal_to_fill_value": True,
     }

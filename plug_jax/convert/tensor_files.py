@@ -1,8 +1,8 @@
 """Files of tensors: read lazily, one tensor in memory at a time, and written the same way.
 
-PyTorch's files are pickles in a zip. Only `torch.load(weights_only=True)` opens them, which runs
-nothing that a file says, and under a fake mode, which reads shapes and places but no data; the data
-is then read, or written, by plain file access at those places.
+PyTorch's files are pickles in a zip. They are only opened by `torch.load(weights_only=True)`, which
+executes nothing, under a fake mode that reads shapes and offsets but no data. Data are then read or
+written by plain file access at those offsets.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
-    where: str  # the file, and the place in it: two names of one tensor are at one place
+    where: str  # file and offset, the same for two names of one tensor
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """What a PyTorch file holds, with a `Tensor` for each tensor in dictionaries of dictionaries.
+    """The content of a PyTorch file, with a `Tensor` for each tensor in nested dictionaries.
 
-    A file of PyTorch before 1.6, which is no zip, cannot be read in parts: it is read whole.
+    A file from PyTorch before 1.6, which is not a zip, cannot be read in parts: it is read whole.
 
     Raises:
-        PlugError: no such file, not whole, damaged, or a pickle that asks for more than tensors and
-            plain values, which is how a file runs code of its author's choosing.
+        PlugError: a missing, incomplete or damaged file, or a pickle that asks for more than
+            tensors and plain values, which is how a file could execute arbitrary code.
     """
     check_torch_file(path)
     torch = import_torch()
@@ -70,7 +70,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
             "alone. "
             f"({' '.join(reason.split())[:400]})"
         ) from error
-    except Exception as error:  # of a damaged file it raises whatever its unpickler runs into
+    except Exception as error:  # on a damaged file the unpickler may raise anything
         if "unexpected EOF" in str(error):
             raise PlugError(f"{path} {CUT_SHORT}") from error
         raise PlugError(f"{path} is a damaged PyTorch file: {error!r}; fetch it again") from error
@@ -80,7 +80,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
 
 def _numpy_state() -> list[Any]:
-    """What NumPy's random state, which Megatron and DeepSpeed save too, is pickled with."""
+    """The types in a pickled NumPy random state, which Megatron and DeepSpeed save too."""
     reconstruct = np.empty(0).__reduce__()[0]
     return [
         (reconstruct, "numpy.core.multiarray._reconstruct"),
@@ -108,7 +108,7 @@ def _lazily(path: Path, lazy: bool, value: Any) -> Any:
         where = f"{path}:{start}"
     else:
         where = f"{path}:{storage.data_ptr() + start}"
-    # A transposed matrix keeps its place and has strides of its own.
+    # A transposed matrix has the same offset and other strides.
     count = (
         1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if value.numel() else 0
     )
@@ -142,7 +142,7 @@ _SAFETENSORS = {
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. PlugError when it is not one, or not whole."""
+    """The tensors of a safetensors file. PlugError if it is not one, or incomplete."""
     check_safetensors_header(path)
     try:
         with open(path, "rb") as file:
@@ -183,7 +183,7 @@ def _numpy_dtype(name: str, path: Path, tensor: str = "a tensor") -> np.dtype:
 
 
 class TensorFileWriter:
-    """A file whose header is written, and whose tensors are put in one by one, in any order."""
+    """A file with its header written, to which tensors are written in any order."""
 
     def __init__(self, path: Path, places: Mapping[str, int]) -> None:
         self._file, self._places = open(path, "r+b"), dict(places)  # noqa: SIM115
@@ -234,9 +234,9 @@ def create_torch_file(
 
     Args:
         path: the file.
-        shapes: of the state dict, in its order.
-        tied: further names in it, and the tensor that each shares.
-        wrap: puts the state dict into what is saved; it must come under the key "module".
+        shapes: the state dict's, in its order.
+        tied: further names in it, and the tensors that they share.
+        wrap: makes the saved object from the state dict, with that under the key "module".
     """
     torch = import_torch()
     from torch._subclasses.fake_tensor import FakeTensorMode

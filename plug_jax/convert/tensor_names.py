@@ -1,4 +1,4 @@
-"""One tensor for each name of a layout, whatever names a file gives them and however many."""
+"""Maps a file's tensor names, possibly several per tensor, to the names of a layout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
 
 @dataclasses.dataclass(frozen=True)
 class _Named:
-    """A tensor, its name in the file, and that in the layout, which may be a second one."""
+    """A tensor, its name in the file, and its name in the layout, which may be a second name."""
 
     in_file: str
     name: str
@@ -29,19 +29,19 @@ class _Named:
 
 
 def by_layout(source: Source, *, drop: Sequence[str] = (), fresh: Sequence[str] = ()) -> Source:
-    """`source` with each tensor under its one name in the layout, and `left_out` filled in.
+    """`source` with each tensor under its main name in the layout, and `left_out` filled in.
 
-    A BERT's names may carry prefixes (module., bert. or none) and TensorFlow's gamma and beta. Of
-    several names of one tensor (`Layout.tied`, gamma and weight) any will do; where a file has more
-    than one, they must hold the same numbers, in whatever dtypes.
+    A BERT's names may have prefixes (module., bert. or none) and TensorFlow's gamma and beta. Any
+    of several names of one tensor will do (`Layout.tied`, gamma and weight); if a file has several,
+    their numbers must agree, whatever the dtypes.
 
     Args:
         source: as opened.
-        drop: patterns of names to leave out, as the file or as the layout has them.
+        drop: patterns of names to leave out, in the file's or the layout's spelling.
         fresh: heads that are not read: the first parts of paths in our parameter tree.
 
     Raises:
-        PlugError: a pattern that no name matches; no BERT; two names of one tensor that differ; a
+        PlugError: a pattern without a match; not a BERT; two names of one tensor that differ; a
             buffer with other values than BERT's; ranks that do not hold the same tensors.
     """
     unread = {
@@ -63,8 +63,8 @@ def by_layout(source: Source, *, drop: Sequence[str] = (), fresh: Sequence[str] 
     for i, rank in enumerate(ranks):
         if difference := sorted(rank.keys() ^ ranks[0].keys()):
             raise PlugError(
-                f"ranks 0 and {i} of {source.path} differ in {some(difference)}: these files are "
-                "not of one checkpoint"
+                f"ranks 0 and {i} of {source.path} differ in {some(difference)}: these files do "
+                "not belong to one checkpoint"
             )
     return dataclasses.replace(source, ranks=ranks, left_out=sorted(left_out))
 
@@ -72,7 +72,7 @@ def by_layout(source: Source, *, drop: Sequence[str] = (), fresh: Sequence[str] 
 def _without_dropped(
     source: Source, tensors: Mapping[str, Tensor], drop: Sequence[str]
 ) -> tuple[list[_Named], list[_Named]]:
-    """The tensors that no pattern matches, and those that one does."""
+    """The tensors that no pattern matches, and those that are left out."""
     in_file = {name for pattern in drop for name in fnmatch.filter(tensors, pattern)}
     prefix = _prefix(source, tensors.keys() - in_file) if source.layout is BERT else None
     named = [
@@ -91,11 +91,11 @@ def _without_dropped(
 
 
 def _prefix(source: Source, names: set[str]) -> str:
-    """What stands before `embeddings.` in the names of a BERT."""
+    """The prefix before `embeddings.` in a BERT's names."""
     prefixes = [name.removesuffix(_POSITIONS) for name in names if name.endswith(_POSITIONS)]
     if len(prefixes) != 1 or prefixes[0].endswith("roberta."):
         raise PlugError(
-            f"{source.path} is no BERT: it has {len(prefixes)} tensors named *{_POSITIONS}"
+            f"{source.path} is not a BERT: it has {len(prefixes)} tensors named *{_POSITIONS}"
             + (" and is a RoBERTa, whose positions are others" if len(prefixes) == 1 else "")
             + (f" ({some(sorted(prefixes))}); --drop all but one" if len(prefixes) > 1 else "")
         )
@@ -114,7 +114,7 @@ def _bert_name(name: str, prefix: str) -> str:
 def _one_each(
     layout: Layout, tensors: Sequence[_Named], heads: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """By first names. The second ones must agree, but for those in `heads`, which nobody reads."""
+    """By main names. Second ones must agree, except in `heads`, which are not read."""
     groups: dict[str, list[_Named]] = {}
     for each in tensors:
         groups.setdefault(layout.tied.get(each.name, each.name), []).append(each)
@@ -133,7 +133,7 @@ def _one_each(
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, as far as the narrower dtype can tell."""
+    """Whether two tensors are equal up to the narrower dtype."""
     if one.where == other.where or one.shape != other.shape:
         return one.shape == other.shape
     first, second = sorted((one.read(), other.read()), key=lambda array: array.dtype.itemsize)
@@ -142,7 +142,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _check_tied(source: Source, tensors: Sequence[_Named], fresh: Sequence[str]) -> None:
-    """PlugError where config.json says that the output has a matrix of its own, which is absent."""
+    """PlugError if config.json says that the output matrix is untied, but it is absent."""
     matrix = next(iter(source.layout.tied))
     if (
         source.config.get("tie_word_embeddings", True) is False
@@ -157,12 +157,12 @@ def _check_tied(source: Source, tensors: Sequence[_Named], fresh: Sequence[str])
 
 
 def _module(name: str) -> str:
-    """What the names of a head begin with: "cls.predictions." of cls.predictions.bias."""
+    """The prefix of a head's names: "cls.predictions." for cls.predictions.bias."""
     return ".".join(name.split(".")[:2]) + "."
 
 
 def _without_buffers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the buffers that old releases save: they hold 0, 1, 2, ... and zeros."""
+    """Without the buffers saved by old releases, which contain 0, 1, 2, ... and zeros."""
     left = dict(tensors)
     for name in _BUFFERS:
         if name in left:

@@ -1,4 +1,4 @@
-"""Export: a checkpoint of ours becomes files of PyTorch, a layer in memory at a time."""
+"""Export of checkpoints to PyTorch, with one layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from plug_jax.checkpoints.integrity import reading
+from plug_jax.checkpoints.parameters import HEADS
+from plug_jax.checkpoints.saved_model import SavedModel, open_checkpoint
 from plug_jax.config import PlugConfig
 from plug_jax.convert.arrange import DTYPES, cast, check_ranks, disassemble
 from plug_jax.convert.name_map import BERT, PLUG, Layout, Leaf, leaves_of
@@ -24,24 +27,21 @@ from plug_jax.convert.tensor_files import (
     create_safetensors,
     create_torch_file,
 )
-from plug_jax.data.vocabularies import WordPieceVocabulary, save_vocabulary
+from plug_jax.data.vocabularies.vocabulary import WordPieceVocabulary, save_vocabulary
 from plug_jax.downstream.kinds import described_format
 from plug_jax.errors import PlugError
 from plug_jax.objectives.composition import Objectives
 from plug_jax.objectives.task_heads import TaskObjective
-from plug_jax.training.integrity import reading
-from plug_jax.training.saved_model import SavedModel, open_checkpoint
-from plug_jax.training.state import HEADS
 
-_SHARD_BYTES = 5 * 10**9  # of a safetensors file; a larger model takes several
+_SHARD_BYTES = 5 * 10**9  # per safetensors file; a larger model has several
 _TRACKERS = ("latest", "latest_checkpointed_iteration.txt")  # DeepSpeed's, and the released code's
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The result of an export."""
 
-    kind: str  # in words
+    kind: str  # a description
     tensors: int
     bytes: int
 
@@ -60,13 +60,13 @@ def export_plug(
     Args:
         checkpoint: a MODEL_DIR, or one step of it.
         output: a directory, which appears when it is complete.
-        ranks: model-parallel ranks; by default as many as were imported, else one.
+        ranks: model-parallel ranks; by default those of the import, else one.
         tag: the checkpoint's directory; the released code takes whole numbers only.
         dtype: of all tensors; by default each as it was imported, else as it is stored.
         objectives: those whose own heads are written too, besides that of fine-tuning.
 
     Raises:
-        PlugError: a post-norm model, which this layout does not have; ranks that do not divide it.
+        PlugError: a post-norm model, which this layout lacks; ranks that do not divide it.
     """
     saved = open_checkpoint(checkpoint)
     if saved.config.norm_placement != "pre":
@@ -107,16 +107,16 @@ def export_hf(
 ) -> Exported:
     """Write a directory of safetensors and config.json, and the vocabulary if there is one.
 
-    A post-norm encoder with its pooler is a BertForPreTraining, for transformers to load, or with
-    the head that it was fine-tuned with a BertForSequenceClassification and the like; any other
-    model comes under the names of the released PLUG of one rank.
+    A post-norm encoder with its pooler becomes a BertForPreTraining for transformers, or with its
+    fine-tuned head a BertForSequenceClassification or similar; any other model is written under the
+    released PLUG's single-rank names.
 
     Args:
         checkpoint: a MODEL_DIR, or one step of it.
         output: a directory, which appears when it is complete.
         dtype: of all tensors; by default each as it was imported, else as it is stored.
         objectives: those whose own heads are written too, besides that of fine-tuning.
-        shard_bytes: of tensors in one file, at most (but for a larger tensor).
+        shard_bytes: maximum per file (unless a single tensor is larger).
 
     Raises:
         PlugError: `output` exists, or a value is too large for `dtype`.
@@ -184,7 +184,7 @@ class _Export:
         check_ranks(leaves, ranks, rows=self._rows)
         self._dtypes = {} if dtype else dict(source.get("dtypes", {}))
         self._leaves = [(leaf, self._stored_dtype(leaf, dtype)) for leaf in leaves]
-        #: Of each tensor on one rank, by name.
+        #: Shapes of each tensor on one rank, by name.
         self.shapes: Shapes = {
             name: (leaf.torch_shape(ranks=ranks, rows=self._rows), self._dtype(name, stored))
             for leaf, stored in self._leaves
@@ -203,7 +203,7 @@ class _Export:
         return DTYPES[self._dtypes[name]] if name in self._dtypes else stored
 
     def write(self, writer_of: Callable[[str, int], TensorFileWriter]) -> int:
-        """Put every tensor into its file; the number of bytes."""
+        """Write every tensor to its file; returns the number of bytes."""
         total = sum(math.prod(s) * d.itemsize for s, d in self.shapes.values()) * self._ranks
         with progress_bar("exporting", total) as advance:
             for leaf, _ in self._leaves:
@@ -286,7 +286,7 @@ def _sharded(directory: Path, shapes: Shapes, shard_bytes: int) -> Mapping[str, 
 
 
 def _deepspeed(module: Mapping[str, Any], ranks: int, step: int) -> dict[str, Any]:
-    """What DeepSpeed saves around a state dict, without optimizer."""
+    """What DeepSpeed saves in addition to a state dict, without optimizer."""
     return {
         "module": dict(module),
         "optimizer": None,
@@ -314,12 +314,12 @@ def _bert_config(config: PlugConfig, rows: int) -> dict[str, Any]:
 
 
 def _head_of(saved: SavedModel) -> TaskObjective | None:
-    """The objective of the head that a checkpoint was fine-tuned with, if it was."""
+    """The objective of a checkpoint's fine-tuned head, if any."""
     return None if saved.task is None else described_format(saved.task).make_objective()
 
 
 def _head_config(head: TaskObjective) -> dict[str, Any]:
-    """What config.json says of a head."""
+    """A head's settings in config.json."""
     numbers = dict(enumerate(head.torch_labels))
     labels = {"id2label": numbers, "label2id": {name: i for i, name in numbers.items()}}
     return {
@@ -330,7 +330,7 @@ def _head_config(head: TaskObjective) -> dict[str, Any]:
 
 
 def _plug_config(config: PlugConfig, rows: int) -> dict[str, Any]:
-    """config.json beside the released layout; import reads heads, layers and vocabulary from it."""
+    """config.json for the released layout; import reads heads, layers and vocabulary from it."""
     return {
         "model_type": "plug",
         "vocab_size": config.vocab_size,

@@ -1,4 +1,4 @@
-"""Proof that a converted model computes what the original does: outputs of both, compared."""
+"""Compares the outputs of a converted model with the original's."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plug_jax.checkpoints.parameters import abstract_params
+from plug_jax.checkpoints.saved_model import SavedModel, open_checkpoint
 from plug_jax.config import PlugConfig
 from plug_jax.convert.whole_files import first_bytes
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.saved_model import SavedModel, open_checkpoint
-from plug_jax.training.state import abstract_params
 
 _ENCODER_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 _INPUTS = (*_ENCODER_INPUTS, "decoder_input_ids")
 OUTPUTS = ("encoder_hidden", "mlm_logits", "sentence_logits", "decoder_logits")
 _OTHER_NAMES = {"last_hidden_state": "encoder_hidden", "seq_relationship_logits": "sentence_logits"}
-# The last two: of arrays that say they are larger than any memory.
+# The last two are for arrays declared larger than any memory.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, MemoryError, OverflowError)
-_BY_POSITION = ("encoder_hidden", "mlm_logits")  # of no meaning where attention_mask is 0
+_BY_POSITION = ("encoder_hidden", "mlm_logits")  # meaningless where attention_mask is 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether all that was compared is within the tolerance (NaN is not)."""
+        """Whether all compared outputs are within the tolerance (NaN is not)."""
         found = [d for d in self.differences.values() if d is not None]
         return all(d <= self.tolerance for d in found)
 
@@ -51,14 +51,14 @@ def verify(
 ) -> Comparison:
     """Run a checkpoint in float32 on the inputs in an .npz file and compare with its outputs.
 
-    The file holds integers input_ids, token_type_ids and attention_mask [B,E] and, for
-    decoder_logits, decoder_input_ids [B,D]; and floats of some or all of encoder_hidden [B,E,M],
-    mlm_logits [B,E,V], sentence_logits [B,C] and decoder_logits [B,D,V]. Hugging Face's
-    last_hidden_state and seq_relationship_logits are taken for the first and third;
+    The file contains integers input_ids, token_type_ids and attention_mask [B,E] and, for
+    decoder_logits, decoder_input_ids [B,D]; and some or all of the float arrays encoder_hidden
+    [B,E,M], mlm_logits [B,E,V], sentence_logits [B,C] and decoder_logits [B,D,V]. Hugging Face's
+    last_hidden_state and seq_relationship_logits are synonyms for the first and third;
     pooled_output [B,M] is compared too. Padding is not compared.
 
     Raises:
-        PlugError: no such file, a key that is missing or unknown, nothing to compare, ids or
+        PlugError: no such file, a missing or unknown key, nothing to compare, ids or
             lengths that the model does not have, or outputs of other shapes.
     """
     saved = open_checkpoint(checkpoint)
@@ -79,7 +79,7 @@ def verify(
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Inputs and outputs, by our names."""
+    """Inputs and outputs, under our names."""
     first_bytes(Path(path))
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -128,7 +128,7 @@ def _check_inputs(
 
 
 def _run(saved: SavedModel, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """All outputs that the inputs allow, the parameters spread over the devices there are."""
+    """All outputs that the inputs allow, with parameters sharded over all devices."""
     config = dataclasses.replace(saved.config, dtype="float32")
     model = PlugModel(config)
     devices = jax.devices()[: math.gcd(config.hidden_size, jax.device_count())]

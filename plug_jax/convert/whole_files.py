@@ -1,4 +1,4 @@
-"""Whether a file of tensors is one, and all there; if not, what it is and what to do."""
+"""Checks that tensor files are valid and complete; else says what they are and what to do."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from plug_jax.data.fetched_files import stand_in
 from plug_jax.errors import PlugError
 
-CUT_SHORT = "is cut short: its end never came; fetch it again"
+CUT_SHORT = "is cut short: its end is missing; fetch it again"
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a file of PyTorch before 1.6 begins
-_LEGACY_PICKLES = 5  # this one, a version, the machine's sizes, the content, keys of its storages
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # beginning of a file from PyTorch before 1.6
+_LEGACY_PICKLES = 5  # magic, version, the machine's sizes, content, storage keys
 _OTHERS = {
     b"\x1f\x8b": "a gzip archive; unpack it",
     b"BZh": "a bzip2 archive; unpack it",
@@ -26,10 +26,10 @@ _OTHERS = {
 
 
 def first_bytes(path: Path) -> bytes:
-    """The first 1,024 bytes. PlugError when they, or what lies beside them, tell of no tensors."""
+    """The first 1,024 bytes. PlugError if they, or files next to it, show another kind of file."""
     if path.is_symlink() and not path.exists():
         raise PlugError(
-            f"{path} is a link to {os.readlink(path)}, which is not there; fetch the file itself"
+            f"{path} is a link to {os.readlink(path)}, which does not exist; fetch the file itself"
         )
     if (unfinished := path.parent / f"{path.name}.aria2").exists():
         raise PlugError(f"{path} is cut short: {unfinished.name} says so; let aria2 finish")
@@ -40,20 +40,20 @@ def first_bytes(path: Path) -> bytes:
         raise PlugError(f"cannot read {path}: {error.strerror}") from error
     what = stand_in(head)
     if what is None and not head.strip(b"\0"):
-        what = "holds zeros: room was made for it and its content never came; fetch it again"
+        what = "holds only zeros: it was allocated but never downloaded; fetch it again"
     if what is None and (other := next((o for o in _OTHERS if head.startswith(o)), None)):
         what = f"is {_OTHERS[other]}"
     if what is None and head[257:262] == b"ustar":
         what = "is a tar archive; unpack it"
     if what is None and (text := _text(head)):
-        what = f"is a text, no weights: {text!r}; see what it says, and fetch the file itself"
+        what = f"is a text file, not weights: {text!r}; see what it says, and fetch the file itself"
     if what:
         raise PlugError(f"{path} {what}")
     return head
 
 
 def check_torch_file(path: Path) -> None:
-    """PlugError unless a PyTorch file seems to be whole, by its first bytes and its last."""
+    """PlugError unless a PyTorch file seems complete, by its first and last bytes."""
     head = first_bytes(path)
     if head[8:9] == b"{":
         raise PlugError(
@@ -64,14 +64,14 @@ def check_torch_file(path: Path) -> None:
     elif head.startswith(_LEGACY) or _LEGACY.startswith(head):
         _check_legacy(path)
     elif not head.startswith(_PICKLE):
-        raise PlugError(f"{path} is no PyTorch file: it begins with {head[:16]!r}")
+        raise PlugError(f"{path} is not a PyTorch file: it begins with {head[:16]!r}")
 
 
 def check_safetensors(path: Path, needed: int) -> None:
-    """PlugError unless a safetensors file has the `needed` bytes that its header asks for."""
+    """PlugError unless a safetensors file has the `needed` bytes that its header declares."""
     size = os.path.getsize(path)
     if size < needed:
-        raise PlugError(f"{path} is cut short: {size:,} bytes of {needed:,} came; fetch it again")
+        raise PlugError(f"{path} is cut short: it has {size:,} of {needed:,} bytes; fetch it again")
     if size > needed:
         raise PlugError(
             f"{path} has {size:,} bytes, and its header tells of {needed:,}: its download went "
@@ -80,20 +80,20 @@ def check_safetensors(path: Path, needed: int) -> None:
 
 
 def check_safetensors_header(path: Path) -> None:
-    """PlugError unless a file begins as safetensors does, with its header whole."""
+    """PlugError unless a file begins with a complete safetensors header."""
     head = first_bytes(path)
     if head.startswith((_ZIP, _PICKLE)) and head[8:9] != b"{":
         raise PlugError(
             f"{path} is a PyTorch file under another name; rename it to pytorch_model.bin"
         )
     if len(head) > 8 and head[8:9] != b"{":
-        raise PlugError(f"{path} is no safetensors file: it begins with {head[:16]!r}")
+        raise PlugError(f"{path} is not a safetensors file: it begins with {head[:16]!r}")
     if os.path.getsize(path) < 8 + int.from_bytes(head[:8], "little") or len(head) < 8:
         raise PlugError(f"{path} {CUT_SHORT}")
 
 
 def _text(head: bytes) -> str | None:
-    """The first line where the bytes are text, as the error is that some servers answer."""
+    """The first line if the bytes are text, such as a server's error message."""
     line = head.decode("utf-8", "replace").strip().partition("\n")[0].strip()
     return line[:80] if len(line) > 8 and line.isprintable() and "\ufffd" not in line else None
 
@@ -116,7 +116,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_legacy(path: Path) -> None:
-    """Reads the pickles' opcodes, without doing what they say."""
+    """Reads the pickles' opcodes without executing them."""
     with open(path, "rb") as file:
         try:
             for _ in range(_LEGACY_PICKLES):

@@ -1,1 +1,1 @@
-"""Host-side input pipeline: vocabularies, sources, objectives, packing and batches."""
+"""Host-side input: vocabularies, sources, preprocessors, offline caches and the pipeline."""

@@ -1,4 +1,4 @@
-"""Tasks described for JSON: the same in every process and every run, other ones differently."""
+"""Canonical JSON descriptions of tasks: equal across processes and runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 
+_FOLDER = re.compile(r"^plug_jax\.data\.(?:preprocessors|sources)\.")
 _READERS = 32  # threads, for the latency of remote file systems
 
 
 def describe(value: Any) -> Any:
-    """A value for JSON, without addresses and paths of vocabularies.
+    """A JSON value, without memory addresses and vocabulary paths.
 
-    A function is its name, and a `functools.partial` that and its arguments; what has no other
-    description is its `repr`.
+    A function is described by its name (`_name`), a `functools.partial` by name and arguments,
+    anything else by its `repr`.
 
     Example: functools.partial(masked_language_model, mask_rate=0.15) is
     {"function": "plug_jax.data.masking.masked_language_model", "arguments": {"mask_rate": 0.15}}.
@@ -39,13 +40,13 @@ def describe(value: Any) -> Any:
         return {str(key): describe(value[key]) for key in value}
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
-    if isinstance(value, Set):  # in an order that changes from run to run
+    if isinstance(value, Set):  # its order changes from run to run
         return sorted((describe(item) for item in value), key=json.dumps)
     if hasattr(value, "__qualname__"):
         return _name(value)
     try:
         return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-    except Exception:  # whatever a stranger's __repr__ may raise
+    except Exception:  # a user's __repr__ may raise anything
         return _name(type(value))
 
 
@@ -57,14 +58,14 @@ def describe_vocabularies(task: seqio.Task) -> list[Any]:
 
 
 def describe_reader(source: seqio.DataSource) -> dict[str, Any]:
-    """What turns a file of a source into documents."""
+    """The function that turns a source's file into documents."""
     # seqio keeps it under one of these names.
     reader = getattr(source, "_reader", None) or getattr(source, "_dataset_fn", None)
     return {"class": _name(type(source)), "reader": describe(reader)}
 
 
 def file_sizes(files: Sequence[str]) -> list[int | None]:
-    """Bytes of each; None for shards of a source that are no files."""
+    """Bytes of each; None for shards that are not files."""
     with futures.ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(_size, files))
 
@@ -77,4 +78,10 @@ def _size(path: str) -> int | None:
 
 
 def _name(value: Any) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
+    """The full name of a function or class, without its module's folder in data/.
+
+    So names in old caches and checkpoints, from before there were folders, stay valid.
+    """
+    module = _FOLDER.sub("plug_jax.data.", value.__module__)
+    module = "plug_jax.data.sources" if module == "plug_jax.data.text_source" else module
+    return f"{module}.{value.__qualname__}"

@@ -1,4 +1,4 @@
-"""Counts of what the data pipeline leaves out or rewrites: nothing disappears unseen."""
+"""Counters of what the data pipeline drops or rewrites: nothing disappears silently."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _building: contextvars.ContextVar[DatasetCounts | None] = contextvars.ContextVar
 
 
 class DatasetCounts:
-    """What certain datasets drop and change, which all counts of the process hold as well."""
+    """Counts of what certain datasets drop and change, in addition to the process's counts."""
 
     def __init__(self) -> None:
-        """Nothing is counted yet."""
+        """Starts with empty counts."""
         self._drops: collections.Counter[str] = collections.Counter()
         self._changes: collections.Counter[str] = collections.Counter()
 
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:
-        """The datasets that are built within are those, whenever they are read."""
+        """Counts the datasets built within the block, whenever they are read."""
         token = _building.set(self)
         try:
             yield
@@ -45,7 +45,7 @@ class DatasetCounts:
             return {"dropped": dict(self._drops), "changed": dict(self._changes)}
 
     def start_from(self, counts: Mapping[str, Mapping[str, int]]) -> None:
-        """Forget the counts, and go on from what `read` gave."""
+        """Replace the counts by a result of `read`."""
         with _lock:
             for counter, name in ((self._drops, "dropped"), (self._changes, "changed")):
                 counter.clear()
@@ -55,9 +55,9 @@ class DatasetCounts:
 def count_drops(value: T, amounts: Amounts) -> T:
     """Returns `value` unchanged; computing it adds each amount to the count of its reason.
 
-    A graph op for the functions of `map`, `filter` and `flat_map`, parallel or not. It is not
-    stateful to TensorFlow, so iterators stay checkpointable. Counts are per process, and cover
-    what was computed: elements that wait in a prefetch buffer are counted already.
+    A graph op for functions of `map`, `filter` and `flat_map`, parallel or not. TensorFlow does not
+    see it as stateful, so iterators stay checkpointable. Counts are per process, and include
+    elements that wait in a prefetch buffer.
 
     Example (`drop_counts()` is `{"document_too_short": 2}` afterwards):
 
@@ -68,9 +68,9 @@ def count_drops(value: T, amounts: Amounts) -> T:
         dataset = dataset.filter(long_enough)       # lengths 5, 3
 
     Args:
-      value: a tensor or a nest of tensors (ragged ones too), any dtype that NumPy knows. It has to
-        be used downstream and to come from the dataset's element: TensorFlow prunes what nobody
-        reads, and computes constants only once.
+      value: a tensor or a nest of tensors (also ragged), of any dtype that NumPy knows. It must be
+        used downstream and depend on the dataset's element: TensorFlow prunes unused values, and
+        computes constants only once.
       amounts: how many were dropped, int scalars by reason, a short snake_case name such as
         "document_too_short". Only those above 0 are counted.
     """
@@ -79,25 +79,25 @@ def count_drops(value: T, amounts: Amounts) -> T:
 
 
 def count_changes(value: T, amounts: Amounts) -> T:
-    """`count_drops` for what was rewritten and kept, by the step that did it."""
+    """`count_drops` for data that were changed but kept, by step."""
     counts = _building.get(None)
     return _count([_changes, *([counts._changes] if counts else [])], value, amounts)
 
 
 def drop_counts() -> dict[str, int]:
-    """A copy of what `count_drops` counted so far in this process, by reason."""
+    """A copy of this process's drop counts so far, by reason."""
     with _lock:
         return dict(_drops)
 
 
 def change_counts() -> dict[str, int]:
-    """A copy of what `count_changes` counted so far in this process, by step."""
+    """A copy of this process's change counts so far, by step."""
     with _lock:
         return dict(_changes)
 
 
 def reset_counts() -> None:
-    """Forgets every count."""
+    """Resets every count."""
     with _lock:
         _drops.clear()
         _changes.clear()
@@ -119,8 +119,8 @@ def _count(counters: list[collections.Counter[str]], value: T, amounts: Amounts)
         return arrays
 
     def counted() -> list[tf.Tensor]:
-        # The value itself goes through Python: an op that is tied to it only by a control
-        # dependency would be pruned by the graph optimizer, as it claims to be stateless.
+        # The value itself passes through Python: an op tied to it only by a control dependency
+        # would be pruned by the graph optimizer, as it claims to be stateless.
         dtypes = [part.dtype for part in components]
         outputs = tf.numpy_function(record, [numbers, *components], dtypes, stateful=False)
         outputs = tf.nest.flatten(outputs)  # eagerly, a single output comes without its list

@@ -17,17 +17,17 @@ import tensorflow as tf
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
-    from plug_jax.data.vocabularies import PlugVocabulary
+    from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 
 ENCODER, DECODER = "encoder", "decoder"
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """A vector with a value for each token of its side."""
+    """A vector with one value per token of its side."""
 
     name: str
-    values: int | None = None  # it takes 0, 1, ... below this; None: the ids of the vocabulary
+    values: int | None = None  # values are 0, 1, ... below this; None: vocabulary ids
     dtype: Literal["int32", "float32"] = "int32"
 
     @property
@@ -36,7 +36,7 @@ class Feature:
         return side_of(self.name)
 
     def declared(self, vocabulary: PlugVocabulary) -> seqio.Feature:
-        """As a task declares it in its `output_features`."""
+        """Its declaration in a task's `output_features`."""
         plain = self.values is not None or self.dtype != "int32"
         return seqio.Feature(
             seqio.PassThroughVocabulary(self.values or 1) if plain else vocabulary,
@@ -46,9 +46,9 @@ class Feature:
         )
 
 
-# At each token of an example: which of its split it is, to know whose predictions are whose.
+# At each token: the example's index in its split, to attribute predictions.
 EXAMPLE_INDEX = Feature("example_index", 2**31 - 1)
-# What the encoder reads, whatever the objective.
+# Read by the encoder, for every objective.
 ENCODER_TEXT = (Feature("encoder_input_tokens"), Feature("encoder_token_types", 2))
 MASKED_LM = (Feature("encoder_original_tokens"), Feature("encoder_loss_weights", 2))
 WORD_STRUCTURAL = (Feature("encoder_shuffled", 2),)
@@ -74,7 +74,7 @@ def features_declared(declared: Mapping[str, seqio.Feature]) -> tuple[Feature, .
     """The features of a task, from its `output_features`.
 
     Raises:
-        PlugError: one that is no vector of int32 or float32, a value for each token of a side.
+        PlugError: a feature that is not a vector of int32 or float32, one value per token.
     """
     for name, feature in declared.items():
         if feature.rank != 1 or feature.dtype not in (tf.int32, tf.float32):
@@ -94,9 +94,9 @@ def side_of(feature: str) -> str:
 
 
 def row_features(features: Iterable[Feature]) -> tuple[Feature, ...]:
-    """What a row has for these features of examples: segment ids and positions of each side too.
+    """The features of a row of such examples, with segment ids and positions of each side.
 
-    Examples of several texts bring these themselves.
+    Examples of several texts have their own.
     """
     features = tuple(features)
     used = {feature.side for feature in features}
@@ -107,14 +107,14 @@ def row_features(features: Iterable[Feature]) -> tuple[Feature, ...]:
 
 
 def length_name(side: str) -> str:
-    """The feature, int32 [], that tells the tokens of a side of an example that is padded."""
+    """Name of the feature, int32 [], with the length of a side of a padded example."""
     return f"{side}_length"
 
 
 def feature_lengths(lengths: Mapping[str, int], features: Iterable[str]) -> dict[str, int]:
-    """The row length of every feature, as seqio's `task_feature_lengths` wants it.
+    """The row length of every feature, for seqio's `task_feature_lengths`.
 
-    `lengths` holds tokens a row by side; a missing or unused side raises PlugError.
+    `lengths` has tokens per row by side; a missing or unused side raises PlugError.
 
     >>> feature_lengths({"encoder": 512}, ["encoder_input_tokens", "sentence_labels"])
     {'encoder_input_tokens': 512, 'sentence_labels': 512}

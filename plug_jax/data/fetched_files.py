@@ -1,4 +1,4 @@
-"""Small files that come with a model, and what lies in their place when fetching went wrong."""
+"""Reads small files of downloaded models; detects pointers and error pages in their place."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PAGE = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")
 
 
 def stand_in(head: bytes) -> str | None:
-    """What a file is instead of itself, by its first 1,024 bytes, and what to do; else None."""
+    """What a broken download is, by its first 1,024 bytes, and what to do; else None."""
     if not head:
-        return "is empty: nothing of it was fetched; fetch it again"
+        return "is empty: the download failed; fetch it again"
     if head.startswith(_POINTER):
         size = re.search(rb"^size (\d+)$", head, re.MULTILINE)
         of = f" of {int(size[1]):,} bytes" if size else ""
@@ -35,7 +35,7 @@ def stand_in(head: bytes) -> str | None:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """All of a file, local or not. PlugError when there is none, or another thing in its place."""
+    """The content of a file, local or not. PlugError if missing or a broken download."""
     try:
         with tf.io.gfile.GFile(os.fspath(path), "rb") as file:
             content: bytes = file.read()
@@ -47,11 +47,11 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object. PlugError as of `read_file`, or when the file holds anything else."""
+    """A JSON object. PlugError as `read_file`, or if the file has anything else."""
     try:
         content = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
-        raise PlugError(f"{os.fspath(path)} is no JSON, or cut short: {error}") from error
+        raise PlugError(f"{os.fspath(path)} is not JSON, or cut short: {error}") from error
     if not isinstance(content, dict):
-        raise PlugError(f"{os.fspath(path)} is no JSON object")
+        raise PlugError(f"{os.fspath(path)} is not a JSON object")
     return content

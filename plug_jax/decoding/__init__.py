@@ -1,1 +1,1 @@
-"""Text generation from any function that maps tokens and a cache to logits."""
+"""Decoding algorithms for any function from tokens and a cache to logits."""

@@ -1,4 +1,4 @@
-"""Beam search over any cached decoder, with the scores of Hugging Face.
+"""Beam search for any cached decoder, with Hugging Face's scores.
 
 Axis letters: P prompts, K beams, N room for new tokens, V vocabulary; B = P * K rows, those of a
 prompt next to each other.
@@ -20,16 +20,16 @@ from plug_jax.decoding.generate import Cache, TokensToLogits, has_numbers
 
 @flax.struct.dataclass
 class Hypotheses:
-    """Texts of each prompt, the best first; -inf scores are places that no text took.
+    """Texts of each prompt, best first; empty places have score -inf.
 
-    Scores and log_probs of a prompt are NaN if some logits of its texts were no finite numbers.
+    Scores and log_probs of a prompt are NaN if some logits of its texts were not finite.
     """
 
     tokens: jax.Array  # int32 [P, K, N]; the end token from lengths on
     lengths: jax.Array  # int32 [P, K]: tokens before the end token
-    scores: jax.Array  # float32 [P, K]: log_probs / (tokens, the end token included) ** penalty
+    scores: jax.Array  # float32 [P, K]: log_probs / (tokens including the end token) ** penalty
     log_probs: jax.Array  # float32 [P, K]: sum over the tokens
-    ended: jax.Array  # bool [P, K]: with the end token; false: cut at the maximum length
+    ended: jax.Array  # bool [P, K]: by the end token; false: cut at the maximum length
 
 
 @flax.struct.dataclass
@@ -37,7 +37,7 @@ class _State:
     step: jax.Array  # int32 []: tokens in every live text
     live: jax.Array  # int32 [P, K, N]
     live_log_probs: jax.Array  # float32 [P, K]; -inf: no such text
-    broken: jax.Array  # bool [P]: some logits were no finite numbers
+    broken: jax.Array  # bool [P]: some logits were not finite
     finished: Hypotheses
     last_tokens: jax.Array  # int32 [B]
     cache: Any
@@ -57,17 +57,17 @@ def beam_search(
     length_offset: float | jax.Array = 0.0,
     penalties: bool,
 ) -> Hypotheses:
-    """The `num_beams` best texts of each prompt that are found by keeping as many at every step.
+    """The `num_beams` best texts of each prompt, found by keeping as many at every step.
 
-    A prompt's search ends when no text in its beams can still get a better score than the worst it
-    has finished. Call it inside `jax.jit`.
+    A prompt's search ends when no live beam can beat its worst finished text. Call it inside
+    `jax.jit`.
 
     Args:
       tokens_to_logits: see `generate.TokensToLogits`.
-      cache: before `start_tokens`, of all B rows, with room for `max_new_tokens`.
-      reorder: (cache, parents int32 [B]) -> the cache whose row b goes on from row parents[b].
-      constraints: of each of the B rows; the same for the rows of one prompt. Penalties change the
-        log-probabilities that are added up, and nothing is renormalised, as in Hugging Face.
+      cache: of all B rows before `start_tokens`, with room for `max_new_tokens`.
+      reorder: (cache, parents int32 [B]) -> the cache whose row b continues row parents[b].
+      constraints: of each of the B rows, equal for the rows of a prompt. Penalties change the
+        log-probabilities in the sum without renormalisation, as in Hugging Face.
       start_tokens: int32 [B].
       num_beams: K, static.
       max_new_tokens: N, static.
@@ -86,7 +86,7 @@ def beam_search(
         return log_probs / ((length_offset + length) / (length_offset + 1)) ** length_penalty
 
     def unfinished(state: _State) -> jax.Array:
-        # Log-probabilities only fall, so the length that flatters most bounds what may come.
+        # Log-probabilities only decrease, so the most favourable length bounds future scores.
         count = jnp.where(length_penalty > 0, max_length[:, 0], state.step + 1)
         hope = score(jnp.max(state.live_log_probs, axis=1), count)
         return (state.step < max_new_tokens) & jnp.any(hope > state.finished.scores[:, -1])
@@ -103,7 +103,7 @@ def beam_search(
             end_token=end_token,
             penalties=penalties,
         ).reshape(prompts, beams, -1)
-        # Of 2K candidates at most K end, one in each beam: K that go on are among them.
+        # Of 2K candidates at most K end, one per beam, so at least K continue.
         wanted = min(2 * beams, log_probs.shape[-1])
         values, ids = jax.lax.top_k(log_probs, wanted)  # of each beam [P, K, wanted]
         values = (values + state.live_log_probs[:, :, None]).reshape(prompts, -1)
@@ -113,7 +113,7 @@ def beam_search(
         texts = jnp.take_along_axis(state.live, parents[:, :, None], axis=1)
         texts = jnp.where(places == state.step, drawn[:, :, None], texts)  # [P, C, N]
 
-        count = state.step + 1  # tokens of the candidates, an end token included
+        count = state.step + 1  # tokens of the candidates, including an end token
         ends = drawn == end_token
         over = ends | (count >= max_length[:, :1])
         new = Hypotheses(
@@ -160,7 +160,7 @@ def beam_search(
 
 
 def _best(old: Hypotheses, new: Hypotheses, count: int) -> Hypotheses:
-    """The `count` of the best scores in each prompt, the best first."""
+    """The `count` hypotheses with the best scores of each prompt, best first."""
     both: Hypotheses = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), old, new)
     _, order = jax.lax.top_k(both.scores, count)
     prompts = jnp.arange(len(order))[:, None]

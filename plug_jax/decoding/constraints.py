@@ -1,4 +1,4 @@
-"""What a row may write next: forbidden and forced tokens, lengths, and penalties for repetition.
+"""Logit constraints per row: forbidden and forced tokens, lengths, repetition penalties.
 
 Axis letters: B rows, N room for new tokens, V vocabulary, F forced places.
 """
@@ -9,21 +9,21 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-MAX_NGRAM = 8  # the longest n-gram that can be kept from repeating
+MAX_NGRAM = 8  # the longest n-gram whose repetition can be prevented
 
-FREE = -1  # in `forced`: the row may choose
+FREE = -1  # in `forced`: not forced
 
 
 @flax.struct.dataclass
 class Constraints:
-    """One entry a row, so that requests of all kinds share a compiled program."""
+    """One entry per row, so that all requests share a compiled program."""
 
     min_length: jax.Array  # int32 [B]: tokens before the end token may come
-    max_length: jax.Array  # int32 [B]: the row ends after so many tokens, at most N
+    max_length: jax.Array  # int32 [B]: the row ends after this many tokens, at most N
     repetition_penalty: jax.Array  # float32 [B]: 1 is none
-    no_repeat_ngram: jax.Array  # int32 [B]: n-grams that may not come twice, 0 is none
-    forbidden: jax.Array  # bool [B, V]: ids never to write
-    forced: jax.Array  # int32 [B, F]: what the first tokens have to be, FREE where they need not
+    no_repeat_ngram: jax.Array  # int32 [B]: length of n-grams that may not repeat, 0 is none
+    forbidden: jax.Array  # bool [B, V]: ids never generated
+    forced: jax.Array  # int32 [B, F]: required first tokens, or FREE
 
 
 def constrain(
@@ -35,20 +35,20 @@ def constrain(
     end_token: int,
     penalties: bool,
 ) -> jax.Array:
-    """Logits float32 [B, V] of the next token with -inf for what may not come.
+    """Logits float32 [B, V] of the next token, with -inf for forbidden tokens.
 
-    In this order, which is Hugging Face's: the repetition penalty, repeated n-grams, the minimum
-    length, forbidden tokens; a forced token overrules all of them. If nothing is left, the row
-    may write its end token.
+    Applied in Hugging Face's order: the repetition penalty, repeated n-grams, the minimum length,
+    forbidden tokens; a forced token overrides all of them. If nothing is left, only the end token
+    is allowed.
 
     Args:
       logits: the model's.
       constraints: of each row.
-      tokens: int32 [B, N], what the rows have written.
-      lengths: int32 [B], how much of it is text so far.
+      tokens: int32 [B, N], the rows' tokens so far.
+      lengths: int32 [B], number of valid tokens.
       end_token: the id that ends a row.
-      penalties: whether any row asks for the penalty or for no repeated n-grams. Static; without
-        them nothing is computed from `tokens`.
+      penalties: static; whether any row uses the penalty or n-gram blocking. Otherwise `tokens` are
+        not read.
     """
     ids = jnp.arange(logits.shape[-1])
     if penalties:
@@ -73,9 +73,9 @@ def constrain(
 def _penalize(
     logits: jax.Array, tokens: jax.Array, lengths: jax.Array, penalty: jax.Array
 ) -> jax.Array:
-    """Divide positive logits of tokens already written by the penalty, multiply negative ones.
+    """Divide positive logits of generated tokens by the penalty, multiply negative ones.
 
-    The penalty of CTRL (arXiv 1909.05858) in the form of Hugging Face.
+    CTRL's penalty (arXiv 1909.05858) in Hugging Face's form.
     """
     written = jnp.arange(tokens.shape[1]) < lengths[:, None]  # [B, N]
     seen = jax.vmap(lambda row, ids, real: row.at[ids].max(real))(
@@ -88,12 +88,12 @@ def _penalize(
 def _completes_ngram(
     tokens: jax.Array, lengths: jax.Array, n: jax.Array, vocab_size: int
 ) -> jax.Array:
-    """bool [B, V]: ids that would complete an n-gram (n int32 [B], 0 is none) written before.
+    """bool [B, V]: ids that would repeat an earlier n-gram (n int32 [B], 0 is none).
 
     Row [5, 6, 7, 5, 6] with n = 3: 7, because 5 6 7 is there and 5 6 are the last two.
     """
     places = jnp.arange(tokens.shape[1])
-    # agreeing[b, i]: how many tokens before place i are, one by one, the row's last tokens.
+    # agreeing[b, i]: how many tokens before position i equal the row's last tokens, one by one.
     agreeing = jnp.zeros(tokens.shape, jnp.int32)
     agrees = jnp.ones(tokens.shape, bool)
     for back in range(1, MAX_NGRAM):

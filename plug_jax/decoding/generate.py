@@ -1,7 +1,7 @@
-"""Write texts one token at a time with a cached decoder, as far as asked at a time.
+"""Token-by-token generation with a cached decoder, resumable after any number of steps.
 
-`start` makes the state of a batch of rows, `advance` writes some tokens further: all of them for a
-plain call, a few for a text that is shown while it grows or a batch that others join.
+`start` makes the state of a batch of rows, `advance` generates more tokens: all of them in a plain
+call, a few at a time for streaming or continuous batching.
 
 Axis letters: B rows, N room for new tokens, V vocabulary.
 """
@@ -27,25 +27,25 @@ TokensToLogits = Callable[[jax.Array, Cache, jax.Array], tuple[jax.Array, Cache]
 
 @flax.struct.dataclass
 class Decoding:
-    """A batch of texts being written; of row b, `tokens[b, :lengths[b]]` is the text so far."""
+    """A batch of texts being generated; `tokens[b, :lengths[b]]` is row b's text so far."""
 
     tokens: jax.Array  # int32 [B, N]; the end token from lengths[b] on once the row has ended
-    log_probs: jax.Array  # float32 [B, N], of each token (the end token too) by the model itself
+    log_probs: jax.Array  # float32 [B, N], the model's own, for each token and the end token
     lengths: jax.Array  # int32 [B]: tokens before the end token
-    ended: jax.Array  # bool [B]: rows that wrote the end token or as much as they may
-    stopped: jax.Array  # bool [B]: rows that wrote the end token
-    last_tokens: jax.Array  # int32 [B]: what the decoder reads next
-    cache: Any  # the decoder's, as `tokens_to_logits` returned it
+    ended: jax.Array  # bool [B]: rows with the end token or at their maximum length
+    stopped: jax.Array  # bool [B]: rows with the end token
+    last_tokens: jax.Array  # int32 [B]: the decoder's next input
+    cache: Any  # the decoder's, from `tokens_to_logits`
 
 
 def start(cache: Any, *, start_tokens: jax.Array, max_new_tokens: int, end_token: int) -> Decoding:
-    """Rows that have written nothing.
+    """Initial state: empty texts.
 
     Args:
       cache: the decoder's state before `start_tokens`, with room for `max_new_tokens` tokens.
       start_tokens: int32 [B], the first token each row reads ([CLS] for PLUG), not part of a text.
       max_new_tokens: N, room for texts; `Constraints.max_length` may be less.
-      end_token: what fills the room after a text.
+      end_token: fills the room after a text.
     """
     rows = start_tokens.shape[0]
     return Decoding(
@@ -70,10 +70,10 @@ def advance(
     candidates: int,
     penalties: bool,
 ) -> Decoding:
-    """Write up to `steps` more tokens in every row that has not ended; stop when all have.
+    """Generate up to `steps` more tokens in every row that has not ended; stop when all have.
 
-    Call it inside `jax.jit`, where the parameters that `tokens_to_logits` uses are an argument of
-    the compiled function. In how many calls a text is written changes nothing in it.
+    Call it inside `jax.jit`, with the parameters of `tokens_to_logits` as an argument of the
+    compiled function. The number of calls does not change a text.
 
     Args:
       tokens_to_logits: see `TokensToLogits`.
@@ -117,13 +117,13 @@ def advance(
             cache=cache,
         )
 
-    # A row that may write nothing has ended before it began.
+    # A row with maximum length 0 has ended before it begins.
     decoding = dataclasses.replace(decoding, ended=decoding.ended | (constraints.max_length == 0))
     return jax.lax.while_loop(unfinished, write_one, (jnp.int32(0), decoding))[1]
 
 
 def has_numbers(logits: jax.Array) -> jax.Array:
-    """bool [B]: whether logits [B, V] make probabilities: no NaN, no infinity, not all are -inf."""
+    """bool [B]: whether logits [B, V] are valid: no NaN, no +inf, not all -inf."""
     return jnp.isfinite(jax.nn.logsumexp(logits, axis=-1))
 
 

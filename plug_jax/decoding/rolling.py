@@ -1,10 +1,9 @@
-"""PLUG's released scheme for long texts: every so many tokens, what was written becomes context.
+"""PLUG's released scheme for long texts: chunk by chunk, the output moves into the context.
 
-The encoder reads [CLS] prompt [SEP]. After each chunk the text goes to where the context's [SEP]
-was, with a new [SEP] after it; only the end of a context that grew too long is kept; the decoder
-starts again from [CLS]. A [SEP] drawn before more than 4/5 of the asked length is there is thrown
-away, and counts as a token all the same; later it ends the text. Ids beyond the vocabulary become
-[UNK].
+The encoder reads [CLS] prompt [SEP]. After each chunk the text replaces the context's [SEP], with a
+new [SEP] after it; if the context is too long, only its end is kept; the decoder restarts from
+[CLS]. A [SEP] drawn at up to 4/5 of the requested length is discarded but counts as a token; later
+it ends the text. Ids beyond the vocabulary become [UNK].
 
 Axis letters: B rows, N tokens of a chunk, V padded vocabulary.
 """
@@ -25,24 +24,24 @@ from plug_jax.decoding.sampling import Sampling, sample_token
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RollingScheme:
-    """The scheme's numbers and ids; the defaults of the numbers are the released ones."""
+    """The scheme's numbers, with the released defaults, and ids."""
 
     cls_id: int
     sep_id: int
     unk_id: int
     vocab_size: int
     chunk: int = 128  # tokens between two encodings
-    context_length: int = 512  # tokens that the encoder reads, [CLS] and [SEP] included
+    context_length: int = 512  # tokens that the encoder reads, including [CLS] and [SEP]
 
 
 @flax.struct.dataclass
 class Chunk:
-    """What one chunk added to each row: of row b, `tokens[b, :lengths[b]]`."""
+    """The tokens that a chunk adds to each row: `tokens[b, :lengths[b]]` for row b."""
 
     tokens: jax.Array  # int32 [B, N]
     lengths: jax.Array  # int32 [B]
     ended: jax.Array  # bool [B]: the row drew a [SEP] that counts
-    broken: jax.Array  # bool [B]: some logits that the row drew from were no finite numbers
+    broken: jax.Array  # bool [B]: some logits that the row sampled from were not finite
 
 
 def write_chunk(
@@ -57,7 +56,7 @@ def write_chunk(
     active: jax.Array,
     candidates: int,
 ) -> Chunk:
-    """Draw `scheme.chunk` tokens for every active row from a fresh decoder; call it under jit.
+    """Sample `scheme.chunk` tokens for every active row from a fresh decoder; call it under jit.
 
     Args:
       tokens_to_logits: see `generate.TokensToLogits`.
@@ -65,9 +64,9 @@ def write_chunk(
       sampling: of each row.
       scheme: static.
       written: int32 [B], tokens of the text before this chunk.
-      asked: int32 [B], how long the text is to become; a row stops after so many draws in all.
+      asked: int32 [B], the requested length; a row stops after this many draws in total.
       draws: int32 [B], draws before this chunk; at least `written`.
-      active: bool [B], rows that go on.
+      active: bool [B], rows that continue.
       candidates: static, see `sample_token`.
     """
     rows, places = active.shape[0], jnp.arange(scheme.chunk)
@@ -100,7 +99,7 @@ def write_chunk(
             broken=chunk.broken | (goes & ~has_numbers(logits)),
         )
         after, cache = tokens_to_logits(drawn, cache, kept)
-        # A row that threw its draw away draws from the same logits again.
+        # A row that discarded its draw samples from the same logits again.
         return done + 1, chunk, jnp.where(kept[:, None], after, logits), cache
 
     return jax.lax.while_loop(unfinished, draw_one, state)[1]
@@ -124,14 +123,14 @@ def roll(
     *,
     lengths: Sequence[int],
 ) -> list[list[int]]:
-    """The ids of each row's text, at most `lengths` of them: chunk after chunk.
+    """The ids of each row's text, at most `lengths`, chunk by chunk.
 
     Args:
       write: (contexts, tokens written so far, draws so far, active) -> `Chunk`'s fields on the
         host; encodes the contexts and calls `write_chunk`.
-      contexts: of each row [CLS] prompt [SEP].
-      scheme: what to roll by.
-      lengths: how long each text is to become.
+      contexts: [CLS] prompt [SEP] of each row.
+      scheme: the scheme's settings.
+      lengths: requested length of each text.
     """
     now = [list(context) for context in contexts]
     texts: list[list[int]] = [[] for _ in contexts]

@@ -1,4 +1,4 @@
-"""Draw the next token of every row from its logits.
+"""Sampling of the next token from logits.
 
 Axis letters: B rows, V vocabulary, C candidates.
 """
@@ -12,12 +12,12 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class Sampling:
-    """How each row draws; one entry a row, so that all requests share a compiled program."""
+    """Sampling settings, one entry per row, so that all requests share a compiled program."""
 
     rngs: jax.Array  # keys [B]: token t of a row is drawn with fold_in(its key, t)
-    temperature: jax.Array  # float32 [B]: 0 takes the likeliest
-    top_k: jax.Array  # int32 [B]: draw from the k likeliest, 0 is all
-    top_p: jax.Array  # float32 [B]: in (0, 1], draw from the likeliest of this much probability
+    temperature: jax.Array  # float32 [B]: 0 is greedy
+    top_k: jax.Array  # int32 [B]: sample from the k likeliest, 0 is all
+    top_p: jax.Array  # float32 [B]: in (0, 1], sample from the likeliest with this much probability
 
 
 def row_rngs(rng: jax.Array, rows: int) -> jax.Array:
@@ -28,33 +28,32 @@ def row_rngs(rng: jax.Array, rows: int) -> jax.Array:
 def sample_token(
     logits: jax.Array, sampling: Sampling, draws: jax.Array, *, candidates: int
 ) -> jax.Array:
-    """Draw one token per row, int32 [B], from the likely part of `softmax(logits / temperature)`.
+    """Sample one token per row, int32 [B], from a truncated `softmax(logits / temperature)`.
 
-    The order is that of the released PLUG code and of Hugging Face: temperature, then the `top_k`
-    most likely tokens, then of these, renormalised, the smallest set whose probability reaches
-    `top_p`. Of equal logits, the lower id counts as the more likely, so exactly `top_k` tokens
-    remain.
+    The order is that of the released PLUG code and Hugging Face: temperature, then the `top_k`
+    likeliest tokens, then of these, renormalised, the smallest set whose probability reaches
+    `top_p`. For equal logits the lower id counts as likelier, so exactly `top_k` tokens remain.
 
     With logits = log [0.5, 0.3, 0.15, 0.05] and temperature 1, the probabilities of the draw are
       top_k=2:            [0.625, 0.375, 0, 0]
       top_p=0.7:          [0.625, 0.375, 0, 0]    (0.5 alone does not reach 0.7)
       top_k=3, top_p=0.52: [1, 0, 0, 0]           (0.5 / 0.95 reaches 0.52)
 
-    A row takes one uniform number and the token at that height of its cumulative probabilities,
-    likeliest first: what it draws depends neither on the other rows nor on `candidates`.
+    A row inverts its cumulative probabilities, likeliest first, at one uniform number, so its draw
+    depends neither on other rows nor on `candidates`.
 
     Args:
       logits: float32 [B, V]; -inf is never drawn, and some id must be above it.
       sampling: of each row.
       draws: int32 [B], how many tokens each row has drawn before.
-      candidates: how many of the likeliest tokens are looked at; static. No row's `top_k` may be
-        above it (nor be 0, all, unless it is V), see `candidates_for`.
+      candidates: static; how many of the likeliest tokens are considered. No row's `top_k` may
+        exceed it (or be 0, meaning all, unless it is V), see `candidates_for`.
     """
     values, ids = jax.lax.top_k(logits, candidates)  # [B, C], likeliest first
     if candidates == 1:
         return ids[:, 0].astype(jnp.int32)
     greedy = sampling.temperature == 0
-    # Less the largest, so that no temperature makes an infinity of what may be drawn.
+    # Subtract the largest, so that no temperature turns a candidate's logit into infinity.
     values = (values - values[:, :1]) / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
     count = jnp.where(sampling.top_k > 0, sampling.top_k, candidates)
     values = jnp.where(jnp.arange(candidates) < count[:, None], values, -jnp.inf)
@@ -65,8 +64,8 @@ def sample_token(
     uniform = jax.vmap(lambda rng, draw: jax.random.uniform(jax.random.fold_in(rng, draw)))(
         sampling.rngs, draws
     )
-    # The first candidate whose cumulative probability is above the number; rounding of the sum
-    # must not lead past the last that is kept.
+    # The first candidate whose cumulative probability exceeds the number; rounding of the sum must
+    # not select one beyond the last kept.
     choice = jnp.sum(mass <= (uniform * total)[:, None], axis=-1)
     choice = jnp.minimum(choice, jnp.sum(kept, axis=-1) - 1)
     choice = jnp.where(greedy, 0, choice)
@@ -79,7 +78,7 @@ _FEW = 128
 def candidates_for(*, temperature: float, top_k: int, vocab_size: int) -> int:
     """How many candidates a request needs: 1 (greedy), 128, or the vocabulary.
 
-    So few values keep the number of compiled programs small; a batch takes the largest of its rows.
+    Few values mean few compiled programs; a batch uses the largest of its rows.
     """
     if temperature == 0:
         return 1

@@ -1,1 +1,1 @@
-"""Tasks of fine-tuning: from records to examples, and from what a model gives to answers."""
+"""Fine-tuning tasks: from records to examples, and from a model's outputs to answers."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from plug_jax.clue.blanks import Assignment, decode_blanks
 from plug_jax.clue.records import BlankRecord, ChoiceRecord
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
 from plug_jax.downstream.formats import Answer, Format, Outputs, field, softmax
 from plug_jax.downstream.text_format import joined
@@ -20,11 +20,11 @@ from plug_jax.errors import PlugError
 from plug_jax.objectives.multiple_choice import MultipleChoice
 from plug_jax.objectives.task_heads import TaskObjective
 
-_NO_CHOICE = "无效答案"  # the baseline's text for a choice that is not there
+_NO_CHOICE = "无效答案"  # the baseline's text for a missing choice
 _TAG = re.compile(r"#idiom\d+#")
 _IDIOM_CHARACTERS = 4
-_AROUND_BLANK = 8  # tokens of a text beside its passage: idiom, [CLS], 2 [SEP], the blank
-# The baseline's quotation marks and dashes, in the order in which it replaces them.
+_AROUND_BLANK = 8  # tokens besides the passage: idiom, [CLS], 2 [SEP], the blank
+# The baseline's quotation marks and dashes, in replacement order.
 _PLAIN_MARKS = (
     ("“", '"'), ("”", '"'), ("‘", "'"), ("’", "'"), ("——", "--"), ("—", "-"), ("―", "-"),
     ("…", "..."),
@@ -35,8 +35,8 @@ _PLAIN_MARKS = (
 class ChoiceFormat(Format[ChoiceRecord]):
     """[CLS] passage [SEP] question [SEP] choice [SEP] for each choice; token types 0, then 1.
 
-    Passages are lower-cased; the longest part is cut. Questions with fewer choices than `choices`
-    get ones that say that they are none, as the baseline does.
+    Passages are lower-cased; the longest part is cut. As in the baseline, questions with fewer than
+    `choices` choices are filled up with invalid ones.
     """
 
     choices: int = 4
@@ -47,13 +47,13 @@ class ChoiceFormat(Format[ChoiceRecord]):
 
     @property
     def row_length(self) -> int:
-        """All choices."""
+        """Tokens of all choices."""
         return self.choices * self.max_length
 
     def add(
         self, builder: ExamplesBuilder, records: Sequence[ChoiceRecord], vocabulary: PlugVocabulary
     ) -> None:
-        """An example a question."""
+        """One example per question."""
         parts = [
             (record.passage.lower(), record.question.lower(), choice.lower())
             for record in records
@@ -100,9 +100,9 @@ class ChoiceFormat(Format[ChoiceRecord]):
 class BlankFormat(Format[BlankRecord]):
     """[CLS] idiom [SEP] left [unused1] right [SEP] for each candidate; token types 0.
 
-    `left` and `right` are what is next to the blank, half of the room each, the rest of a short
-    side to the other. Other blanks are four [MASK]. A vocabulary without [unused1] has [UNK] there.
-    `assignment` says how the blanks of a line share its candidates; see `clue.blanks`.
+    `left` and `right` are the text next to the blank, with half of the room each, plus what a short
+    other side leaves. Other blanks are four [MASK]. A vocabulary without [unused1] uses [UNK].
+    `assignment`: how the blanks of a line share its candidates, see `clue.blanks`.
     """
 
     candidates: int = 10
@@ -114,18 +114,18 @@ class BlankFormat(Format[BlankRecord]):
 
     @property
     def shortest(self) -> int:
-        """Something of the passage beside the rest."""
+        """Room for some of the passage besides the rest."""
         return 2 * _AROUND_BLANK
 
     @property
     def row_length(self) -> int:
-        """All candidates."""
+        """Tokens of all candidates."""
         return self.candidates * self.max_length
 
     def add(
         self, builder: ExamplesBuilder, records: Sequence[BlankRecord], vocabulary: PlugVocabulary
     ) -> None:
-        """An example a blank."""
+        """One example per blank."""
         idioms = token_ids((name for one in records for name in one.candidates), vocabulary)
         pieces = token_ids(
             (part for one in records for side in (one.left, one.right) for part in _parts(side)),
@@ -155,7 +155,7 @@ class BlankFormat(Format[BlankRecord]):
     def answers(
         self, records: Sequence[BlankRecord], examples: Examples, outputs: Outputs
     ) -> list[Answer]:
-        """The candidate's index, decided over all blanks of a line, and each one's probability."""
+        """The candidate's index, decided over all blanks of a line, and probabilities."""
         logits = outputs["choice_logits"]
         chosen = decode_blanks([one.line for one in records], logits, assignment=self.assignment)
         return [
@@ -174,7 +174,7 @@ class BlankFormat(Format[BlankRecord]):
         return _accuracy(records, answers)
 
     def record(self, fields: Mapping[str, Any], number: int) -> BlankRecord:
-        """A row with `left`, `right` and `candidates`; `line` says which share them."""
+        """A row with `left`, `right` and `candidates`, shared by rows with the same `line`."""
         candidates = fields.get("candidates")
         if (
             not isinstance(candidates, list)
@@ -231,14 +231,14 @@ def _row(
 
 
 def _parts(side: str) -> list[str]:
-    """A side of a passage, cut where other blanks are."""
+    """A side of a passage, split at other blanks."""
     for mark, plain in _PLAIN_MARKS:
         side = side.replace(mark, plain)
     return _TAG.split(side)
 
 
 def _window(left: int, right: int, room: int) -> tuple[int, int]:
-    """Tokens of each side that stay: half of the room, and what the other leaves.
+    """Tokens kept of each side: half of the room, plus what the other leaves.
 
     >>> _window(100, 100, 56), _window(10, 100, 56), _window(100, 10, 56)
     ((28, 28), (10, 46), (46, 10))
@@ -248,7 +248,7 @@ def _window(left: int, right: int, room: int) -> tuple[int, int]:
 
 
 def _piece_id(piece: str, vocabulary: PlugVocabulary) -> int:
-    """The id of a piece that no text encodes to; [UNK] where there is none."""
+    """The id of a piece that no text encodes to; [UNK] if there is none."""
     for i in vocabulary.special_ids:
         if vocabulary.id_to_piece(i) == piece:
             return i

@@ -1,4 +1,4 @@
-"""Names in a text and what they are names of (CLUENER)."""
+"""Named entities in a text (CLUENER)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from plug_jax.clue.entity_metrics import macro_f1, micro_f1
 from plug_jax.clue.records import Entity, EntityRecord
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
 from plug_jax.downstream.formats import Answer, Format, Outputs, field
 from plug_jax.downstream.token_texts import character_ids
@@ -23,11 +23,10 @@ _OUTSIDE = "O"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EntityFormat(Format[EntityRecord]):
-    """[CLS] a token a character [SEP]; tags B- and I- of each type, S- for one character, O.
+    """[CLS], one token per character, [SEP]; tags B- and I- of each type, S- for one character, O.
 
-    A name is what one of its B- begins and the I- of the same type after it go on with, or an S-;
-    as in the baseline a B- without an I- after it is lost. Characters beyond `max_length` have no
-    names.
+    A name is a B- followed by I- of the same type, or an S-; as in the baseline, a B- without a
+    following I- is dropped. Characters beyond `max_length` have no names.
     """
 
     types: tuple[str, ...]
@@ -44,7 +43,7 @@ class EntityFormat(Format[EntityRecord]):
     def add(
         self, builder: ExamplesBuilder, records: Sequence[EntityRecord], vocabulary: PlugVocabulary
     ) -> None:
-        """An example a text."""
+        """One example per text."""
         numbers = {tag: number for number, tag in enumerate(self.tags)}
         known: dict[str, int] = {}
         for number, record in enumerate(records):
@@ -76,7 +75,7 @@ class EntityFormat(Format[EntityRecord]):
     def answers(
         self, records: Sequence[EntityRecord], examples: Examples, outputs: Outputs
     ) -> list[Answer]:
-        """The entities by their places."""
+        """The entities by position."""
         answers: list[Answer] = []
         tags = self.tags
         for record, logits in zip(records, outputs["tagging_logits"], strict=True):
@@ -115,7 +114,7 @@ def _tags_of(entity: Entity) -> list[str]:
 
 
 def entity_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(type, start, end) of what tags say, in order.
+    """(type, start, end) of the entities in a tag sequence, in order.
 
     >>> entity_spans(["S-name", "O", "B-game", "I-game", "I-name", "B-game"])
     [('name', 0, 1), ('game', 2, 4)]

@@ -1,4 +1,4 @@
-"""Examples of a split, all of them at once: what fine-tuning data, small as they are, allow."""
+"""All examples of a split in memory, as fine-tuning data are small."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """n examples: vectors of equal length in an example, one after the other, by feature's name."""
+    """n examples: concatenated vectors by feature, of equal length within an example."""
 
-    values: Mapping[str, np.ndarray]  # [v], as small a type as holds them
+    values: Mapping[str, np.ndarray]  # [v], in the smallest type that fits
     splits: np.ndarray  # int64 [n + 1]: example i has the values from splits[i] to splits[i + 1]
-    records: np.ndarray  # int64 [n]: the record that each is of
-    notes: tuple[Any, ...]  # [n]: what the format needs to make answers, nothing a model sees
+    records: np.ndarray  # int64 [n]: the record of each
+    notes: tuple[Any, ...]  # [n]: data for the format to make answers, not seen by the model
 
     def __len__(self) -> int:
         return len(self.records)
@@ -25,7 +25,7 @@ class Examples:
     def dataset(self, *, shuffle: bool, seed: int | None) -> tf.data.Dataset:
         """int32 or float32 [e] of each feature and of `example_index`, in a new order each epoch.
 
-        Its place can be saved: what changes is a number and the order.
+        Its position can be saved: the state is a number and the order.
         """
         numbers = tf.data.Dataset.range(len(self))
         if shuffle:
@@ -80,7 +80,7 @@ class ExamplesBuilder:
 
 
 def _small(vector: np.ndarray) -> np.ndarray:
-    """Whole numbers in the smallest type that holds them: training sets stay in memory."""
+    """Integers in the smallest type that fits, as training sets stay in memory."""
     if vector.dtype.kind == "f":
         return vector.astype(np.float32)
     return vector.astype(np.min_scalar_type(int(vector.max(initial=0))))

@@ -1,4 +1,4 @@
-"""What a kind of task is: how its records become examples, and a model's outputs answers."""
+"""Task formats: how records become examples, and a model's outputs become answers."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
 from plug_jax.downstream.records import AnyRecord
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shortened
 from plug_jax.field_types import check_fields
 from plug_jax.objectives.task_heads import TaskObjective
 
 R = TypeVar("R", bound=AnyRecord)
-Outputs = Mapping[str, np.ndarray]  # by name, [n, ...]: of each example
-Answer = dict[str, Any]  # "prediction", and what it rests on, in JSON's types
+Outputs = Mapping[str, np.ndarray]  # by name, [n, ...] for n examples
+Answer = dict[str, Any]  # "prediction", and its scores, in JSON types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Format(abc.ABC, Generic[R]):
-    """A value: the same on every machine, kept with a checkpoint as `description` says it.
+    """A task format, stored with a checkpoint as its `description`.
 
-    Lengths are in tokens, [CLS] and [SEP] included.
+    Lengths are in tokens, including [CLS] and [SEP].
     """
 
-    max_length: int  # of a text that the encoder reads; what is longer is cut
-    pooler: bool | None = None  # whether the head has one; None: as its objective is by default
+    max_length: int  # of an encoder text; longer texts are cut
+    pooler: bool | None = None  # whether the head has one; None: the objective's default
 
-    kind: ClassVar[str]  # what a description calls it
+    kind: ClassVar[str]  # its name in descriptions
     objective: ClassVar[type[TaskObjective]]
-    # Fields of the objective that this says too, by the name that it has here.
+    # Fields shared with the objective, by their names here.
     shared: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Format(abc.ABC, Generic[R]):
 
     @property
     def shortest(self) -> int:
-        """The least `max_length` that leaves room for each part."""
+        """The minimum `max_length` that leaves room for each part."""
         return 8
 
     @property
@@ -56,7 +56,7 @@ class Format(abc.ABC, Generic[R]):
         return self.max_length
 
     def description(self) -> dict[str, Any]:
-        """Itself in JSON; `plug_jax.downstream.kinds.described_format` reads it."""
+        """The format as JSON; `plug_jax.downstream.kinds.described_format` reads it."""
         fields = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
@@ -68,29 +68,29 @@ class Format(abc.ABC, Generic[R]):
     def add(
         self, builder: ExamplesBuilder, records: Sequence[R], vocabulary: PlugVocabulary
     ) -> None:
-        """Add the examples of all records, in their order."""
+        """Add the examples of all records, in order."""
 
     @abc.abstractmethod
     def answers(self, records: Sequence[R], examples: Examples, outputs: Outputs) -> list[Answer]:
-        """What the outputs of the examples say of each record; "prediction" is what is scored.
+        """The answer for each record from its examples' outputs; "prediction" is scored.
 
-        Where a record has several examples, or a line several records, they are decided together.
+        Several examples of a record, or several records of a line, are decided together.
         """
 
     def groups(self, records: Sequence[R]) -> list[Hashable]:
-        """Of each record, which others it is decided or scored with: those of an equal value."""
+        """A group value per record; records with equal values are decided or scored together."""
         return list(range(len(records)))
 
     @abc.abstractmethod
     def metrics(self, records: Sequence[R], answers: Sequence[Answer]) -> dict[str, float]:
-        """In percent, over records that have a gold answer; {} where none has."""
+        """Metrics in percent over records with a gold answer; {} if none has one."""
 
     @abc.abstractmethod
     def record(self, fields: Mapping[str, Any], number: int) -> R:
-        """A row that a user gives, as a record without a gold answer. PlugError if it is none."""
+        """A user's row as a record without a gold answer. PlugError if it is invalid."""
 
     def fields(self, record: R) -> dict[str, Any]:
-        """A row that `record` reads, in JSON's types, with the gold answer if there is one."""
+        """A row for `record`, in JSON types, with the gold answer if there is one."""
         fields = json.loads(json.dumps(dataclasses.asdict(record)))
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -101,14 +101,14 @@ class Format(abc.ABC, Generic[R]):
         return builder.build()
 
     def make_objective(self, **fields: Any) -> TaskObjective:
-        """The objective that trains it, with further fields of its own."""
+        """The objective that trains it, with these further fields."""
         told = {theirs: getattr(self, mine) for theirs, mine in self.shared.items()}
         if self.pooler is not None:
             told["pooler"] = self.pooler
         return self.objective(**told, **fields)
 
     def check_told_by(self, kept: Format, name: str) -> None:
-        """PlugError where a model with the format `kept` cannot tell what task `name` asks for."""
+        """PlugError if a model with the format `kept` cannot answer task `name`."""
         if kept.kind != self.kind:
             raise PlugError(
                 f"the checkpoint was fine-tuned for a task of the kind {kept.kind!r}, and {name!r} "
@@ -122,7 +122,7 @@ class Format(abc.ABC, Generic[R]):
                 )
 
     def check_objective(self, objective: TaskObjective) -> None:
-        """PlugError where an objective says something else than the task."""
+        """PlugError if an objective contradicts the task."""
         if not isinstance(objective, self.objective):
             raise PlugError(
                 f"a task of the kind {self.kind!r} needs the objective {self.objective.__name__}, "
@@ -137,11 +137,12 @@ class Format(abc.ABC, Generic[R]):
 
 
 def field(fields: Mapping[str, Any], name: str) -> str:
-    """A text of a row. PlugError where it is not there or no text."""
+    """A text field of a row. PlugError if it is missing or not a text."""
     value = fields.get(name)
     if not isinstance(value, str):
         raise PlugError(
-            f"a row needs the text {name!r}; it has {', '.join(map(repr, fields)) or 'nothing'}"
+            f"a row needs the text {name!r}; it has "
+            f"{shortened(', '.join(map(repr, fields))) or 'nothing'}"
         )
     return value
 

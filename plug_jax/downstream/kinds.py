@@ -1,4 +1,4 @@
-"""The kinds of tasks by their names, as checkpoints keep them."""
+"""Kinds of tasks by the names stored in checkpoints."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ KINDS: Mapping[str, type[Format]] = {
 
 
 def described_format(description: Mapping[str, Any] | None) -> Format:
-    """The format that `task_description` described, as checkpoints keep it in `SavedModel.task`.
+    """The format from a `task_description`, stored in `SavedModel.task`.
 
     Raises:
-        PlugError: None, of a checkpoint that was not fine-tuned, or one of another version.
+        PlugError: None (the checkpoint was not fine-tuned), or one of another version.
     """
     if description is None:
         raise PlugError(
@@ -41,7 +41,7 @@ def described_format(description: Mapping[str, Any] | None) -> Format:
     fields.pop("name", None)
     kind = fields.pop("kind", None)
     if kind not in KINDS:
-        raise PlugError(f"the checkpoint is of a task of an unknown kind, {kind!r}")
+        raise PlugError(f"the checkpoint's task is of an unknown kind, {kind!r}")
     try:
         return KINDS[kind](**fields)
     except TypeError as error:

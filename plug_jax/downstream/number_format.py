@@ -1,4 +1,4 @@
-"""A text, or a pair, to a number, such as how similar the two are."""
+"""Regression: a text or pair to a number, such as the similarity of the pair."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
 from plug_jax.downstream.formats import Answer, Format, Outputs
 from plug_jax.downstream.records import NumberRecord
@@ -24,8 +24,8 @@ from plug_jax.objectives.task_heads import TaskObjective
 class NumberFormat(Format[NumberRecord]):
     """[CLS] text [SEP], or [CLS] first [SEP] second [SEP] with the token types 0 and 1.
 
-    The model learns (number - mean) / deviation, so that numbers of any size suit the same learning
-    rates; answers are numbers as the files have them. What is too long is cut as in `TextFormat`.
+    The model learns (number - mean) / deviation, so that the same learning rates suit numbers of
+    any size; answers are on the files' scale. Long texts are cut as in `TextFormat`.
     """
 
     mean: float = 0.0
@@ -45,7 +45,7 @@ class NumberFormat(Format[NumberRecord]):
     def add(
         self, builder: ExamplesBuilder, records: Sequence[NumberRecord], vocabulary: PlugVocabulary
     ) -> None:
-        """An example a record, with the number and a weight of 1 at its [CLS]."""
+        """One example per record, with the number and a weight of 1 at its [CLS]."""
         ids = token_ids((text for record in records for text in record.texts), vocabulary)
         for index, record in enumerate(records):
             tokens, types = joined(
@@ -72,7 +72,7 @@ class NumberFormat(Format[NumberRecord]):
     def metrics(
         self, records: Sequence[NumberRecord], answers: Sequence[Answer]
     ) -> dict[str, float]:
-        """`pearson` and `spearman` in percent, NaN where all are equal; `rmse` in the numbers'."""
+        """`pearson` and `spearman` in percent, NaN if all are equal; `rmse` on the files' scale."""
         pairs = [
             (record.number, answer["prediction"])
             for record, answer in zip(records, answers, strict=True)
@@ -93,14 +93,14 @@ class NumberFormat(Format[NumberRecord]):
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's, -1 to 1; NaN where either does not vary."""
+    """Pearson's correlation, -1 to 1; NaN if either does not vary."""
     a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / scale if scale else math.nan
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """From 1; equal values share the mean of theirs.
+    """Ranks from 1; equal values share their mean rank.
 
     >>> ranks(np.array([0.5, 0.1, 0.5])).tolist()
     [2.5, 1.0, 2.5]

@@ -1,4 +1,4 @@
-"""Where in a context the answer to a question is (CMRC 2018, DRCD)."""
+"""Extractive question answering: spans in a context (CMRC 2018, DRCD)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from plug_jax.clue.reading_metrics import exact_match, overlap_f1
 from plug_jax.clue.records import QuestionRecord
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
 from plug_jax.downstream.formats import Answer, Format, Outputs, field
 from plug_jax.downstream.token_texts import PlacedTokens, placed_tokens, token_ids
@@ -20,23 +20,23 @@ from plug_jax.objectives.task_heads import TaskObjective
 
 
 class Window(NamedTuple):
-    """What part of a context an example has."""
+    """The part of a context in an example."""
 
-    first_row: int  # where in the row its context begins
+    first_row: int  # position in the row of its first context token
     starts: np.ndarray  # int32 [c]: the characters of each of its tokens, [start, end)
     ends: np.ndarray
-    best: np.ndarray  # bool [c]: no other window has more context around the token
+    best: np.ndarray  # bool [c]: this window has the most context around the token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionFormat(Format[QuestionRecord]):
     """[CLS] question [SEP] part of the context [SEP], token types 0 and 1.
 
-    A long context becomes windows, each `stride` tokens after the one before. The first answer is
-    what is learnt; a window without the whole of it has it at [CLS]. The answer to a question is
-    the best of the `candidates` likeliest begins and ends of each of its windows, of `max_answer`
-    tokens at most, that begins in the window with most context around that token. Each is as likely
-    as the sum of the logits of both ends.
+    A long context is split into windows, each `stride` tokens after the previous one. The first
+    answer is the training target; windows that do not contain all of it have [CLS] as target. The
+    prediction is the best span of at most `max_answer` tokens among the `candidates` likeliest
+    starts and ends of each window, restricted to the window with most context around its start. A
+    span's score is the sum of its start and end logits.
     """
 
     max_question: int = 64
@@ -57,7 +57,7 @@ class QuestionFormat(Format[QuestionRecord]):
 
     @property
     def shortest(self) -> int:
-        """A question, and something of the context."""
+        """Room for a question, and some of the context."""
         return self.max_question + 8
 
     def add(
@@ -66,7 +66,7 @@ class QuestionFormat(Format[QuestionRecord]):
         records: Sequence[QuestionRecord],
         vocabulary: PlugVocabulary,
     ) -> None:
-        """Examples of every question, one or more."""
+        """One or more examples per question."""
         questions = token_ids((record.question for record in records), vocabulary)
         contexts = placed_tokens((record.context for record in records), vocabulary)
         for number, record in enumerate(records):
@@ -117,7 +117,7 @@ class QuestionFormat(Format[QuestionRecord]):
         return answers
 
     def _spans(self, window: Window, logits: np.ndarray) -> list[tuple[float, int, int]]:
-        """(score, first character, end) of pairs of likely ends of a window; logits [2,E]."""
+        """(score, first character, end) of likely spans of a window; logits [2,E]."""
         size = len(window.starts)
         begins, lasts = logits[:, window.first_row : window.first_row + size]
         likely = np.argsort(-begins, kind="stable")[: self.candidates]
@@ -153,7 +153,7 @@ class QuestionFormat(Format[QuestionRecord]):
 
 
 def _answer_tokens(record: QuestionRecord, context: PlacedTokens) -> tuple[int, int] | None:
-    """The first and last token of the first answer; None where the context has it not."""
+    """The first and last token of the first answer; None if it is not in the context."""
     if not record.answers or record.answers[0].start < 0:
         return None
     start = record.answers[0].start
@@ -175,10 +175,10 @@ def _window_starts(length: int, room: int, stride: int) -> list[int]:
 
 
 def _most_context(firsts: Sequence[int], length: int, room: int) -> np.ndarray:
-    """Which window has most context around each token, int [length]; of equal ones the first.
+    """The window with most context around each token, int [length]; the first of equal ones.
 
-    A window's score for a token is the lesser of what is before and after it, and a hundredth of
-    the window's length.
+    A window's score for a token is the smaller of the contexts before and after it, plus a
+    hundredth of the window's length.
     """
     tokens = np.arange(length)
     scores = np.full((len(firsts), length), -np.inf)
@@ -193,7 +193,7 @@ def _most_context(firsts: Sequence[int], length: int, room: int) -> np.ndarray:
 def _labels(
     answer: tuple[int, int] | None, first: int, size: int, head: int, row: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """1 at the answer's first and at its last token in the row; at [CLS] without the whole."""
+    """1 at the answer's first and last token in the row; at [CLS] if it is not all there."""
     starts, ends = np.zeros(row, np.int32), np.zeros(row, np.int32)
     begin = last = 0
     if answer is not None and first <= answer[0] and answer[1] < first + size:

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from plug_jax.clue.tasks import Split
 from plug_jax.data.features import output_features
-from plug_jax.data.pipeline import find_task
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.pipeline.pipeline import find_task
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples
 from plug_jax.downstream.formats import Answer, Format, Outputs
 from plug_jax.downstream.records import AnyRecord
@@ -25,18 +25,18 @@ ReadSplit = Callable[[str], Split]
 
 
 class SplitRecords:
-    """Records of a few splits in one format, and the examples that are made of them, once."""
+    """Records of some splits in one format, and their examples, built once."""
 
     def __init__(
         self, format: Format, vocabulary: PlugVocabulary, read: ReadSplit, names: Sequence[str]
     ) -> None:
-        """`read` gives the records of one of the splits of these names."""
+        """`read` returns the records of one of these splits."""
         self.format, self.vocabulary, self.names = format, vocabulary, tuple(names)
         self.read = functools.cache(read)
         self.examples = functools.cache(self._examples)
 
     def records(self, split: str) -> Sequence[AnyRecord]:
-        """Those of a split, in the order of its file."""
+        """The records of a split, in file order."""
         return self.read(split).records
 
     def _examples(self, split: str) -> Examples:
@@ -46,21 +46,21 @@ class SplitRecords:
         return examples
 
     def answers(self, split: str, outputs: Outputs) -> list[Answer]:
-        """Of each record of a split, from the outputs of all of its examples in order."""
+        """The answer for each record of a split, from the outputs of all its examples in order."""
         return self.format.answers(self.records(split), self.examples(split), outputs)
 
     def metrics(self, split: str, outputs: Outputs) -> dict[str, float]:
-        """In percent; {} where the split has no gold answers."""
+        """Metrics in percent; {} if the split has no gold answers."""
         return self.format.metrics(self.records(split), self.answers(split, outputs))
 
 
 class RecordTask(seqio.Task):
-    """A task over records, of which a training run is the usual reader.
+    """A task over records, usually read by a training run.
 
-    Examples have the format's features and the text `split`. What a model gives for an example are
-    its objective's `outputs` by name: `postprocess_fn` keeps them with the example's place, and the
-    metric function makes answers of all of a split, for some metrics are of several together. In
-    `seqio.Evaluator`, whose `target_field_name` is then "example_index", as in training.
+    Examples have the format's features and the text `split`. A model's prediction for an example is
+    its objective's `outputs` by name: `postprocess_fn` keeps them with the example's index, and the
+    metric function computes answers for the whole split, since some depend on several examples.
+    This works in `seqio.Evaluator` with `target_field_name="example_index"`, as in training.
     """
 
     def __init__(self, name: str, splits: SplitRecords) -> None:
@@ -81,23 +81,23 @@ class RecordTask(seqio.Task):
         return self.splits_of_records.format
 
     def _metrics(
-        self, targets: Sequence[Place], predictions: Sequence[tuple[Place, Any]]
+        self, targets: Sequence[ExampleId], predictions: Sequence[tuple[ExampleId, Any]]
     ) -> dict[str, float]:
-        """Metrics of the split that the targets are of; each of its examples is needed."""
+        """Metrics of the targets' split, which must be complete."""
         splits = {split for split, _ in targets}
         if len(splits) != 1:
-            raise PlugError(f"metrics are of one split, not of {sorted(splits)}")
+            raise PlugError(f"metrics are for one split, not for {sorted(splits)}")
         (split,) = splits
         by_number = {number: outputs for (_, number), outputs in predictions}
         return self.splits_of_records.metrics(split, in_order(by_number, self.num_examples(split)))
 
     def num_examples(self, split: str) -> int:
-        """How many examples a split has."""
+        """Number of examples in a split."""
         return len(self.splits_of_records.examples(split))
 
 
 def record_tasks(of: str | seqio.Task | seqio.Mixture) -> list[RecordTask]:
-    """The tasks over records that a task or mixture, or one of a name, has; [] if it has others."""
+    """The tasks over records of a task or mixture, given as object or name; [] if any other."""
     tasks = seqio.get_subtasks(find_task(of) if isinstance(of, str) else of)
     ours = [task for task in tasks if isinstance(task, RecordTask)]
     return ours if len(ours) == len(tasks) else []
@@ -106,12 +106,12 @@ def record_tasks(of: str | seqio.Task | seqio.Mixture) -> list[RecordTask]:
 def task_description(
     mixture_or_task_name: str, objectives: Sequence[Objective] = ()
 ) -> dict[str, Any] | None:
-    """What a checkpoint keeps of a task over records, in JSON; None of another.
+    """A checkpoint's description of a task over records, as JSON; None for other tasks.
 
-    And of the objective that is trained on it, whether its head has a pooler.
+    Includes whether the objective's head has a pooler.
 
-    `plug_jax.downstream.kinds` makes the format of it: predictions never depend on an order in
-    code. Of a mixture, it is the first task's.
+    `plug_jax.downstream.kinds` rebuilds the format from it, so predictions do not depend on the
+    order of labels in code. For a mixture, it is the first task's.
     """
     tasks = record_tasks(mixture_or_task_name)
     if not tasks:
@@ -124,7 +124,7 @@ def task_description(
 
 
 def record_counts(mixture_or_task_name: str, split: str) -> list[str]:
-    """A line for each task over records that has the split: how many, and how many were dropped."""
+    """A line per task over records with this split: numbers of records and drops."""
     lines = []
     for task in record_tasks(mixture_or_task_name):
         if split in task.splits:
@@ -136,7 +136,7 @@ def record_counts(mixture_or_task_name: str, split: str) -> list[str]:
 
 
 def register(task: RecordTask) -> str:
-    """Register a task in place of one that has the name already; its name."""
+    """Register a task, replacing one of the same name; returns its name."""
     if task.name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(task.name)
     seqio.TaskRegistry.add_provider(task.name, task)
@@ -145,21 +145,21 @@ def register(task: RecordTask) -> str:
 
 
 def read_as(mixture_or_task_name: str, kept: Format, vocabulary: PlugVocabulary) -> SplitRecords:
-    """Register a task over records anew in the format and vocabulary that a checkpoint keeps.
+    """Re-register a task over records with a checkpoint's format and vocabulary.
 
-    Another order of the labels, or another length of texts, in code changes nothing then.
+    So a different label order or text length in code has no effect.
 
     Returns:
         Its records as they are read now.
 
     Raises:
-        PlugError: a mixture, or a task of another kind or with labels that the checkpoint has not.
+        PlugError: a mixture, or a task of another kind or with labels unknown to the checkpoint.
     """
     task = find_task(mixture_or_task_name)
     if not isinstance(task, RecordTask):
         raise PlugError(
-            f"{mixture_or_task_name!r} is no task over records, or a mixture; score a fine-tuned "
-            "checkpoint on its tasks, one by one"
+            f"{mixture_or_task_name!r} is not a task over records, or is a mixture; score a "
+            "fine-tuned checkpoint on its tasks, one by one"
         )
     task.format.check_told_by(kept, task.name)
     records = task.splits_of_records
@@ -169,7 +169,7 @@ def read_as(mixture_or_task_name: str, kept: Format, vocabulary: PlugVocabulary)
 
 
 def check_task(mixture_or_task_name: str, objectives: Sequence[Objective]) -> None:
-    """PlugError where the objectives, or tasks of a mixture, do not mean the same by a number."""
+    """PlugError if the objectives, or a mixture's tasks, interpret label numbers differently."""
     tasks = record_tasks(mixture_or_task_name)
     for task in tasks:
         for objective in objectives:
@@ -177,11 +177,11 @@ def check_task(mixture_or_task_name: str, objectives: Sequence[Objective]) -> No
                 task.format.check_objective(objective)
 
 
-Place = tuple[str, int]  # the split, and the example's number
+ExampleId = tuple[str, int]  # the split, and the example's number
 
 
 def in_order(by_number: Mapping[int, Mapping[str, Any]], count: int) -> Outputs:
-    """Outputs of examples by their numbers, as arrays [count, ...]. PlugError if some lack."""
+    """Outputs by example number, as arrays [count, ...]. PlugError if some are missing."""
     if missing := sorted(set(range(count)) - set(by_number)):
         raise PlugError(
             f"{len(missing):,} of {count:,} examples have no outputs, the first is {missing[0]}"
@@ -196,14 +196,14 @@ def in_order(by_number: Mapping[int, Mapping[str, Any]], count: int) -> Outputs:
 def _with_place(
     value: Any, *, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> Any:
-    """An example's place, for a target; with what the model gave, for a prediction."""
+    """An example's index, as a target; with the model's outputs, as a prediction."""
     assert example is not None
     place = (bytes(example["split"]).decode(), int(example["example_index"][0]))
     return place if is_target else (place, value)
 
 
 class _RecordSource(seqio.DataSource):
-    """Examples out of memory."""
+    """Examples from memory."""
 
     def __init__(self, splits: SplitRecords) -> None:
         super().__init__(splits=splits.names, caching_permitted=False)
@@ -211,7 +211,7 @@ class _RecordSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """False: seqio takes every n-th example for a shard."""
+        """False: seqio uses every n-th example for a shard."""
         return False
 
     def list_shards(self, split: str) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Records of tasks that CLUE has not, and all of them."""
+"""Records of tasks that CLUE does not have, and the union of all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plug_jax.clue.records import Record
 
 @dataclasses.dataclass(frozen=True)
 class NumberRecord:
-    """One text or a pair, and its number; CLUE has no such task, files of one's own may."""
+    """One text or a pair, and its number; for users' files, as CLUE has no such task."""
 
     id: int | str
     texts: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""A text, or a pair, to one of a list of labels."""
+"""Classification: a text or pair to one of a list of labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from plug_jax.clue.records import TextRecord
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
 from plug_jax.downstream.formats import Answer, Format, Outputs, field, softmax
 from plug_jax.downstream.token_texts import token_ids
@@ -22,8 +22,8 @@ from plug_jax.objectives.task_heads import TaskObjective
 class TextFormat(Format[TextRecord]):
     """[CLS] text [SEP], or [CLS] first [SEP] second [SEP] with the token types 0 and 1.
 
-    What is too long is cut at its end, token by token, of a pair the longer one first, of equally
-    long ones the second.
+    Long texts are cut at the end, token by token; in a pair the longer one first, the second if
+    both are equally long.
     """
 
     labels: tuple[str, ...]
@@ -35,7 +35,7 @@ class TextFormat(Format[TextRecord]):
     def add(
         self, builder: ExamplesBuilder, records: Sequence[TextRecord], vocabulary: PlugVocabulary
     ) -> None:
-        """An example a record, with the label and a weight of 1 at its [CLS]."""
+        """One example per record, with the label and a weight of 1 at its [CLS]."""
         ids = token_ids((text for record in records for text in record.texts), vocabulary)
         numbers = {label: number for number, label in enumerate(self.labels)}
         for number, record in enumerate(records):
@@ -93,13 +93,13 @@ class TextFormat(Format[TextRecord]):
         return TextRecord(fields.get("id", number), row_texts(fields), None)
 
     def fields(self, record: TextRecord) -> dict[str, Any]:
-        """`id`, `text`, `text_pair` of a pair, and `label` if it is known."""
+        """`id`, `text`, `text_pair` for a pair, and `label` if known."""
         label = {} if record.label is None else {"label": record.label}
         return {"id": record.id, **record.named_texts(), **label}
 
 
 def row_texts(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The texts of a row under the names that people use. PlugError if there are none."""
+    """The texts of a row under common field names. PlugError if there are none."""
     for names in (("text", "text_pair"), ("sentence1", "sentence2"), ("text",), ("sentence",)):
         if all(name in fields for name in names):
             return tuple(field(fields, name) for name in names)
@@ -114,7 +114,7 @@ def joined(
 ) -> tuple[np.ndarray, np.ndarray]:
     """[CLS] a [SEP] b [SEP] ... and its token types, 0 for the first part and 1 for others.
 
-    Cut to `max_length`: of the longest part first; of equally long ones, of the last.
+    Cut to `max_length`: the longest part first; the last of equally long ones.
     """
     lengths = cut_lengths([len(part) for part in parts], max_length - len(parts) - 1)
     tokens, types = [[vocabulary.cls_id]], [0]
@@ -125,7 +125,7 @@ def joined(
 
 
 def cut_lengths(lengths: Sequence[int], room: int) -> list[int]:
-    """How much of each part stays, so that together they fit.
+    """The lengths to which parts are cut, so that together they fit.
 
     >>> cut_lengths([5, 9], 10)
     [5, 5]

@@ -1,33 +1,28 @@
-"""Tokens of texts, and where in the text each token stands."""
+"""Tokens of texts, and their character spans."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from plug_jax.data.vocabularies import (
+from plug_jax.data.vocabularies.vocabulary import (
     PlugVocabulary,
     SentencePieceVocabulary,
     WordPieceVocabulary,
 )
-from plug_jax.data.wordpiece import is_ideograph
 from plug_jax.errors import PlugError
 
 _TEXTS_A_CALL = 4096
 _WORD_BEGINNING = "▁"  # SentencePiece's mark of a space
-_WORD_INSIDE = "##"  # WordPiece's of a piece that a word goes on with
+_WORD_INSIDE = "##"  # WordPiece's mark of a continuation piece
 
 
 @dataclasses.dataclass(frozen=True)
 class PlacedTokens:
-    """int32 [n] each: ids, and the characters [start, end) of the text that a token stands for."""
+    """int32 [n] each: ids, and the character spans [start, end) in the text."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -35,7 +30,7 @@ class PlacedTokens:
 
 
 def token_ids(texts: Iterable[str], vocabulary: PlugVocabulary) -> dict[str, np.ndarray]:
-    """Ids, int32 [n], of each different text. PlugError for one that is no valid Unicode."""
+    """Ids, int32 [n], of each distinct text. PlugError for invalid Unicode."""
     different = list(dict.fromkeys(texts))
     found: dict[str, np.ndarray] = {}
     for first in range(0, len(different), _TEXTS_A_CALL):
@@ -47,7 +42,7 @@ def token_ids(texts: Iterable[str], vocabulary: PlugVocabulary) -> dict[str, np.
 
 
 def _utf8(texts: Sequence[str]) -> tf.Tensor:
-    """tf.string [s]; JSON can spell half of a surrogate pair, which UTF-8 has not."""
+    """tf.string [s]; JSON can spell lone surrogates, which UTF-8 cannot encode."""
     try:
         return tf.constant([text.encode() for text in texts])
     except UnicodeEncodeError as error:
@@ -56,9 +51,9 @@ def _utf8(texts: Sequence[str]) -> tf.Tensor:
 
 
 def character_ids(text: str, vocabulary: PlugVocabulary, known: dict[str, int]) -> np.ndarray:
-    """An id for each character, int32 [n]: [UNK] for one that is no piece, such as a space.
+    """An id per character, int32 [n]: [UNK] for one without a piece, such as a space.
 
-    `known` keeps what was looked up.
+    `known` caches look-ups.
     """
     if new := [character for character in dict.fromkeys(text) if character not in known]:
         for character, ids in token_ids(new, vocabulary).items():
@@ -68,186 +63,98 @@ def character_ids(text: str, vocabulary: PlugVocabulary, known: dict[str, int]) 
 
 
 def placed_tokens(texts: Iterable[str], vocabulary: PlugVocabulary) -> dict[str, PlacedTokens]:
-    """The tokens of each different text with their places.
+    """The tokens of each distinct text with their spans.
 
-    A vocabulary changes texts (case, width, accents, spaces) before it cuts them: places are of the
-    text as it was given. Where a character becomes several tokens, each of them has all of it.
-    Spaces, and what the vocabulary removes, are at no end of a token; [UNK] has the whole word.
+    A vocabulary normalises texts (case, width, accents, spaces) before splitting; spans refer to
+    the text as given. If a character becomes several tokens, it is in the spans of all. Spans do
+    not begin or end with spaces or removed characters; [UNK] spans the whole word.
     """
     different = list(dict.fromkeys(texts))
-    _utf8(different)  # all of them are
+    _utf8(different)  # check all of them
     if isinstance(vocabulary, SentencePieceVocabulary):
-        return {
-            text: _from_bytes(text, *vocabulary.encode_with_offsets(text)) for text in different
-        }
+        nothing: dict[str, bool] = {}
+        return {text: _of_normalised(text, vocabulary, nothing) for text in different}
     assert isinstance(vocabulary, WordPieceVocabulary)
     known = token_ids(different, vocabulary)
-    # Words cost time, and are only of use where pieces alone do not tell what a text is made of.
-    unsure = [text for text in different if vocabulary.unk_id in known[text]]
-    words = {text: _words(text, chinese=vocabulary.rules.tokenize_chinese_chars) for text in unsure}
-    known |= token_ids((text[a:b] for text in unsure for a, b in words[text]), vocabulary)
-    return {
-        text: _by_words(text, words.get(text), known, vocabulary)
-        or _placed(text, known[text], vocabulary)
-        for text in different
-    }
+    words = zip(different, vocabulary.word_places(different), strict=True)
+    return {text: _of_words(places, known[text], vocabulary) for text, places in words}
 
 
-def _from_bytes(text: str, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> PlacedTokens:
-    """Of places in the UTF-8 of the text, without the spaces around them."""
-    lengths = [len(character.encode()) for character in text]
-    of_byte = np.repeat(np.arange(len(text)), lengths)  # the character of each byte
-    of_byte = np.append(of_byte, len(text)).astype(np.int32)
-    spans = []
-    for start, end in zip(of_byte[starts].tolist(), of_byte[ends].tolist(), strict=True):
-        end = max(end, min(start + 1, len(text)))  # a part of a character
-        while start < end and not _plain(text[start]):
-            start += 1
-        while start < end and not _plain(text[end - 1]):
-            end -= 1
-        spans.append((start, end))
-    places = np.array(spans, np.int32).reshape(-1, 2)
-    return PlacedTokens(ids.astype(np.int32), places[:, 0], places[:, 1])
+def _of_normalised(
+    text: str, vocabulary: SentencePieceVocabulary, nothing: dict[str, bool]
+) -> PlacedTokens:
+    """Spans from bytes of the normalised text; empty for pieces of only spaces.
 
-
-def _words(text: str, *, chinese: bool) -> list[tuple[int, int]]:
-    """Where the words of BERT's basic tokenizer stand; Chinese characters may be some of their own.
-
-    >>> _words("ab，3天 c", chinese=True)
-    [(0, 2), (2, 3), (3, 4), (4, 5), (6, 7)]
+    `nothing` caches which characters the vocabulary removes or treats as spaces.
     """
-    spans: list[tuple[int, int]] = []
-    joins = False
-    for place, character in enumerate(text):
-        kind = _kind(character)
-        if kind == "letter" or (kind == "chinese" and not chinese):
-            if joins:
-                spans[-1] = (spans[-1][0], place + 1)
-            else:
-                spans.append((place, place + 1))
-            joins = True
-        else:
-            joins = False
-            if kind != "space":
-                spans.append((place, place + 1))
-    return spans
+    ids, lengths, sources = vocabulary.encode_with_sources(text)
+    after = _next_sources(sources, len(text))
+    spans, at = [], 0
+    for token_id, length in zip(ids, lengths, strict=True):
+        start, end = sources[at], after[at + length - 1]
+        if vocabulary.id_to_piece(token_id).strip(_WORD_BEGINNING) == "":
+            end = start
+        spans.append(_without_ends(text, start, end, vocabulary, nothing))
+        at += length
+    return _placed(ids, spans)
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _kind(character: str) -> Literal["space", "chinese", "alone", "letter"]:
-    """What a character is to BERT; what it removes counts as a letter."""
-    category = unicodedata.category(character)
-    if character in "\t\n\r" or category[0] == "Z":
-        return "space"
-    if is_ideograph(character):
-        return "chinese"
-    if category[0] == "P" or (character.isascii() and category[0] == "S"):
-        return "alone"
-    return "letter"
+def _next_sources(sources: Sequence[int], end: int) -> list[int]:
+    """For each the next greater one, and `end` for the greatest; the input is ascending."""
+    after, following = [], end
+    for place, source in reversed(list(enumerate(sources))):
+        if place + 1 < len(sources) and sources[place + 1] > source:
+            following = sources[place + 1]
+        after.append(following)
+    return after[::-1]
 
 
-def _by_words(
+def _without_ends(
     text: str,
-    words: Sequence[tuple[int, int]] | None,
-    known: Mapping[str, np.ndarray],
-    vocabulary: PlugVocabulary,
-) -> PlacedTokens | None:
-    """Each word's tokens within the word; None without words, or if they are not the vocabulary's.
+    start: int,
+    end: int,
+    vocabulary: SentencePieceVocabulary,
+    nothing: dict[str, bool],
+) -> tuple[int, int]:
+    """The span without removed characters and spaces at its ends."""
 
-    The latter is so for a few rare characters, and is seen by the ids.
+    def is_nothing(character: str) -> bool:
+        if character not in nothing:
+            nothing[character] = vocabulary.normalise(character).strip(_WORD_BEGINNING) == ""
+        return nothing[character]
+
+    while start < end and is_nothing(text[start]):
+        start += 1
+    while start < end and is_nothing(text[end - 1]):
+        end -= 1
+    return start, end
+
+
+def _of_words(
+    words: Iterable[Sequence[int]], ids: np.ndarray, vocabulary: WordPieceVocabulary
+) -> PlacedTokens:
+    """Spans of a word's consecutive pieces, or of the whole word for [UNK].
+
+    `words`: source positions of their characters.
     """
-    if words is None:
-        return None
     spans: list[tuple[int, int]] = []
-    for first, last in words:
-        ids = known[text[first:last]].tolist()
-        found = _in_word(text, first, last, [_plain_piece(i, vocabulary) for i in ids])
-        if found is None:
-            return None
-        spans += found
-    of_words = [known[text[first:last]] for first, last in words]
-    together = np.concatenate(of_words) if of_words else np.zeros(0, np.int32)
-    if not np.array_equal(together, known[text]):
-        return None
-    places = np.array(spans, np.int32).reshape(-1, 2)
-    return PlacedTokens(known[text].astype(np.int32), places[:, 0], places[:, 1])
+    for word in words:
+        at = 0
+        while at < len(word):
+            token_id = int(ids[len(spans)])
+            length = len(word) if token_id == vocabulary.unk_id else _length(token_id, vocabulary)
+            places = word[at : at + length]
+            spans.append((min(places), max(places) + 1))
+            at += length
+    return _placed(ids, spans)
 
 
-def _in_word(
-    text: str, first: int, last: int, pieces: Sequence[str]
-) -> list[tuple[int, int]] | None:
-    """Places of the pieces of one word; [UNK], a piece "", is all of it. None if they differ."""
-    places = [place for place in range(first, last) for _ in _plain(text[place])]
-    if list(pieces) == [""]:
-        return [(places[0], places[-1] + 1) if places else (first, last)]
-    if not all(pieces) or "".join(pieces) != "".join(map(_plain, text[first:last])):
-        return None
-    ends = list(itertools.accumulate(map(len, pieces)))
-    return [
-        (places[end - len(piece)], places[end - 1] + 1)
-        for piece, end in zip(pieces, ends, strict=True)
-    ]
-
-
-def _placed(text: str, ids: np.ndarray, vocabulary: PlugVocabulary) -> PlacedTokens:
-    """Pieces looked for in the text, in order, both without differences of case and the like.
-
-    What lies between two that are found is that of the [UNK]s between them.
-    """
-    letters = [(_plain(character), place) for place, character in enumerate(text)]
-    plain = "".join(characters for characters, _ in letters)
-    # Where each plain character comes from, and the end of the text.
-    places = [place for characters, place in letters for _ in characters] + [len(text)]
-    pieces = [_plain_piece(int(i), vocabulary) for i in ids]
-    starts, ends = np.zeros(len(pieces), np.int32), np.zeros(len(pieces), np.int32)
-    at, unknown = 0, []  # the next plain character; pieces that wait for one that is found
-    for number, piece in enumerate(pieces):
-        found = plain.find(piece, at) if piece else -1
-        if found < 0:
-            unknown.append(number)
-            continue
-        if unknown:
-            _share(unknown, places, plain, at, found, starts, ends)
-            unknown = []
-        at = found + len(piece)
-        starts[number], ends[number] = places[found], places[at - 1] + 1
-    if unknown:
-        _share(unknown, places, plain, at, len(plain), starts, ends)
-    return PlacedTokens(ids.astype(np.int32), starts, ends)
-
-
-def _share(
-    unknown: Sequence[int],
-    places: Sequence[int],
-    plain: str,
-    first: int,
-    last: int,
-    starts: np.ndarray,
-    ends: np.ndarray,
-) -> None:
-    """Divide the plain characters from `first` to `last` among unknown pieces, equally."""
-    cuts = np.linspace(first, last, len(unknown) + 1).astype(int)
-    for number, begin, end in zip(unknown, cuts[:-1], cuts[1:], strict=True):
-        starts[number] = places[begin]
-        ends[number] = places[end - 1] + 1 if end > begin else places[begin]
-
-
-@functools.lru_cache(maxsize=1 << 16)  # of characters and pieces, most come again and again
-def _plain(text: str) -> str:
-    """Without case, width, accents, spaces and control characters."""
-    decomposed = unicodedata.normalize("NFKD", text).casefold()
-    return "".join(
-        character
-        for character in decomposed
-        if unicodedata.category(character) not in ("Mn", "Cc", "Cf", "Zs")
-    )
-
-
-def _plain_piece(token_id: int, vocabulary: PlugVocabulary) -> str:
-    """A piece as `_plain` has it; "" for [UNK]."""
-    if token_id == vocabulary.unk_id:
-        return ""
+def _length(token_id: int, vocabulary: WordPieceVocabulary) -> int:
+    """Characters of a piece in its word."""
     piece = vocabulary.id_to_piece(token_id)
-    if piece.startswith(_WORD_INSIDE) and len(piece) > len(_WORD_INSIDE):
-        piece = piece.removeprefix(_WORD_INSIDE)
-    return _plain(piece.replace(_WORD_BEGINNING, ""))
+    return len(piece) - len(_WORD_INSIDE) * (piece.startswith(_WORD_INSIDE) and len(piece) > 2)
+
+
+def _placed(ids: Sequence[int] | np.ndarray, spans: Sequence[tuple[int, int]]) -> PlacedTokens:
+    places = np.array(spans, np.int32).reshape(-1, 2)
+    return PlacedTokens(np.asarray(ids, np.int32), places[:, 0], places[:, 1])

@@ -1,1 +1,1 @@
-"""Fine-tuned runs: grids of them, what they give, and several together."""
+"""Fine-tuned runs: sweeps, outputs and ensembles."""

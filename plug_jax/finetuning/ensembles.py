@@ -1,4 +1,4 @@
-"""Several runs of one task together: what each says averaged, members picked on dev."""
+"""Ensembles of runs of one task: averaged outputs, members selected on dev."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from plug_jax.finetuning.runs import FineTunedRun
 from plug_jax.training.same_run import what_is_told
 
 Method = Literal["mean", "vote"]
-Gain = Callable[[tuple[int, ...]], float]  # of models by their numbers: the more the better
+Gain = Callable[[tuple[int, ...]], float]  # score of models by number; higher is better
 
-_SUMMED = ("span_logits", "regression_values")  # averaged as they are
-_LEAST = 1e-30  # of a probability, for its logarithm
+_SUMMED = ("span_logits", "regression_values")  # averaged directly
+_LEAST = 1e-30  # lower bound of a probability, for its logarithm
 
 
 def combine(outputs: Sequence[Outputs], method: Method = "mean") -> Outputs:
-    """Outputs of several models as those of one, which formats make answers of.
+    """Combined outputs of several models, from which formats make answers.
 
-    One model's stay as they are. "mean": the logarithm of the mean of their probabilities; of spans
-    the mean of the logits, which ranks as their sum. "vote": of labels, tags and choices, the
-    votes; equal ones are decided by the mean of the probabilities.
+    A single model's outputs are unchanged. "mean": the logarithm of the mean probabilities; for
+    spans the mean of the logits. "vote": the votes for labels, tags and choices; ties are decided
+    by the mean probabilities.
 
     Raises:
         PlugError: a vote on spans or numbers.
     """
     if len(outputs) == 1:
-        return outputs[0]  # answered as by the model alone: CHID compares logits of several blanks
+        return outputs[0]  # unchanged, because CHID compares logits of several blanks
     return {
         name: _combine(name, [of_model[name] for of_model in outputs], method)
         for name in outputs[0]
@@ -43,7 +43,7 @@ def combine(outputs: Sequence[Outputs], method: Method = "mean") -> Outputs:
 def _combine(name: str, arrays: Sequence[np.ndarray], method: Method) -> np.ndarray:
     if name in _SUMMED:
         if method == "vote":
-            raise PlugError("a vote is for labels and choices; use the mean for spans and numbers")
+            raise PlugError("votes need labels or choices; use the mean for spans and numbers")
         return np.mean(arrays, axis=0)
     likely = np.mean([softmax(array) for array in arrays], axis=0)
     if method == "vote":
@@ -53,14 +53,14 @@ def _combine(name: str, arrays: Sequence[np.ndarray], method: Method) -> np.ndar
 
 
 def sign_of(metric: str) -> int:
-    """1 where more is better, -1 for losses and errors."""
+    """1 if higher is better, -1 for losses and errors."""
     return -1 if metric.endswith(("loss", "perplexity", "rmse")) else 1
 
 
 def pick_members(count: int, gain: Gain) -> list[int]:
-    """Greedily: the best of `count` models, then the one that helps most, while any helps.
+    """Greedy selection: the best of `count` models, then the one that helps most, while any helps.
 
-    `gain` tells how good some of them are together; of equal ones the first is taken.
+    `gain` scores a set of models; of equal ones the first is taken.
     """
     chosen: list[int] = []
     best = -np.inf
@@ -76,34 +76,34 @@ def pick_members(count: int, gain: Gain) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class EnsembleReport:
-    """Scores of runs, and of what is made of them, by a metric in percent on a split."""
+    """Scores of runs and ensembles by a metric, in percent on a split."""
 
     metric: str
     split: str
     runs: dict[str, float]  # by path
     everyone: float  # the ensemble of all
-    members: list[str]  # that were picked greedily, on this very split
+    members: list[str]  # selected greedily on this split
     picked: float  # their score on it: optimistic
-    cross_validated: float  # members picked on one half, scored on the other, and the reverse
+    cross_validated: float  # members selected on each half, scored on the other
 
     @property
     def best_single(self) -> float:
-        """Of the best run."""
+        """Score of the best run."""
         return max(self.runs.values(), key=lambda value: sign_of(self.metric) * value)
 
     @property
     def mean_single(self) -> float:
-        """The mean over runs."""
+        """Mean score over runs."""
         return float(np.mean(list(self.runs.values())))
 
     @property
     def single_deviation(self) -> float:
-        """The standard deviation (of a sample) over runs; 0 for one."""
+        """Sample standard deviation over runs; 0 for one."""
         return float(np.std(list(self.runs.values()), ddof=1)) if len(self.runs) > 1 else 0.0
 
 
 def check_alike(runs: Sequence[FineTunedRun]) -> None:
-    """PlugError where what runs give for an example does not mean the same."""
+    """PlugError if runs' outputs for an example are not comparable."""
     if not runs:
         raise PlugError("there are no runs")
     first = _meaning(runs[0])
@@ -115,15 +115,15 @@ def check_alike(runs: Sequence[FineTunedRun]) -> None:
                 f"{name} is {first.get(name)} and {other.get(name)}" for name in different
             )
             raise PlugError(
-                f"{runs[0].path} and {run.path} are no runs of one kind, and cannot be averaged: "
-                f"{shown}"
+                f"{runs[0].path} and {run.path} are not runs of the same kind, and cannot be "
+                f"averaged: {shown}"
             )
 
 
 def _meaning(run: FineTunedRun) -> dict[str, Any]:
-    """What decides which example and which answer a number is for."""
+    """The settings that determine the example and answer of each output."""
     task = run.saved.task or {}
-    by_token = task.get("kind") in ("question", "entity")  # those need the same tokens
+    by_token = task.get("kind") in ("question", "entity")  # these need the same tokens
     told = dict(task) if by_token else dict(what_is_told(task))
     for name in ("name", "pooler"):
         told.pop(name, None)
@@ -178,7 +178,7 @@ def ensemble(
 
 
 def _halves(records: SplitRecords, split: str) -> tuple[list[int], list[int]]:
-    """Two halves of the records, those that are decided together in one of them."""
+    """Two halves of the records, keeping records that are decided together."""
     groups = records.format.groups(records.records(split))
     names = list(dict.fromkeys(groups))
     half = {name: number % 2 for number, name in enumerate(names)}

@@ -1,32 +1,32 @@
-"""What a fine-tuned checkpoint says of its task, for gin files to name."""
+"""The task of a fine-tuned checkpoint, for use in gin files."""
 
 from __future__ import annotations
 
+from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.downstream.formats import Format
 from plug_jax.downstream.kinds import described_format
 from plug_jax.errors import PlugError
 from plug_jax.field_types import typed
 from plug_jax.objectives.task_heads import TaskObjective
-from plug_jax.training.saved_model import open_checkpoint
 
-_CLUE = "clue_"  # what the seqio tasks of CLUE are called before their names
+_CLUE = "clue_"  # prefix of CLUE's seqio tasks
 
 
 @typed
 def objectives_of(checkpoint: str) -> tuple[TaskObjective, ...]:
-    """What it was trained with, without techniques of training such as smoothed labels."""
+    """Its objectives, without training techniques such as label smoothing."""
     return (_format_of(checkpoint).make_objective(),)
 
 
 @typed
 def row_lengths_of(checkpoint: str) -> dict[str, int]:
-    """Tokens of a row that holds its longest example."""
+    """Row length for its longest example, in tokens."""
     return {"encoder": _format_of(checkpoint).row_length}
 
 
 @typed
 def clue_task_of(checkpoint: str) -> str:
-    """The task of CLUE that a checkpoint was fine-tuned for. PlugError if it is none."""
+    """The CLUE task that a checkpoint was fine-tuned for. PlugError if there is none."""
     kept = open_checkpoint(checkpoint).task
     name = str(kept["name"]) if kept else ""
     if not name.startswith(_CLUE):

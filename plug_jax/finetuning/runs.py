@@ -1,4 +1,4 @@
-"""Runs that were fine-tuned, and what they give for a split of their task."""
+"""Fine-tuned runs and their outputs on a split."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import numpy as np
 from etils import epath
 
 from plug_jax.atomic_files import write_whole
+from plug_jax.checkpoints.parameters import abstract_params
+from plug_jax.checkpoints.saved_model import SavedModel, open_checkpoint
 from plug_jax.data.features import ENCODER
 from plug_jax.downstream.formats import Answer, Outputs
 from plug_jax.downstream.kinds import described_format
@@ -22,17 +24,15 @@ from plug_jax.downstream.record_task import RecordTask, SplitRecords, read_as, r
 from plug_jax.models.plug import PlugModel
 from plug_jax.training.evaluate import Evaluator
 from plug_jax.training.program import TrainConfig
-from plug_jax.training.saved_model import SavedModel, open_checkpoint
-from plug_jax.training.state import abstract_params
 
-_OUTPUTS = "outputs"  # of MODEL_DIR: what was computed once
-# By all that they compile: the runs of a sweep share a program.
+_OUTPUTS = "outputs"  # in MODEL_DIR: cached outputs
+# By everything that affects compilation, so that the runs of a sweep share a program.
 _evaluators: dict[str, Evaluator] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTunedRun:
-    """A run's checkpoint, and the records of its task as that checkpoint reads them."""
+    """A run's checkpoint, and its task's records in the checkpoint's format."""
 
     path: str
     task: str  # the seqio task's name
@@ -42,12 +42,12 @@ class FineTunedRun:
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], config: TrainConfig) -> FineTunedRun:
-        """The run in a MODEL_DIR; `config` is that of the run.
+        """The run in a MODEL_DIR; `config` is the run's.
 
-        Format, labels and vocabulary are those that the checkpoint keeps.
+        Format, labels and vocabulary are the checkpoint's.
 
         Raises:
-            PlugError: no checkpoint, or none that was fine-tuned for the task of `config`.
+            PlugError: no checkpoint, or it was not fine-tuned for the task of `config`.
         """
         saved = open_checkpoint(path)
         task = config.train_data.mixture_or_task_name
@@ -55,9 +55,9 @@ class FineTunedRun:
         return cls(os.fspath(path), task, saved, config, records)
 
     def outputs(self, split: str) -> Outputs:
-        """What the model gives for each example of a split; kept in MODEL_DIR/outputs.
+        """The model's outputs for each example of a split, cached in MODEL_DIR/outputs.
 
-        They are computed anew for another checkpoint, or when the records have changed.
+        They are recomputed for another checkpoint, or if the records have changed.
         """
         records = repr(self.records.records(split)).encode()
         made_of = {
@@ -78,7 +78,7 @@ class FineTunedRun:
         return self.records.answers(split, self.outputs(split))
 
     def metrics(self, split: str) -> dict[str, float]:
-        """In percent."""
+        """Metrics in percent."""
         return self.records.metrics(split, self.outputs(split))
 
     def _compute(self, split: str) -> Outputs:
@@ -104,7 +104,7 @@ class FineTunedRun:
 
 
 def _read(path: epath.Path, made_of: Mapping[str, object]) -> Outputs | None:
-    """Outputs that were kept, if they are of the same."""
+    """Cached outputs, if made from the same checkpoint and records."""
     if not path.exists():
         return None
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -1,4 +1,4 @@
-"""What fine-tuned runs answer to the test files of CLUE."""
+"""Predictions of fine-tuned runs for CLUE's test files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _TEST = "test"
 
 
 def test_predictions(runs: Sequence[FineTunedRun], method: Method) -> dict[Any, Any]:
-    """By the id of each record of the test split, as `plug_jax.clue.submission` takes them.
+    """Predictions by test record id, for `plug_jax.clue.submission`.
 
-    Several runs answer together. Raises PlugError for runs of different kinds, or a test file that
-    has an id twice.
+    Several runs form an ensemble. Raises PlugError for runs of different kinds, or a duplicate id
+    in the test file.
     """
     check_alike(runs)
     records = runs[0].records

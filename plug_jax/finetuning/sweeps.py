@@ -1,4 +1,4 @@
-"""A grid of runs, each an independent `plug-jax train` that can be killed and goes on."""
+"""A grid of runs, each an independent and resumable `plug-jax train`."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from plug_jax.atomic_files import write_whole
 from plug_jax.errors import PlugError
 from plug_jax.finetuning.ensembles import sign_of
 
-SEED = "RANDOM_SEED"  # what runs of one setting differ in
+SEED = "RANDOM_SEED"  # distinguishes runs of one setting
 _STATE = "sweep.json"
 _LOG = "train.log"
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Values of macros, in Python's spelling."""
+    """Values of macros, in Python syntax."""
 
     values: Mapping[str, tuple[Any, ...]]
 
     @classmethod
     def parse(cls, axes: Sequence[str]) -> Grid:
-        """Of NAME=VALUE,VALUE,... each. PlugError for one that is not so, or named twice."""
+        """Parse NAME=VALUE,VALUE,... axes. PlugError for a malformed or repeated one."""
         values: dict[str, tuple[Any, ...]] = {}
         for axis in axes:
             name, _, text = axis.partition("=")
@@ -47,7 +47,7 @@ class Grid:
             except (ValueError, SyntaxError) as error:
                 raise PlugError(
                     f"--grid {axis}: expected NAME=VALUE,VALUE, such as LEARNING_RATE=1e-5,2e-5; "
-                    "texts need quotes of their own"
+                    "strings need their own quotes"
                 ) from error
             doubled = len(set(map(repr, of_axis))) < len(of_axis)
             if not name or not of_axis or name in values or doubled:
@@ -70,7 +70,7 @@ def run_name(settings: Mapping[str, Any]) -> str:
 
 
 def _digest(name: str) -> str:
-    """Of a gin file's text, where it is one of the user's."""
+    """Digest of a gin file's text, if it is the user's."""
     path = Path(name)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "plug-jax's own"
 
@@ -86,15 +86,15 @@ class SweptRun:
 
 
 class Sweep:
-    """Runs of a grid in a directory, and what is known of them, kept in DIR/sweep.json."""
+    """Runs of a grid in a directory, and their state in DIR/sweep.json."""
 
     def __init__(
         self, directory: Path, *, files: Sequence[str], bindings: Sequence[str], grid: Grid
     ) -> None:
-        """Begin, or go on with, the sweep in a directory.
+        """Begin or resume the sweep in a directory.
 
         Raises:
-            PlugError: it holds a sweep with other gin files or bindings.
+            PlugError: it has a sweep with other gin files or bindings.
         """
         self.directory, self._files, self._bindings = directory, list(files), list(bindings)
         self._lock = threading.RLock()
@@ -119,14 +119,14 @@ class Sweep:
             if before.get("status") == "done":
                 run.status, run.metrics = "done", before["metrics"]
             self.runs.append(run)
-        self._others = list(known.values())  # of an earlier grid: they stay known
+        self._others = list(known.values())  # of an earlier grid; kept
         directory.mkdir(parents=True, exist_ok=True)
         self._save()
 
     def run(self, *, jobs: int, say: Callable[[str], None]) -> None:
-        """Train what is not done, `jobs` at a time; a run that fails does not stop the others.
+        """Train the remaining runs, `jobs` at a time; a failed run does not stop the others.
 
-        Ctrl-C ends those under way with a checkpoint each, and raises KeyboardInterrupt.
+        Ctrl-C ends the current runs with a checkpoint each, and raises KeyboardInterrupt.
         """
         left = [run for run in self.runs if run.status != "done"]
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -153,12 +153,12 @@ class Sweep:
         self._set(run, "running")
         say(f"{run.name}: training, see {model_dir / _LOG}")
         with (model_dir / _LOG).open("a", encoding="utf-8") as log:
-            # Of an earlier sweep that was killed the run may still be at work: wait for its end.
+            # A run of an earlier, killed sweep may still be active: wait for its end.
             fcntl.flock(log, fcntl.LOCK_EX)
             with self._lock:
                 if self._stopped:
                     return
-                # Of a session of its own: it gets our signal, and not a terminal's too.
+                # In its own session, so that it gets only our signal, not the terminal's.
                 process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
                 self._processes.add(process)
             status = process.wait()
@@ -166,7 +166,7 @@ class Sweep:
                 self._processes.discard(process)
         if self._stopped and status != 0:
             self._set(run, "stopped")
-            say(f"{run.name}: stopped, goes on when the sweep does")
+            say(f"{run.name}: stopped; resumes with the sweep")
             return
         if status == 0:
             summary = json.loads((model_dir / "summary.json").read_text(encoding="utf-8"))
@@ -191,35 +191,35 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     settings: dict[str, Any]
-    scores: list[float]  # of the seeds, those that are done
+    scores: list[float]  # of finished seeds
     runs: int
 
     @property
     def mean(self) -> float:
-        """Over seeds; NaN where none is done."""
+        """Mean over seeds; NaN if none is finished."""
         return float(np.mean(self.scores)) if self.scores else float("nan")
 
     @property
     def deviation(self) -> float:
-        """The standard deviation (of a sample) over seeds; 0 for one."""
+        """Sample standard deviation over seeds; 0 for one."""
         return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else 0.0
 
 
 def table(runs: Sequence[SweptRun], metric: str) -> list[Row]:
-    """A row for each setting but the seed, the best mean first (the least, of a loss).
+    """A row per setting without seeds, best mean first (lowest for a loss).
 
     Raises:
-        PlugError: a run that is done has no such metric.
+        PlugError: a finished run has no such metric.
     """
     rows: dict[str, Row] = {}
     for run in runs:
         settings = {name: value for name, value in run.settings.items() if name != SEED}
         row = rows.setdefault(repr(settings), Row(settings, [], 0))
         scores = list(row.scores)
-        if run.metrics:  # of one that diverged there are none, or null
+        if run.metrics:  # a diverged run has none, or null
             if metric not in run.metrics:
                 raise PlugError(
                     f"{run.name} has no metric {metric!r}; there are {', '.join(run.metrics)}"

@@ -1,1 +1,1 @@
-"""Chinese generation tasks: official files, what a model is fed of them, and their metrics."""
+"""Chinese generation tasks: official files, their examples, and metrics."""

@@ -1,4 +1,4 @@
-"""BLEU over tokens that are given, with the smoothings of the programs that published scores."""
+"""BLEU over given tokens, with the smoothing of the programs behind published scores."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-ORDERS = 4  # n-grams of up to so many tokens
+ORDERS = 4  # the longest n-grams
 
 Tokens = Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class BleuCounts:
-    """What BLEU depends on, of one text or the sum over many."""
+    """The counts behind BLEU, for one text or summed over many."""
 
-    matches: tuple[int, ...]  # by order 1 to 4: n-grams that a reference has, clipped
+    matches: tuple[int, ...]  # by order 1 to 4: clipped n-gram matches with references
     totals: tuple[int, ...]  # all n-grams of the text
     length: int = 0  # tokens of the text
-    reference_length: int = 0  # of the reference of the closest length; of two, the shorter
+    reference_length: int = 0  # closest reference length; the shorter of two
 
     def __add__(self, other: BleuCounts) -> BleuCounts:
-        """The counts of both."""
+        """The sum of both counts."""
         return BleuCounts(
             tuple(a + b for a, b in zip(self.matches, other.matches, strict=True)),
             tuple(a + b for a, b in zip(self.totals, other.totals, strict=True)),
@@ -36,22 +36,22 @@ Smoothing = Callable[[Sequence[int], Sequence[int]], list[float]]
 
 
 def no_smoothing(matches: Sequence[int], totals: Sequence[int]) -> list[float]:
-    """The precisions as they are; 0 where there is no n-gram. sacrebleu's "none"."""
+    """Plain precisions; 0 if there is no n-gram. sacrebleu's "none"."""
     return [m / t if t else 0.0 for m, t in zip(matches, totals, strict=True)]
 
 
 def tiny(matches: Sequence[int], totals: Sequence[int]) -> list[float]:
-    """DuReader's and COCO's, which matter where texts are too short to have an n-gram."""
+    """DuReader's and COCO's, which matters for texts too short for an n-gram."""
     return [(m + 1e-15) / (t + 1e-9) for m, t in zip(matches, totals, strict=True)]
 
 
 def method1(matches: Sequence[int], totals: Sequence[int]) -> list[float]:
-    """nltk's: 0.1 matches where there is none."""
+    """nltk's: 0.1 matches if there is none."""
     return [(m or 0.1) / max(t, 1) for m, t in zip(matches, totals, strict=True)]
 
 
 def method3(matches: Sequence[int], totals: Sequence[int]) -> list[float]:
-    """nltk's, NIST's: 1/2 a match for the lowest order without one, 1/4 for the next, and so on."""
+    """nltk's (NIST): 1/2 match for the lowest order without one, 1/4 for the next, and so on."""
     precisions, credit = [], 1.0
     for m, t in zip(matches, totals, strict=True):
         if m == 0:
@@ -61,7 +61,7 @@ def method3(matches: Sequence[int], totals: Sequence[int]) -> list[float]:
 
 
 def count(text: Tokens, references: Sequence[Tokens], *, least_total: int = 0) -> BleuCounts:
-    """The counts of one text. `least_total`: n-grams of an order that count at least; nltk has 1.
+    """The counts of one text. `least_total`: lower bound of n-gram totals; 1 in nltk.
 
     Example: "的 的 的" and the reference "的 人 的" have matches 2, 0, 0, 0 (the third 的 is
     clipped) and totals 3, 2, 1, 0.
@@ -79,10 +79,10 @@ def count(text: Tokens, references: Sequence[Tokens], *, least_total: int = 0) -
 
 
 def bleu(counts: BleuCounts, smoothing: Smoothing = no_smoothing) -> list[float]:
-    """BLEU-1 to BLEU-4, each in [0, 1]: geometric means of the precisions by the brevity penalty.
+    """BLEU-1 to BLEU-4, each in [0, 1]: geometric mean of the precisions times the brevity penalty.
 
-    The penalty is exp(1 - r / c) where the text's length c is below r, the references'. Without a
-    single match, or any token, BLEU is 0 whatever the smoothing.
+    The penalty is exp(1 - r / c) if the text's length c is below the references' r. Without any
+    match or token, BLEU is 0 whatever the smoothing.
     """
     if not counts.matches[0]:
         return [0.0] * ORDERS
@@ -95,7 +95,7 @@ def bleu(counts: BleuCounts, smoothing: Smoothing = no_smoothing) -> list[float]
 
 
 def total(counts: Iterable[BleuCounts]) -> BleuCounts:
-    """The sum, of which corpus BLEU is made."""
+    """The sum, for corpus BLEU."""
     return sum(counts, BleuCounts((0,) * ORDERS, (0,) * ORDERS))
 
 
@@ -105,7 +105,7 @@ def ngrams(tokens: Tokens, order: int) -> collections.Counter[tuple[str, ...]]:
 
 
 def distinct(texts: Iterable[Tokens], order: int) -> float:
-    """distinct-n of all texts together, in [0, 1]: different n-grams among all of them.
+    """distinct-n of all texts together, in [0, 1]: distinct n-grams over all n-grams.
 
     Example: "天 天 人" and "天 人" have distinct-1 2/5 and distinct-2 2/3 (天天, 天人, 天人).
     """

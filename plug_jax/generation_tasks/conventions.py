@@ -1,6 +1,6 @@
-"""What those who published scores meant by BLEU and ROUGE: their tokens, averages and smoothings.
+"""Conventions of published BLEU and ROUGE scores: tokens, averaging and smoothing.
 
-A corpus's scores differ by several points between these conventions: compare within one.
+Scores differ by several points between conventions: compare only within one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import tensorflow as tf
 
-from plug_jax.data.wordpiece import clean, split_words
+from plug_jax.data.vocabularies.wordpiece import clean, split_words
 from plug_jax.errors import PlugError
 from plug_jax.generation_tasks.bleu import (
     BleuCounts,
@@ -31,18 +31,18 @@ Tokenize = Callable[[Sequence[str]], list[list[str]]]
 
 
 def _bert_characters(texts: Sequence[str]) -> list[list[str]]:
-    """Every character but spaces, Latin ones too, of texts as BERT cleans and lower-cases them."""
+    """Every character except spaces, also Latin ones, of texts cleaned and lower-cased by BERT."""
     return [[char for char in text if not char.isspace()] for text in _decoded(clean(_utf8(texts)))]
 
 
 def _bert_words(texts: Sequence[str]) -> list[list[str]]:
-    """BERT's basic words, lower case: a Chinese character, a punctuation mark, a Latin word."""
+    """BERT's basic words, in lower case: Chinese characters, punctuation marks, Latin words."""
     words = split_words(clean(_utf8(texts)))
     return [[word.decode() for word in row] for row in words.to_list()]
 
 
 def _characters(texts: Sequence[str]) -> list[list[str]]:
-    """`' '.join(text).lower().split(' ')`: a space of the text is two empty tokens there."""
+    """`' '.join(text).lower().split(' ')`: a space in the text becomes two empty tokens."""
     return [" ".join(text).lower().split(" ") if text else [] for text in texts]
 
 
@@ -56,15 +56,15 @@ def _decoded(strings: tf.Tensor) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """One way to score texts; see docs/generation_tasks.md for who scored by it, and what."""
+    """A scoring convention; docs/generation_tasks.md lists where it was used."""
 
     tokenize: Tokenize
     smoothing: Smoothing = no_smoothing
-    mean_bleu: bool = False  # the mean over texts, not BLEU of the counts of all
+    mean_bleu: bool = False  # the mean over texts instead of corpus BLEU
     least_total: int = 0  # see `bleu.count`
     rouges: Callable[[Tokens, Sequence[Tokens]], Rouges] = rouge_chinese
-    shortest_reference: int = 0  # tokens; shorter references do not count
-    empty_text: str = ""  # what stands for a text without a character
+    shortest_reference: int = 0  # tokens; shorter references are ignored
+    empty_text: str = ""  # replaces an empty text
 
 
 _T5_PEGASUS = Convention(_characters, method1, mean_bleu=True, least_total=1, rouges=rouge_package)
@@ -84,7 +84,7 @@ CONVENTIONS: Mapping[str, Convention] = {
 
 
 def find_convention(name: str) -> Convention:
-    """The convention of that name. PlugError with the names that there are."""
+    """The convention with this name. PlugError with the known names."""
     if name not in CONVENTIONS:
         raise PlugError(f"there is no convention {name!r}; there are {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]
@@ -92,12 +92,12 @@ def find_convention(name: str) -> Convention:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Of texts by a convention: percentages, and what they are of."""
+    """Scores of texts by a convention, in percent, and counts."""
 
     metrics: dict[str, float]  # bleu_1 to bleu_4, rouge_1, rouge_2, rouge_l, distinct_1, distinct_2
-    of_texts: list[dict[str, float] | None]  # ROUGE of each (and BLEU, where it is a mean)
-    scored: int  # texts that count
-    short_references: int  # texts that do not, as all their references are too short
+    of_texts: list[dict[str, float] | None]  # ROUGE of each (and BLEU, if it is a mean)
+    scored: int  # texts scored
+    short_references: int  # texts not scored because all references are too short
 
 
 def score(
@@ -139,7 +139,7 @@ def score(
 def _of_text(
     convention: Convention, text: Tokens, references: Sequence[Tokens]
 ) -> dict[str, float]:
-    """The scores that are means over texts, of one."""
+    """The scores of one text, for those that are means over texts."""
     rouges = convention.rouges(text, references)
     if not convention.mean_bleu:
         return rouges

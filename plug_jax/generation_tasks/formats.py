@@ -1,4 +1,4 @@
-"""The formats of generation tasks' files: a path to records, and mistakes with their lines."""
+"""File formats of generation tasks: readers of records, with line numbers in errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from plug_jax.data.fetched_files import read_file
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shown
 from plug_jax.generation_tasks.records import Record
 
 Format = Callable[[str], Iterator[Record]]
@@ -20,7 +20,7 @@ _KBQA_END = re.compile("={10,}")
 
 
 def json_lines(path: str) -> Iterator[Record]:
-    """A JSON object a line: texts, lists of texts, and numbers, which become texts.
+    """One JSON object per line: texts, lists of texts, and numbers, which become texts.
 
     Example: {"id": 7, "content": "北京今日小雨。", "summary": "小雨"}.
     """
@@ -30,7 +30,7 @@ def json_lines(path: str) -> Iterator[Record]:
 
 
 def json_objects(path: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of JSON lines as they are, each with "FILE, line N" for messages."""
+    """The objects of JSON lines unchanged, each with "FILE, line N" for messages."""
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         try:
@@ -46,11 +46,11 @@ def json_objects(path: str) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def squad(path: str) -> Iterator[Record]:
-    """SQuAD's nesting, DuReader-robust's: a record a question, with the text of its first answer.
+    """SQuAD's nesting, as in DuReader-robust: one record per question, with its first answer.
 
     Example: {"data": [{"paragraphs": [{"context": "首都是北京。", "qas": [{"id": "q1", "question":
     "首都是哪？", "answers": [{"text": "北京", "answer_start": 3}]}]}]}]} becomes id, question,
-    context, and answer, which a question without answers lacks.
+    context, and answer, absent for a question without answers.
     """
     try:
         content = json.loads(_text(path))
@@ -78,17 +78,16 @@ def squad(path: str) -> Iterator[Record]:
 
 
 def kbqa(path: str) -> Iterator[Record]:
-    """NLPCC-KBQA's blocks: question, triple and answer, whose ids agree, then a line of =.
+    """NLPCC-KBQA's blocks: question, triple and answer with equal ids, then a line of =.
 
-    Example, with tabs after ">", and lines that may end in CR LF:
+    Example, with tabs after ">"; lines may end in CR LF:
 
         <question id=1> 《机械设计基础》的作者是谁？
         <triple id=1>   机械设计基础 ||| 作者 ||| 杨可桢
         <answer id=1>   杨可桢
         ==================================================
 
-    becomes id, question, answer, and subject, relation and object, which a block without a triple
-    lacks.
+    becomes id, question, answer, and subject, relation and object, absent without a triple.
     """
     fields: dict[str, str] = {}
     begun = 0
@@ -109,7 +108,8 @@ def kbqa(path: str) -> Iterator[Record]:
         if fields.setdefault("id", own) != own or tag in fields:
             raise PlugError(
                 f"{where}: <{tag} id={own}> within the block of id {fields['id']}, which has "
-                f"{', '.join(name for name in fields if name != 'id')}; a line of = must part them"
+                f"{', '.join(name for name in fields if name != 'id')}; a line of = must "
+                "separate them"
             )
         fields[tag] = text.strip()
     if fields:
@@ -117,7 +117,7 @@ def kbqa(path: str) -> Iterator[Record]:
 
 
 def table(path: str, *, delimiter: str) -> Iterator[Record]:
-    """Columns that the first line names: CSV with its quotes, or TSV, where a quote is a quote."""
+    """A table with a header line: CSV with quoting, or TSV, where quotes are literal."""
     text = io.StringIO(_text(path), newline="")
     if delimiter == ",":
         rows = csv.reader(text, strict=True)
@@ -141,7 +141,7 @@ def table(path: str, *, delimiter: str) -> Iterator[Record]:
 
 
 def by_name(path: str) -> Iterator[Record]:
-    """JSON lines (.jsonl, .json), TSV (.tsv, .txt) or CSV (.csv), as the name says."""
+    """JSON lines (.jsonl, .json), TSV (.tsv, .txt) or CSV (.csv), by file name."""
     name = path.lower()
     if name.endswith((".jsonl", ".json")):
         return json_lines(path)
@@ -162,7 +162,8 @@ def _kbqa_record(fields: dict[str, str], where: str) -> Record:
         parts = [part.strip() for part in triple.split("|||", 2)]
         if len(parts) != 3:
             raise PlugError(
-                f"{where}: expected <triple> of subject ||| relation ||| object, not {triple!r}"
+                f"{where}: expected <triple> of subject ||| relation ||| object, not "
+                f"{shown(triple)}"
             )
         fields |= dict(zip(("subject", "relation", "object"), parts, strict=True))
     return Record(fields, where)
@@ -174,14 +175,14 @@ def _text(path: str) -> str:
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers, without what ends them."""
+    """Non-blank lines with their numbers, without line endings."""
     for number, line in _raw_lines(path):
         if line.strip():
             yield number, line.rstrip("\r\n")
 
 
 def _raw_lines(path: str) -> Iterator[tuple[int, str]]:
-    """Lines, which end at a line feed and nothing else, with their numbers."""
+    """Lines, ended only by line feeds, with their numbers."""
     for number, line in enumerate(io.BytesIO(read_file(path)), start=1):
         try:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")

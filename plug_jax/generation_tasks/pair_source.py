@@ -1,4 +1,4 @@
-"""Pairs for a model: a seqio source of them, and the features that an encoder-decoder trains on."""
+"""Source-target pairs: a seqio source, and the features for an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from plug_jax.errors import PlugError
 from plug_jax.generation_tasks.records import Pair
 
 if TYPE_CHECKING:
-    from plug_jax.data.vocabularies import PlugVocabulary
+    from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 
 # (path, split) to pairs.
 ReadPairs = Callable[[str, str], Sequence[Pair]]
 
 
 class PairSource(seqio.DataSource):
-    """Pairs, held in memory, as strings; a split is one file, which is read when it is asked for.
+    """Pairs in memory, as strings; a split is one file, read on first use.
 
-    An example is {"id": [], "source": [parts], "target": [] (of no reference: ""), "references":
-    [n]}, all tf.string. Every epoch has an order of its own, over the whole split, and a place in
-    it is a number: checkpoints of an iterator do not grow with the data.
+    An example is {"id": [], "source": [parts], "target": [] ("" without references),
+    "references": [n]}, all tf.string. Every epoch shuffles the whole split anew, and a position is
+    a number: iterator checkpoints do not grow with the data.
     """
 
     def __init__(self, read: ReadPairs, find: Callable[[str], str], splits: Sequence[str]) -> None:
-        """`find` gives the path of a split; it, and `read`, raise PlugError for what is wrong."""
+        """`find` returns the path of a split; it and `read` raise PlugError for errors."""
         super().__init__(splits, performs_internal_shuffling=True)
-        self._reader = read  # the name by which `plug_jax.data.descriptions` knows it
+        self._reader = read  # `plug_jax.data.descriptions` looks for this name
         self._find = find
         self._tables: dict[str, _Table] = {}
 
@@ -65,12 +65,12 @@ class PairSource(seqio.DataSource):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Table:
-    """Pairs as tensors of strings."""
+    """Pairs as string tensors."""
 
     ids: tf.Tensor  # [n]
     sources: tf.Tensor  # [n, parts]
-    references: tf.Tensor  # those of all pairs, [r]
-    ends: tf.Tensor  # int64 [n + 1]: those of pair i are from ends[i] to ends[i + 1]
+    references: tf.Tensor  # of all pairs, [r]
+    ends: tf.Tensor  # int64 [n + 1]: pair i has references ends[i] to ends[i + 1]
 
     @classmethod
     def of(cls, pairs: Sequence[Pair]) -> _Table:
@@ -92,7 +92,7 @@ class _Table:
 
 
 def _shuffled(size: int, seed: int | None) -> tf.data.Dataset:
-    """0 to size - 1 in an order that is drawn anew whenever the dataset is begun again."""
+    """0 to size - 1 in an order that is drawn anew at every iteration."""
 
     def order(drawn: tf.Tensor) -> tf.data.Dataset:
         key = tf.cast(tf.stack([drawn, 0]), tf.uint32)
@@ -113,12 +113,12 @@ def source_target_features(
     max_target_length: int,
     target_prefix: str = "",
 ) -> tf.data.Dataset:
-    """Examples of a `PairSource` to what the encoder reads and the decoder writes.
+    """Examples of a `PairSource` to encoder and decoder features.
 
-    [SEP] stands between and after the parts of the source by its id: no text spells it. What is too
-    long is cut at its end, as in the released PLUG, and still closed by [SEP]. Without a reference
-    the decoder's targets are [SEP] alone, and weigh nothing. The strings "id", "references" and, if
-    there is one, "target_prefix" go along, for those who look at examples.
+    [SEP] between and after the parts of the source is inserted by id, so text cannot spell it. Long
+    texts are cut at the end, as in the released PLUG, and still closed by [SEP]. Without a
+    reference the decoder's target is only [SEP], with weight 0. The strings "id", "references" and,
+    if set, "target_prefix" are kept.
 
     Example, with one id a character, the source ("北京", "首都是北京") and the target "是哪":
 
@@ -131,9 +131,9 @@ def source_target_features(
     Args:
       dataset: see `PairSource`.
       vocabulary: that of the tokens.
-      max_source_length: the most tokens of the encoder, [CLS] and [SEP] included.
-      max_target_length: the most tokens of [CLS] target [SEP]; the features have one less.
-      target_prefix: what the target begins with.
+      max_source_length: maximum encoder tokens, including [CLS] and [SEP].
+      max_target_length: maximum tokens of [CLS] target [SEP]; the features have one less.
+      target_prefix: the beginning of the target.
 
     Raises:
       PlugError: lengths that leave no room for a token.

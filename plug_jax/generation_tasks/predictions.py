@@ -1,4 +1,4 @@
-"""Files of predictions, as `plug-jax infer` writes them, and of references."""
+"""Prediction files, as written by `plug-jax infer`, and reference files."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shortened, shown
 from plug_jax.generation_tasks.formats import by_name, json_objects
 
-_REFERENCES = ("references", "targets", "target")  # where they are looked for, in this order
+_REFERENCES = ("references", "targets", "target")  # fields to look up, in this order
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A text, and the right answers."""
+    """A generated text, and its references."""
 
-    fields: Mapping[str, Any]  # the row as it was
+    fields: Mapping[str, Any]  # the original row
     text: str  # "" for a row with an error
     references: tuple[str, ...]  # () if unknown
     where: str  # "texts.jsonl, line 3", for messages
 
     @property
     def failed(self) -> bool:
-        """Whether the row says why there is no text."""
+        """Whether the row has an error instead of a text."""
         return "error" in self.fields and "generated" not in self.fields
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The right answers to one record."""
+    """The references of one record."""
 
-    id: str | None  # None: it has none, and is known by its place
+    id: str | None  # None: identified by position
     texts: tuple[str, ...]
 
 
 def read_predictions(path: str) -> list[Prediction]:
-    """The rows of JSON lines, each with the first text of `generated`, or `prediction`, a text.
+    """The rows of JSON lines, each with the first text of `generated`, or with `prediction`.
 
-    A `target_prefix` of the row is taken off the text. Its references are in `references`,
+    A row's `target_prefix` is removed from the text. Its references are in `references`,
     `targets` or `target`.
 
     Raises:
-        PlugError: no such file, or, with its line, a row without a text.
+        PlugError: no such file, or a row without a text, with its line.
     """
     found = [
         Prediction(row, _text_of(row, where), _references_of(row, where), where)
@@ -56,14 +56,14 @@ def read_predictions(path: str) -> list[Prediction]:
 
 
 def read_references(path: str) -> list[Reference]:
-    """References, and ids if there are some, of a file of JSON lines, TSV or CSV."""
+    """References, with ids if present, from a file of JSON lines, TSV or CSV."""
     found = []
     for record in by_name(path):
         texts = _references_of(record.fields, record.where)
         if not texts:
             raise PlugError(
                 f"{record.where}: no {', '.join(_REFERENCES)}; the fields are "
-                f"{', '.join(map(repr, record.fields))}"
+                f"{shortened(', '.join(map(repr, record.fields)))}"
             )
         found.append(Reference(record.fields.get("id"), texts))
     return found
@@ -72,9 +72,9 @@ def read_references(path: str) -> list[Reference]:
 def with_references(
     predictions: Sequence[Prediction], references: Sequence[Reference]
 ) -> tuple[list[Prediction], int]:
-    """Predictions with these references in place of their own, and how many have no prediction.
+    """Predictions with these references instead of their own, and the number without a prediction.
 
-    They are told by `id`, or, where neither side has ids, by their order.
+    They are matched by `id`, or, if neither side has ids, by order.
 
     Raises:
         PlugError: ids that occur twice, on one side alone, or in the predictions alone; without
@@ -96,7 +96,9 @@ def with_references(
     for one in predictions:
         reference = by_id.get(str(one.fields["id"]))
         if reference is None:
-            raise PlugError(f"{one.where}: there is no reference of the id {one.fields['id']!r}")
+            raise PlugError(
+                f"{one.where}: there is no reference of the id {shown(one.fields['id'])}"
+            )
         found.append(dataclasses.replace(one, references=reference.texts))
     return found, len(by_id) - len(found)
 
@@ -107,7 +109,7 @@ def _check_ids(ids: Sequence[str], rows: int, what: str) -> None:
             f"Of {rows:,} {what} only {len(ids):,} have an `id`; give it to all or none"
         )
     if twice := [one for one, times in Counter(ids).items() if times > 1]:
-        raise PlugError(f"The id {twice[0]!r} occurs more than once among the {what}")
+        raise PlugError(f"The id {shown(twice[0])} occurs more than once among the {what}")
 
 
 def _text_of(row: Mapping[str, Any], where: str) -> str:
@@ -131,7 +133,7 @@ def _text_of(row: Mapping[str, Any], where: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """As vocabularies that normalise full-width characters have it."""
+    """The text with full-width characters normalised, as by vocabularies."""
     return unicodedata.normalize("NFKC", text).lower()
 
 

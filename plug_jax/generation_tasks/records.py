@@ -1,4 +1,4 @@
-"""What a generation task is made of: named texts of a file, and the pairs that a layout makes."""
+"""Records of generation tasks, and the pairs that a layout makes of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shortened, shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One record of a file: its texts, or lists of texts, by name. Others cannot be asked for."""
+    """One record of a file: its texts, or lists of texts, by name."""
 
     fields: Mapping[str, Any]
     where: str  # "train.json, line 3", for messages
@@ -20,15 +20,15 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """What is read and what is to be written."""
+    """A source and its references."""
 
-    id: str  # the file's own, or the number of the record, from 0
-    source: tuple[str, ...]  # parts, between which goes a [SEP]
-    references: tuple[str, ...]  # right answers, of which the first is trained on; () if unknown
+    id: str  # the file's, or the record's number, from 0
+    source: tuple[str, ...]  # parts, joined by [SEP]
+    references: tuple[str, ...]  # right answers, the first for training; () if unknown
 
     @property
     def target(self) -> str | None:
-        """The text to be trained on."""
+        """The training target."""
         return self.references[0] if self.references else None
 
 
@@ -37,12 +37,12 @@ class Layout:
     """How a record becomes a pair.
 
     Example: Layout(("答案：{answer}", "上下文：{context}"), "question", target_prefix="问题：")
-    reads 答案：北京[SEP]上下文：中国的首都是北京。 and is to write 问题：首都在哪？
+    has the source 答案：北京[SEP]上下文：中国的首都是北京。 and the target 问题：首都在哪？
     """
 
-    source: tuple[str, ...]  # a part each, with the fields of a record in braces
-    target: str  # the field with the text or texts to be written
-    target_prefix: str = ""  # written before it; no part of the references
+    source: tuple[str, ...]  # templates of the parts, with a record's fields in braces
+    target: str  # the field with the target text or texts
+    target_prefix: str = ""  # generated before it; not in the references
 
     def pair(self, record: Record, number: int, *, needs_target: bool = True) -> Pair:
         """The pair of a record. PlugError for a field that it lacks.
@@ -73,14 +73,14 @@ class Layout:
 
 def _field(record: Record, name: str) -> Any:
     if name not in record.fields:
-        has = ", ".join(map(repr, record.fields)) or "none"
+        has = shortened(", ".join(map(repr, record.fields))) or "none"
         raise PlugError(f"{record.where}: there is no {name!r}; the fields are {has}")
     return record.fields[name]
 
 
 def _check_text(value: Any, name: str, record: Record) -> None:
     if not isinstance(value, str):
-        raise PlugError(f"{record.where}: {name!r} must be a text, not {value!r}")
+        raise PlugError(f"{record.where}: {name!r} must be a text, not {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can spell it

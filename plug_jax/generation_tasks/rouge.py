@@ -1,9 +1,8 @@
-"""ROUGE-1, 2 and L over tokens that are given, as the programs that published scores count it.
+"""ROUGE-1, 2 and L over given tokens, as computed by the programs behind published scores.
 
-All count sets of n-grams. There is more than one ROUGE-L: DuReader's, which PLUG uses, weighs
-recall (beta 1.2) and takes the best precision and the best recall over the references;
-rouge-chinese's is F1; that of the package `rouge` counts *different* tokens of a union of
-subsequences.
+All count sets of n-grams. ROUGE-L differs: DuReader's, which PLUG uses, weighs recall (beta 1.2)
+and combines the best precision and the best recall over the references; rouge-chinese's is F1; the
+package `rouge` counts *distinct* tokens in a union of subsequences.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from plug_jax.generation_tasks.bleu import Tokens, ngrams
 
 Rouges = dict[str, float]  # rouge_1, rouge_2 and rouge_l, each in [0, 1]
 
-_NOT_ZERO = 1e-8  # what the packages add to a divisor
+_NOT_ZERO = 1e-8  # added to a divisor by the packages
 
 
 def dureader(text: Tokens, references: Sequence[Tokens]) -> Rouges:
-    """DuReader's ROUGE-L, beta 1.2; it has no ROUGE-1 and 2, which are rouge-chinese's."""
+    """DuReader's ROUGE-L, beta 1.2, with rouge-chinese's ROUGE-1 and 2, which it lacks."""
     return rouge_chinese(text, references) | {"rouge_l": rouge_l(text, references, beta=1.2)}
 
 
 def rouge_chinese(text: Tokens, references: Sequence[Tokens]) -> Rouges:
-    """The F1s of rouge-chinese 1.0.3, the best of the references."""
+    """The F1s of rouge-chinese 1.0.3, for the best reference."""
     return {
         "rouge_1": rouge_n(text, references, 1),
         "rouge_2": rouge_n(text, references, 2),
@@ -33,10 +32,10 @@ def rouge_chinese(text: Tokens, references: Sequence[Tokens]) -> Rouges:
 
 
 def rouge_package(text: Tokens, references: Sequence[Tokens]) -> Rouges:
-    """The F1s of `rouge` 1.0.1, the best of the references.
+    """The F1s of `rouge` 1.0.1, for the best reference.
 
-    A text is cut into sentences at each ".", which is no word then. Of the common subsequences of
-    every pair of sentences, and of the texts, ROUGE-L counts different tokens.
+    A text is split into sentences at each ".", which is then not a word. ROUGE-L counts distinct
+    tokens in the common subsequences of every pair of sentences, and in the texts.
     """
     ours = _sentences(text)
     theirs = [_sentences(reference) for reference in references]
@@ -50,7 +49,7 @@ def rouge_package(text: Tokens, references: Sequence[Tokens]) -> Rouges:
 
 
 def rouge_n(text: Tokens, references: Sequence[Tokens], order: int) -> float:
-    """F1 of the sets of n-grams, in [0, 1], of the best reference.
+    """F1 of the sets of n-grams, in [0, 1], for the best reference.
 
     Example, order 1: of "的 的 人" and "的 天" the sets share 1 of 2 and 2: F1 is 1/2.
     """
@@ -59,7 +58,7 @@ def rouge_n(text: Tokens, references: Sequence[Tokens], order: int) -> float:
 
 
 def rouge_l(text: Tokens, references: Sequence[Tokens], *, beta: float = 1.0) -> float:
-    """F-measure of the longest common subsequence, in [0, 1], with the best P and R of all.
+    """F-measure of the longest common subsequence, in [0, 1], from the best P and the best R.
 
     (1 + beta^2) P R / (R + beta^2 P), P and R each the largest over the references.
 
@@ -75,7 +74,7 @@ def rouge_l(text: Tokens, references: Sequence[Tokens], *, beta: float = 1.0) ->
 
 
 def common_subsequence(a: Tokens, b: Tokens) -> list[str]:
-    """A longest common subsequence; of several, the one that the package `rouge` finds."""
+    """A longest common subsequence; of several, the one that `rouge` finds."""
     lengths = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i, x in enumerate(a):
         for j, y in enumerate(b):
@@ -94,7 +93,7 @@ def common_subsequence(a: Tokens, b: Tokens) -> list[str]:
 
 
 def _sentences(tokens: Tokens) -> list[list[str]]:
-    """Words of the sentences as the package makes them; a blank sentence is one empty word."""
+    """Words of the sentences as in the package; a blank sentence is one empty word."""
     parts = " ".join(tokens).split(".")
     return [" ".join(part.split()).split(" ") for part in parts if part]
 

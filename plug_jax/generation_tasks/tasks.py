@@ -1,4 +1,4 @@
-"""The generation tasks by name: which files they have, and what is made of a record."""
+"""The generation tasks by name: their files, and layouts from records to pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plug_jax.errors import PlugError
 from plug_jax.generation_tasks.formats import Format, json_lines, kbqa, squad
 from plug_jax.generation_tasks.records import Layout, Pair
 
-_TEST = "test"  # the split whose targets may be withheld
+_TEST = "test"  # the split that may lack targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +20,11 @@ class GenerationTask:
     """The official files of a task; sources in docs/generation_tasks.md."""
 
     read: Format
-    files: Mapping[str, Sequence[str]]  # by split; the first that there is
-    layouts: Mapping[str, Layout]  # by convention: what the encoder reads
+    files: Mapping[str, Sequence[str]]  # by split; the first that exists
+    layouts: Mapping[str, Layout]  # by convention
 
     def layout(self, convention: str) -> Layout:
-        """The layout of that name. PlugError with the names that there are."""
+        """The layout with this name. PlugError with the known names."""
         if convention not in self.layouts:
             raise PlugError(
                 f"the task has no layout {convention!r}; there are {', '.join(self.layouts)}"
@@ -73,7 +73,7 @@ GENERATION_TASKS: Mapping[str, GenerationTask] = {
 
 
 def find_task(name: str) -> GenerationTask:
-    """The task of that name. PlugError with the names that there are."""
+    """The task with this name. PlugError with the known names."""
     if name not in GENERATION_TASKS:
         raise PlugError(
             f"there is no generation task {name!r}; there are {', '.join(GENERATION_TASKS)}"
@@ -82,10 +82,10 @@ def find_task(name: str) -> GenerationTask:
 
 
 def find_file(task: GenerationTask, data: str, split: str) -> str:
-    """The path of a split: in a directory of the task's files, or `data` itself if it is a file.
+    """The path of a split: in the directory of the task's files, or `data` itself if it is a file.
 
     Raises:
-        PlugError: none of the names that the split's file may have is there.
+        PlugError: no file with one of the split's names.
     """
     data = os.path.expanduser(data)
     names = task.files.get(split)
@@ -103,9 +103,9 @@ def find_file(task: GenerationTask, data: str, split: str) -> str:
 
 
 def read_pairs(path: str, split: str, *, read: Format, layout: Layout) -> list[Pair]:
-    """The pairs of a file. PlugError, with the line, for what is not as the task has it.
+    """The pairs of a file. PlugError, with the line, for malformed content.
 
-    Records of the test split may lack the target.
+    Test records may lack the target.
     """
     needs_target = split != _TEST
     records = enumerate(read(path))

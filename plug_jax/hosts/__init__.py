@@ -1,1 +1,1 @@
-"""The hosts of a run: that they live and get on, and how they end together."""
+"""The hosts of a run: heartbeats, hang detection, and coordinated exit."""

@@ -1,4 +1,4 @@
-"""What this process is doing, for the watchdog and for the other processes of the run."""
+"""This process's current activity, for the watchdog and the run's other processes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activity:
-    """One thing that a process does; the next one is an object of its own, of the same name too."""
+    """One activity of a process; each is a new object, even with the same name."""
 
     name: str  # as in "it was in: step 12"
-    watched: bool  # whether it hangs when it takes longer than STALL_TIMEOUT
+    watched: bool  # whether taking longer than STALL_TIMEOUT counts as a hang
 
 
 _current = Activity("starting", watched=False)
 
 
 def doing(name: str, *, watched: bool = True) -> None:
-    """From now on this process does `name`, which is progress over what it did before.
+    """Set the current activity, which counts as progress.
 
-    What may take as long as it likes, such as to compile, is not `watched`.
+    Activities without a time limit, such as compiling, are not `watched`.
     """
     global _current
     _current = Activity(name, watched)
 
 
 def current() -> Activity:
-    """What this process does."""
+    """This process's current activity."""
     return _current

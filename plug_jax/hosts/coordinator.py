@@ -1,8 +1,8 @@
-"""JAX's coordination service in a process of its own, beside the first process of the run.
+"""JAX's coordination service in a separate process on the first process's machine.
 
-Within the first process it would die with it, and JAX's client aborts a process whose service is
-gone, with a page of C++ for a reason. So the service lives on for a while: long enough for all to
-learn that the first process is lost, as they learn it of any other.
+Inside the first process it would die with it, and JAX's client aborts a process whose service is
+gone, with a page of C++. The separate service survives long enough for all to learn that the first
+process is lost, like any other.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import time
 
 from plug_jax.hosts.errors import HostError
 
-_SECONDS_TO_BE_FREE = 300.0  # as long as the others of the run wait for the service
+_SECONDS_TO_BE_FREE = 300.0  # as long as the run's other processes wait for the service
 
 
 class Coordinator:
-    """The service, and what it is to do when this process ends."""
+    """The service, and its behaviour when this process ends."""
 
     def __init__(self, address: str, processes: int, *, heartbeat_timeout: int) -> None:
-        """Serve `processes` of them at the port of `address` (host:port, the host is this one).
+        """Serve `processes` processes at the port of `address` (host:port on this host).
 
         Raises:
             HostError: the port stays in use.
@@ -36,20 +36,20 @@ class Coordinator:
         self._process = subprocess.Popen(
             [*command, str(processes), str(heartbeat_timeout)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,  # who reads ours is not to wait for its end
+            stdout=subprocess.DEVNULL,  # readers of ours must not wait for its end
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is not for it
+            start_new_session=True,  # no Ctrl-C
         )
 
     def outlive(self, seconds: float) -> None:
-        """Go on for `seconds` after this process has ended, however it ends."""
+        """Keep running for `seconds` after this process has ended, however it ends."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{seconds}\n".encode())
         self._process.stdin.flush()
 
 
 def _wait_until_free(port: int) -> None:
-    """Wait until an earlier run's coordinator has ended: two would share what comes to the port."""
+    """Wait until an earlier run's coordinator has ended: two would share the port's connections."""
     end = time.monotonic() + _SECONDS_TO_BE_FREE
     while True:
         try:
@@ -59,7 +59,8 @@ def _wait_until_free(port: int) -> None:
             if time.monotonic() > end:
                 raise HostError(
                     f"port {port} of this machine, where the processes of the run are to meet, is "
-                    f"in use: {error.strerror}. End what uses it, or choose another port"
+                    f"in use: {error.strerror}. Stop the process that uses it, or choose another "
+                    "port"
                 ) from error
         time.sleep(0.2)
 
@@ -70,7 +71,7 @@ def _serve() -> None:
     parser.add_argument("processes", type=int)
     parser.add_argument("heartbeat_timeout", type=int)
     args = parser.parse_args()
-    # Without jax, which would take its time and memory; jaxlib says no types of it.
+    # Without jax, to save time and memory; jaxlib has no types for it.
     jaxlib = importlib.import_module("jaxlib._jax")
     service = jaxlib.get_distributed_runtime_service(
         args.address, args.processes, heartbeat_timeout=args.heartbeat_timeout

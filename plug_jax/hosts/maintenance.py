@@ -1,7 +1,7 @@
-"""Google Cloud's notices that this machine is about to be taken away.
+"""Google Cloud's maintenance and preemption notices.
 
-GKE and a machine that shuts down send SIGTERM; where a process runs on a virtual machine without
-either, the metadata server knows before.
+GKE and a machine that shuts down send SIGTERM; for a process on a virtual machine without either,
+the metadata server announces it earlier.
 https://cloud.google.com/compute/docs/metadata/getting-live-migration-notice
 https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption
 """
@@ -15,10 +15,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_HOST = "GCE_METADATA_HOST"  # as Google's libraries name another server
+_HOST = "GCE_METADATA_HOST"  # overrides the server, as in Google's libraries
 _PRODUCT = Path("/sys/class/dmi/id/product_name")
 _SECONDS_BETWEEN_LOOKS = 2.0
-_NOTICES = {  # what is asked for, and the answer by which the machine will go
+_NOTICES = {  # metadata key, and its value before the machine goes away
     "maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE",
     "preempted": "TRUE",
 }
@@ -26,10 +26,10 @@ _NOTICES = {  # what is asked for, and the answer by which the machine will go
 
 @contextlib.contextmanager
 def maintenance(notify: Callable[[str], None]) -> Iterator[None]:
-    """Within, `notify` is called with a notice that comes, once; on Google's machines only.
+    """Within the context, call `notify` once when a notice arrives; on Google's machines only.
 
-    One that is there already does not count: a run that was restarted on its account goes on until
-    the machine is gone.
+    A notice already present is ignored: a run restarted because of it continues until the machine
+    is gone.
     """
     server = _server()
     left = threading.Event()
@@ -64,7 +64,7 @@ def _look(server: str, notify: Callable[[str], None], left: threading.Event) -> 
 
 
 def _ask(server: str, name: str) -> str | None:
-    """The server's answer; None where it has none now."""
+    """The server's answer; None if it has none."""
     request = urllib.request.Request(
         f"http://{server}/computeMetadata/v1/instance/{name}", headers={"Metadata-Flavor": "Google"}
     )

@@ -1,8 +1,8 @@
-"""The processes of a run: each shows that it lives, and tells the others why the run ends.
+"""The processes of a run: heartbeats, and announcing why the run ends.
 
-They meet in the store of keys and values of JAX's coordinator. Every second each writes a sign of
-life and looks at that of the process before it (the first one at the last one's), and reads what
-notes there are. What a note says all do at once, whatever their main threads and devices wait for.
+They communicate through the key-value store of JAX's coordinator. Every second each writes a
+heartbeat, checks that of the previous process (the first checks the last), and reads notes. All
+follow a note at once, whatever their main threads and devices wait for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plug_jax.hosts.activity import current
 from plug_jax.hosts.coordinator import Coordinator
 from plug_jax.hosts.errors import HostError
 
-LOST_AFTER = 60.0  # seconds, until a run says otherwise
+LOST_AFTER = 60.0  # seconds; the default
 
 _ROOT = "plug_jax"
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -33,22 +33,22 @@ _NEVER = sys.maxsize
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """What all processes are to do."""
+    """An instruction to all processes."""
 
     text: str  # the line that the others print
     status: int | None = None  # end with it
     stacks: bool = False  # first show what each thread is doing
     lost: Sequence[int] = ()  # the processes that will not read it
-    stop: bool = False  # after a step, the same one on each; `status` and `text` are the reason
+    stop: bool = False  # after the same step on each; `status` and `text` give the reason
 
 
 class Peers:
-    """This process among the others of its run."""
+    """This process's view of its run's processes."""
 
     def __init__(
         self, client: Any, process: int, count: int, coordinator: Coordinator | None
     ) -> None:
-        """`client` is that of JAX's coordinator, which process 0 started."""
+        """`client` of JAX's coordinator, which process 0 started."""
         self.process = process
         self._client, self._count = client, count
         self._coordinator = coordinator
@@ -61,7 +61,7 @@ class Peers:
         self._neighbour = (process - 1) % count
         self._last_sign: dict[str, Any] = {}
         self._looks_without_sign = 0
-        self._stopping = threading.Lock()  # held while all say which step they are at
+        self._stopping = threading.Lock()  # held while all report their step
         self._stop: Note | None = None
         self._agreeing = False
         self._step, self._last_step = 0, _NEVER
@@ -72,22 +72,22 @@ class Peers:
 
     @property
     def lost_after(self) -> float:
-        """Seconds without a sign of life after which a process is lost."""
+        """Seconds without a heartbeat after which a process is lost."""
         return self._lost_after
 
     @lost_after.setter
     def lost_after(self, seconds: float) -> None:
         self._lost_after = seconds
-        if self._coordinator is not None:  # until the others have missed this process, and ended
+        if self._coordinator is not None:  # outlives this process until the others have noticed
             self._coordinator.outlive(seconds + 5.0)
 
     def start(self) -> None:
-        """Begin to show signs of life, and to watch the others'."""
+        """Start sending and checking heartbeats."""
         for thread in self._threads:
             thread.start()
 
     def leave(self) -> None:
-        """The run is over for this process; nobody is to miss it."""
+        """The run is over for this process; it must not count as lost."""
         self._left.set()
         self._wake.set()
         for thread in self._threads:
@@ -98,19 +98,19 @@ class Peers:
             self._coordinator.outlive(2.0)
 
     def show_stacks_by(self, show: Callable[[str], None]) -> None:
-        """Call `show` with the reason when a note asks for what the threads are doing."""
+        """Call `show` with the reason when a note asks for stacks."""
         self._show_stacks = show
 
     def end(self, note: Note, *, said: bool = True) -> NoReturn:
-        """End all processes; `said`: this one has said why."""
-        self._ending.acquire()  # from now on this process follows no other note
+        """End all processes; `said`: this one has already reported why."""
+        self._ending.acquire()  # from now on this process follows no other notes
         self._write(f"notes/end/{self.process}", dataclasses.asdict(note), must=False)
         if not said:
             print(f"plug-jax: error: {note.text}", file=sys.stderr)
         self._end(note)
 
     def stalled(self, *, seconds: float, status: int | None) -> None:
-        """This process hangs: all show what their threads do, and end if there is a status.
+        """This process hangs: all dump their stacks, and end if there is a status.
 
         Raises:
             RuntimeError: the coordinator does not answer.
@@ -124,16 +124,16 @@ class Peers:
         self._wake.set()
 
     def stop(self, text: str, status: int) -> None:
-        """Stop all processes after a step; returns at once. Safe in a handler of signals."""
+        """Stop all processes after a step; returns at once. Safe in a signal handler."""
         self._stop = Note(text, status, stop=True)
         self._wake.set()
 
     def post(self, board: str) -> None:
-        """Leave word on a board, a path such as "a/b", that nobody looks at by itself."""
+        """Post to a board, a path such as "a/b", which is only read on request."""
         self._write(f"boards/{board}/{self.process}", True, must=False)
 
     def posted(self, board: str) -> bool:
-        """Whether any process has left word there.
+        """Whether any process has posted there.
 
         Raises:
             RuntimeError: the coordinator does not answer.
@@ -150,7 +150,7 @@ class Peers:
             return self._stop if step >= self._last_step else None
 
     def _meet(self) -> None:
-        """Signs of life and notes, once a second."""
+        """Exchange heartbeats and notes, once a second."""
         try:
             while not self._left.is_set():
                 self._show_life()
@@ -180,7 +180,7 @@ class Peers:
             if sign["left"] or sign["look"] != self._last_sign.get("look"):
                 self._last_sign, self._looks_without_sign = sign, 0
                 return
-        # Counted, not timed: a process that was stopped itself has not looked for a while.
+        # Counted, not timed: a process that was itself stopped has not checked for a while.
         self._looks_without_sign += 1
         if self._looks_without_sign * _SECONDS_BETWEEN_LOOKS < self._lost_after:
             return
@@ -194,9 +194,9 @@ class Peers:
         self.end(note, said=False)
 
     def _follow(self, note: Note) -> None:
-        """Do what a note says, once."""
+        """Follow a note, once."""
         if note.stop:
-            if not self._agreeing:  # each of them may have had the signal
+            if not self._agreeing:  # every process may have received the signal
                 self._agreeing, self._stop = True, note
                 threading.Thread(target=self._agree, daemon=True).start()
             return
@@ -209,7 +209,7 @@ class Peers:
             self._end(note)
 
     def _agree(self) -> None:
-        """On the step to stop after: one beyond the furthest that a process has dispatched."""
+        """Agree on the step to stop after: one beyond the furthest dispatched."""
         with self._stopping:
             try:
                 self._write(f"steps/{self.process}", self._step)
@@ -219,7 +219,7 @@ class Peers:
                 print(f"plug-jax: no common step to stop at: {error}", file=sys.stderr)
 
     def _watch(self) -> None:
-        """End this process when the coordinator answers no more."""
+        """End this process when the coordinator no longer answers."""
         looks, silent = -1, 0.0
         while not self._left.wait(_SECONDS_BETWEEN_LOOKS):
             silent = 0.0 if looks != self._looks else silent + _SECONDS_BETWEEN_LOOKS
@@ -228,7 +228,7 @@ class Peers:
                 self._end_alone(f"has not answered for {silent:.0f} s")
 
     def _end_alone(self, what: str) -> NoReturn:
-        self._ending.acquire(timeout=_SECONDS_TO_HEAR)  # who has it may wait for the coordinator
+        self._ending.acquire(timeout=_SECONDS_TO_HEAR)  # its holder may wait for the coordinator
         print(
             f"plug-jax: error: the coordinator of the run, on the host of process 0, {what}; this "
             f"process was in: {current().name}",
@@ -237,7 +237,7 @@ class Peers:
         _exit(HostError.status)
 
     def _end(self, note: Note) -> NoReturn:
-        """Exit when all have read it that can."""
+        """Exit when all reachable processes have read it."""
         assert note.status is not None
         alive = [process for process in range(self._count) if process not in note.lost]
         with contextlib.suppress(RuntimeError):
@@ -266,13 +266,13 @@ _peers: Peers | None = None
 
 
 def peers() -> Peers | None:
-    """The other processes of this one's run, if it has any."""
+    """The peers of this process's run, if any."""
     return _peers
 
 
 @contextlib.contextmanager
 def among(others: Peers) -> Iterator[None]:
-    """Within, `peers()` are these."""
+    """Set `peers()` within the context."""
     global _peers
     others.start()
     _peers = others

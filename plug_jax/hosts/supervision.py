@@ -1,4 +1,4 @@
-"""What a training process tells the supervisor that started it, in a file that the latter names."""
+"""Messages from a training process to its supervisor, in a file named by the latter."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ VARIABLE = "PLUG_JAX_SUPERVISOR_FILE"
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a run begins to train."""
+    """The start of a run's training."""
 
-    step: int  # that of the checkpoint it goes on from
+    step: int  # the step from which it resumes
     processes: int
-    lost_after: float  # seconds until the others miss this process
+    lost_after: float  # seconds until the others notice that this process is lost
 
 
 def tell(start: Start) -> None:
@@ -30,7 +30,7 @@ def tell(start: Start) -> None:
 
 
 def told(path: Path) -> Start | None:
-    """What the process wrote; None if it did not come so far."""
+    """What the process wrote; None if it did not get that far."""
     if not path.exists():
         return None
     return Start(**json.loads(path.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Finds that a run hangs, shows what every thread of every process is doing, and ends it."""
+"""The watchdog: detects a hanging run, dumps the stacks of all processes, and ends it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from plug_jax.hosts.activity import current
 from plug_jax.hosts.errors import HostError
 from plug_jax.hosts.peers import LOST_AFTER, Peers, peers
 
-STACKS = "stacks"  # of MODEL_DIR
+STACKS = "stacks"  # in MODEL_DIR
 _SECONDS_TO_WRITE = 5.0  # at most: the file system may be what hangs
 _LEAST_LOST_AFTER, _MOST_LOST_AFTER = 5.0, 1800.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
-    """When a run hangs, and what then."""
+    """What counts as a hang, and the reaction."""
 
-    # Seconds without a step, a batch of an evaluation or a save; None: it may take for ever. To
-    # start, compile and restore is not watched.
+    # Seconds without a step, an evaluation batch or a save; None: no limit. Start-up, compilation
+    # and restoring are not watched.
     stall_timeout: float | None = 1800.0
-    stall_action: Literal["end", "report"] = "end"  # with status 75, or only show the stacks
-    lost_after: float = LOST_AFTER  # seconds without a sign of life of another process
+    stall_action: Literal["end", "report"] = "end"  # exit with status 75, or only dump the stacks
+    lost_after: float = LOST_AFTER  # seconds without another process's heartbeat
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -50,7 +50,7 @@ class WatchdogConfig:
 
 @contextlib.contextmanager
 def watched(config: WatchdogConfig, model_dir: str | os.PathLike[str]) -> Iterator[None]:
-    """Within, this process, which says what it is `doing`, is found when it hangs."""
+    """Detect hangs of this process within the context, by its activities (`doing`)."""
     watchdog = _Watchdog(config, epath.Path(model_dir) / STACKS, peers())
     watchdog.start()
     try:
@@ -60,7 +60,7 @@ def watched(config: WatchdogConfig, model_dir: str | os.PathLike[str]) -> Iterat
 
 
 class _Watchdog(threading.Thread):
-    """Looks whether this process gets on."""
+    """Checks whether this process makes progress."""
 
     def __init__(self, config: WatchdogConfig, directory: epath.Path, others: Peers | None) -> None:
         super().__init__(daemon=True, name="watchdog")
@@ -68,19 +68,19 @@ class _Watchdog(threading.Thread):
         self._status = HostError.status if config.stall_action == "end" else None
         self._directory, self._others = directory, others
         self._left = threading.Event()
-        self._seconds = 0.0  # that the activity has taken, or since its last report
+        self._seconds = 0.0  # since the activity began or was last reported
         if others is not None:
             others.lost_after = config.lost_after
             others.show_stacks_by(self._show_stacks)
 
     def run(self) -> None:
-        """Look until the run is over."""
+        """Check until the run is over."""
         if self._timeout is None:
             return
         interval = min(1.0, self._timeout / 4)
         activity = current()
         while not self._left.wait(interval):
-            # Counted, not timed: a process that was stopped and goes on does not hang.
+            # Counted, not timed: a process that was stopped and resumed does not hang.
             self._seconds += interval
             if activity is not current() or not activity.watched:
                 activity, self._seconds = current(), 0.0
@@ -96,7 +96,7 @@ class _Watchdog(threading.Thread):
         assert self._timeout is not None
         self._seconds = 0.0
         if self._others is not None:
-            with contextlib.suppress(RuntimeError):  # of a coordinator that is gone peers hear
+            with contextlib.suppress(RuntimeError):  # peers notice a missing coordinator
                 self._others.stalled(seconds=self._timeout, status=self._status)
             return
         text = f"no progress for {self._timeout:,.0f} s in: {current().name}"
@@ -107,8 +107,8 @@ class _Watchdog(threading.Thread):
             os._exit(self._status)
 
     def _show_stacks(self, text: str) -> None:
-        """What each thread is doing, to standard error and to a file in MODEL_DIR/stacks."""
-        self._seconds = 0.0  # this process need not find it once more
+        """Dump all stacks to standard error and to a file in MODEL_DIR/stacks."""
+        self._seconds = 0.0  # do not report the same hang again
         with tempfile.TemporaryFile("w+") as file:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)

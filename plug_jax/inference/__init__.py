@@ -1,1 +1,1 @@
-"""A trained model put to use: texts written, scored and read, in batches, on any mesh."""
+"""Inference with a trained model: generation, scoring and encoding, batched, on any mesh."""

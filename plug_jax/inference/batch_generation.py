@@ -1,4 +1,4 @@
-"""Texts for every row of an input: the work of `plug-jax infer`."""
+"""Batch generation: the work of `plug-jax infer`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from plug_jax.inference.rows import Row, prompt_ids
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A row to be written for."""
+    """The prompt of a row."""
 
     ids: list[int]  # with [CLS] and [SEP]
     seed: int
@@ -26,15 +26,15 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation(DecoderWork):
-    """Writes `generated`, the texts of a row's prompt.
+    """Adds `generated`, the texts for a row's prompt.
 
-    What a row draws depends on its number in the input and the seed of the options alone.
+    A row's random numbers depend only on its input index and the options' seed.
     """
 
     ANSWERS: ClassVar[tuple[str, ...]] = ("generated",)
 
     options: GenerationOptions
-    prompt_field: str | None = None  # None: the first that there is of PROMPT_FIELDS
+    prompt_field: str | None = None  # None: the first present of PROMPT_FIELDS
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -45,17 +45,17 @@ class Generation(DecoderWork):
         return {"work": "infer", "prompt_field": self.prompt_field, **options}
 
     def prepare(self, model: InferenceModel, row: Row, index: int) -> Prompt:
-        """The prompt's ids; PlugError without one, or with one too long."""
+        """The prompt's ids; PlugError if it is missing or too long."""
         return Prompt(prompt_ids(model, row, self.prompt_field), row_seed(self.options.seed, index))
 
     def size(self, item: Prompt) -> tuple[int, ...]:
-        """Texts at a time, tokens of the prompt."""
+        """Number of texts, and tokens of the prompt."""
         return max(self.options.num_samples, self.options.num_beams), len(item.ids)
 
     def answer(
         self, model: InferenceModel, items: Sequence[Prompt]
     ) -> list[Answer | NoNumbersError]:
-        """The texts of each, best first if by beam search."""
+        """The texts of each, best first with beam search."""
         found = write(
             model, [item.ids for item in items], self.options, seeds=[item.seed for item in items]
         )
@@ -81,5 +81,5 @@ class Generation(DecoderWork):
 
 
 def row_seed(seed: int, index: int) -> int:
-    """32 bits for row `index`, unlike those of its neighbours and of other seeds."""
+    """A 32-bit seed for row `index`, different from its neighbours' and other seeds'."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""Items put into batches of few shapes, each of which has a program of its own."""
+"""Batching of items into few shapes, each with its own compiled program."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def batches(
     size: Callable[[Item], tuple[int, ...]],
     batch_size: int,
 ) -> Iterator[tuple[list[int], list[Item]]]:
-    """The places of some items, and a batch of these items, those of a length together.
+    """Batches of items of similar length, with their indices.
 
-    `size` is how many texts an item is, then lengths: only items of as many texts share a batch, of
-    `batch_size` texts at most. A batch is filled up to a power of two with copies of its last item.
+    `size` gives an item's number of texts, then lengths: only items with equal numbers of texts
+    share a batch, of at most `batch_size` texts. A batch is padded to a power of two with copies of
+    its last item.
     """
     by_size = sorted(range(len(items)), key=lambda place: size(items[place]))
     for texts, alike in itertools.groupby(by_size, lambda place: size(items[place])[0]):
@@ -34,7 +35,7 @@ def batches(
 
 
 def numbered(given: Sequence[Given], prepare: Callable[[Given], Item]) -> list[Item]:
-    """`prepare` of each; of several, the message of a PlugError says which one it is of."""
+    """`prepare` of each; with several, the message of a PlugError says which one."""
     items = []
     for number, one in enumerate(given):
         try:

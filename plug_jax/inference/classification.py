@@ -1,4 +1,4 @@
-"""Zero-shot classification: the label whose text the model finds likeliest after a row's text."""
+"""Zero-shot classification: the label whose text is likeliest after a row's text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from plug_jax.downstream.text_format import cut_lengths
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shown, shown_path
 from plug_jax.field_types import check_fields, typed
 from plug_jax.inference.jobs import ERROR, Answer, DecoderWork
 from plug_jax.inference.model import InferenceModel, NoNumbersError
@@ -32,33 +32,32 @@ class _Asked(Pairs):
     """A row's prompt and the text of each of its labels."""
 
     labels: tuple[str, ...] = ()
-    left_out: int = 0  # characters of the row's texts that the prompt had no room for
+    left_out: int = 0  # characters of the row's texts cut from the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification(DecoderWork):
-    """Each label's `template` is scored as what follows the prompt; the best is the prediction.
+    """Each label's `template` is scored as the continuation of the prompt; the best one wins.
 
-    In the templates {name} stands for a row's field of that name, and {label} for a label's words.
-    `normalize` says what is compared:
+    In the templates {name} is the row's field of that name, and {label} the label's words.
+    `normalize` is the score to compare:
 
       sum: the log-likelihood of the label's text, which favours short and common ones.
-      mean: the same for each of its tokens.
-      pmi: how much more likely the text is than after the prompt without the row's fields,
-        log P(text | prompt) - log P(text | prompt with nothing filled in): domain-conditional PMI
-        (Holtzman et al. 2021, arXiv 2104.08315), by which a label does not win by being common.
+      mean: its mean per token.
+      pmi: log P(text | prompt) - log P(text | the empty prompt template), domain-conditional PMI
+        (Holtzman et al. 2021, arXiv 2104.08315), so that a label does not win by being common.
 
     Probabilities are the softmax of these scores over the labels.
 
-    `labels` are the words that the template gets, by the labels' names; or the name of a row's
-    field that lists them, such as the choices of a question, whose names are then "0", "1", ...
+    `labels` are the template's words by label name, or the name of a row's field that lists them,
+    such as the choices of a question; their names are then "0", "1", ...
 
-    Where `max_prompt_tokens` (or the model, if it reads less) has no room for a prompt, the longest
-    of the row's texts in it loses its end, and the answer counts the characters under "left_out".
-    None: a prompt that is too long for the model is an error of its row.
+    If a prompt exceeds `max_prompt_tokens` (or the model's maximum), the end of the row's longest
+    text is cut, and the answer counts the characters under "left_out". None: a prompt that is too
+    long for the model is an error of its row.
 
     Raises:
-        PlugError: less than two labels, templates without what they need, an unknown `normalize`.
+        PlugError: fewer than two labels, templates without required fields, an unknown `normalize`.
     """
 
     ANSWERS: ClassVar[tuple[str, ...]] = ("prediction", "probabilities", "scores")
@@ -68,22 +67,22 @@ class Classification(DecoderWork):
     prompt_template: str = "{text}"
     normalize: Normalize = "pmi"
     sep: bool = True  # see `Scoring`
-    max_prompt_tokens: int | None = None  # [CLS] and [SEP] included
+    max_prompt_tokens: int | None = None  # including [CLS] and [SEP]
     _expected: dict[tuple[tuple[int, ...], ...], np.ndarray] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
-    )  # of labels' texts, those that were scored last
+    )  # cached scores of labels' texts
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not isinstance(self.labels, str) and len(self.labels) < 2:
-            raise PlugError(f"there must be two labels or more, not {list(self.labels)}")
+            raise PlugError(f"there must be two labels or more, not {shown(list(self.labels))}")
         if _LABEL not in _FIELD.findall(self.template):
-            raise PlugError(f"the template {self.template!r} needs {{label}} somewhere")
+            raise PlugError(f"the template {shown(self.template)} needs {{label}} somewhere")
         if not _FIELD.findall(self.prompt_template) or _LABEL in _FIELD.findall(
             self.prompt_template
         ):
             raise PlugError(
-                f"the prompt template {self.prompt_template!r} needs a row's field, such as "
+                f"the prompt template {shown(self.prompt_template)} needs a row's field, such as "
                 "{text}, and no {label}"
             )
 
@@ -94,7 +93,7 @@ class Classification(DecoderWork):
         return {"work": "classify", **options}
 
     def prepare(self, model: InferenceModel, row: Row, index: int) -> _Asked:
-        """Ids of the prompt and of each label's text; PlugError if a field is not there."""
+        """Ids of the prompt and of each label's text; PlugError if a field is missing."""
         labels = _listed(row, self.labels) if isinstance(self.labels, str) else self.labels
         prompt, left_out = self._prompt(model, row)
         texts = _texts(self.template, row)
@@ -105,7 +104,7 @@ class Classification(DecoderWork):
         return _Asked(prompt, tuple(targets), labels=tuple(labels), left_out=left_out)
 
     def _prompt(self, model: InferenceModel, row: Row) -> tuple[list[int], int]:
-        """Its ids, and how many characters of the row's texts it had no room for."""
+        """Its ids, and the number of characters cut from the row's texts."""
         texts = _texts(self.prompt_template, row)
         prompt = _filled(self.prompt_template, texts)
         if self.max_prompt_tokens is None:
@@ -116,23 +115,23 @@ class Classification(DecoderWork):
             lengths = [len(text) for text in texts.values()]
             if not any(lengths):
                 raise PlugError(
-                    f"the prompt template {self.prompt_template!r} has {room + excess} tokens "
-                    f"itself, and there is room for {room}"
+                    f"the prompt template {shown(self.prompt_template)} alone has "
+                    f"{room + excess} tokens, and there is room for {room}"
                 )
-            # A token is a character or more: never too much at once.
+            # A token is at least one character, so this never cuts too much.
             kept = cut_lengths(lengths, max(sum(lengths) - excess, 0))
             texts = {name: texts[name][:n] for name, n in zip(texts, kept, strict=True)}
             prompt = _filled(self.prompt_template, texts)
         return model.prompt_ids(prompt), whole - sum(map(len, texts.values()))
 
     def size(self, item: _Asked) -> tuple[int, ...]:
-        """Labels, and the lengths of prompt and longest label."""
+        """Number of labels, and lengths of the prompt and the longest label."""
         return pairs_size(item)
 
     def answer(
         self, model: InferenceModel, items: Sequence[_Asked]
     ) -> list[Answer | NoNumbersError]:
-        """The best label of each, and of every label probability and score."""
+        """The best label of each, and probabilities and scores of all labels."""
         scores = score_pairs(model, items)
         compared = self._compared(scores)
         if self.normalize == "pmi":
@@ -158,9 +157,9 @@ class Classification(DecoderWork):
         return np.array([[getattr(score, name) for score in of_item] for of_item in scores])
 
     def _without_fields(self, model: InferenceModel, items: Sequence[Pairs]) -> np.ndarray:
-        """The log-likelihood of each label's text where the row says nothing, [items, labels].
+        """The log-likelihood of each label's text after the empty prompt, [items, labels].
 
-        With templates of {label} alone the labels' texts are the same for all rows: scored once.
+        If the template has only {label}, the labels' texts are equal for all rows and scored once.
         """
         different = dict.fromkeys(item.targets for item in items)
         if not different.keys() <= self._expected.keys():
@@ -173,16 +172,16 @@ class Classification(DecoderWork):
 
 
 class Accuracy:
-    """Counts of predictions, and of those that agree with the rows' own labels."""
+    """Counts of predictions, and of those that match the rows' labels."""
 
     def __init__(self, labels: Collection[str]) -> None:
-        """`labels` are the names that predictions may have."""
+        """`labels`: the possible predictions."""
         self._labels = labels
         self._counts: collections.Counter[str] = collections.Counter()
         self._predictions: collections.Counter[str] = collections.Counter()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Add a row with its `prediction`; its own label is its field `label`, text or number."""
+        """Add a row with its `prediction` and, possibly, its field `label`, a text or number."""
         self._counts["rows"] += 1
         if ERROR in row:
             self._counts["errors"] += 1
@@ -194,7 +193,7 @@ class Accuracy:
             self._counts["correct"] += gold == row["prediction"]
 
     def fields(self) -> dict[str, Any]:
-        """Counts, and the accuracy over rows that have one of the labels."""
+        """Counts, and the accuracy over rows with one of the labels."""
         names = ("rows", "errors", "labeled", "unknown_labels", "correct")
         fields: dict[str, Any] = {name: self._counts[name] for name in names}
         if self._counts["labeled"]:
@@ -205,10 +204,9 @@ class Accuracy:
 
 @typed
 def read_labels(text: str) -> dict[str, str]:
-    """Labels out of a file, one a line, or separated by commas, Chinese ones too ("，", "、").
+    """Labels from a file, one per line, or separated by commas, also Chinese ones ("，", "、").
 
-    A line may hold a label's name, a tab, and the words that stand for it in the template; else
-    they are the same.
+    A line may have a label's name, a tab, and its words in the template; else both are the same.
 
     Raises:
         PlugError: a label twice or without a name.
@@ -222,16 +220,18 @@ def read_labels(text: str) -> dict[str, str]:
                 raise PlugError(f"the labels {path} are not UTF-8: {error}") from error
         entries = [line.strip().partition("\t") for line in lines if line.strip()]
     elif not _COMMA.search(text):
-        raise PlugError(f"labels {text!r}: there is no such file; labels themselves need commas")
+        raise PlugError(
+            f"labels {shown_path(text)}: there is no such file; labels themselves need commas"
+        )
     else:
         entries = [entry.strip().partition("\t") for entry in _COMMA.split(text)]
     labels: dict[str, str] = {}
     for name, _, words in entries:
         name = name.strip()
         if not name:
-            raise PlugError(f"labels {text!r}: one of them is empty")
+            raise PlugError(f"labels {shown(text)}: one of them is empty")
         if name in labels:
-            raise PlugError(f"labels {text!r}: {name!r} is there twice")
+            raise PlugError(f"labels {shown(text)}: {shown(name)} occurs twice")
         labels[name] = words.strip() or name
     return labels
 
@@ -241,7 +241,7 @@ def _by_label(item: _Asked, values: np.ndarray) -> dict[str, float]:
 
 
 def _listed(row: Row, name: str) -> dict[str, str]:
-    """The texts that a row lists under a name, by their numbers."""
+    """The texts listed in a row's field, by number."""
     _, value = row.first((name,))
     if not isinstance(value, list) or len(value) < 2 or not all(isinstance(v, str) for v in value):
         raise PlugError(f"field {name!r} must be a list of two texts or more")
@@ -249,7 +249,7 @@ def _listed(row: Row, name: str) -> dict[str, str]:
 
 
 def _texts(template: str, row: Row) -> dict[str, str]:
-    """The row's fields that a template has, by their names."""
+    """The row's fields used in a template, by name."""
     return {name: row.text((name,)) for name in _FIELD.findall(template) if name != _LABEL}
 
 

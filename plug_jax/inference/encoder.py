@@ -1,13 +1,12 @@
-"""An encoder ready to read: states, vectors and masked tokens, one program for each bucket.
+"""An encoder for inference: states, vectors, masked tokens; one program per length bucket.
 
-Axis letters: R rows, a text each, L tokens of a text, M model, P masked tokens of a text, V padded
-vocabulary, K candidates.
+Axis letters: R rows, one text each, L tokens of a text, M model, P masked tokens of a text, V
+padded vocabulary, K candidates.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,24 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plug_jax.config import ComputeDtype, PlugConfig
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.checkpoints.parameters import HEADS
+from plug_jax.config import PlugConfig
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.inference.placement import PlacedModel, power_of_two, to_host
 from plug_jax.inference.programs import Params, apply
-from plug_jax.inference.quantization import quantize
 from plug_jax.inference.request_options import Pooling
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.saved_model import load_for_inference
-from plug_jax.training.state import HEADS
 
 
 class EncoderModel(PlacedModel):
-    """Encoder, masked LM head and vocabulary of any checkpoint; a decoder and other heads are not.
+    """Encoder, masked LM head and vocabulary of any checkpoint, without decoder and other heads.
 
-    Texts are [CLS] text [SEP], padded to a bucket (the next power of two, 32 at least); rows beyond
-    the texts of a call are copies of its last. What a text gives does not depend on its neighbours.
+    Texts are [CLS] text [SEP], padded to a bucket (the next power of two, at least 32); batches are
+    padded with copies of the last text. A text's result does not depend on its neighbours.
     """
+
+    READS_DECODER = False
 
     def __init__(
         self,
@@ -41,7 +40,7 @@ class EncoderModel(PlacedModel):
         vocabulary: PlugVocabulary,
         partitioner: Partitioner | None = None,
     ) -> None:
-        """Take over of `params`, as training or another model of inference has them, what it reads.
+        """Take the needed part of `params`, from training or another inference model.
 
         Raises:
             PlugError: the vocabulary is not the one that the model was trained with.
@@ -50,36 +49,14 @@ class EncoderModel(PlacedModel):
         own = {name: part for name, part in params.items() if name not in ("decoder", HEADS)}
         super().__init__(config, own, vocabulary, partitioner)
         programs = EncoderPrograms(PlugModel(config), vocabulary.vocab_size)
-        # Nothing is compiled before its first call.
+        # Programs compile on their first call.
         self._states = jax.jit(programs.states)
         self._vectors = jax.jit(programs.vectors, static_argnames="pooling")
         self._fill = jax.jit(programs.fill, static_argnames="candidates")
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | os.PathLike[str],
-        partitioner: Partitioner | None = None,
-        dtype: ComputeDtype | None = None,
-        *,
-        int8: bool = False,
-        verify: bool = True,
-    ) -> EncoderModel:
-        """Of a MODEL_DIR or one of its checkpoints, read straight into its shardings and dtype.
-
-        Options are as in `InferenceModel.load`.
-
-        Raises:
-            PlugError: no checkpoint there, or one without a vocabulary.
-        """
-        config, params, vocabulary = load_for_inference(
-            checkpoint, partitioner, dtype, decoder=False, verify=verify
-        )
-        return cls(config, quantize(params) if int8 else params, vocabulary, partitioner)
-
-    @classmethod
     def of(cls, model: PlacedModel) -> EncoderModel:
-        """The encoder of a model that is there already; the parameters are in memory once."""
+        """The encoder of an existing model, sharing its parameters."""
         return cls(model.config, model.params, model.vocabulary, model.partitioner)
 
     def states(self, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -92,7 +69,7 @@ class EncoderModel(PlacedModel):
         return [found[row, : len(ids)] for row, ids in enumerate(texts)]
 
     def vectors(self, texts: Sequence[Sequence[int]], pooling: Pooling) -> np.ndarray:
-        """A vector of each text, float32 [texts, M]; see `EncoderPrograms.vectors`."""
+        """A vector per text, float32 [texts, M]; see `EncoderPrograms.vectors`."""
         with self.context():
             found = to_host(self._vectors(self.params, *self.batch(texts), pooling=pooling))
         vectors: np.ndarray = found[: len(texts)]
@@ -101,16 +78,16 @@ class EncoderModel(PlacedModel):
     def fill(
         self, texts: Sequence[Sequence[int]], places: Sequence[Sequence[int]], candidates: int
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """What may stand at some places of each text: the likeliest pieces, best first.
+        """The likeliest pieces at given positions of each text, best first.
 
         Args:
             texts: ids with [CLS] and [SEP].
-            places: indices into a text's ids, one or more of each text.
-            candidates: how many pieces; as many as the vocabulary has, at most.
+            places: indices into a text's ids, at least one per text.
+            candidates: number of pieces, at most the vocabulary size.
 
         Returns:
             For each text log-probabilities, float32 [places, candidates], and ids, int32 of the
-            same shape. The probabilities of the whole vocabulary add up to 1.
+            same shape. Probabilities over the whole vocabulary sum to 1.
         """
         most = power_of_two(max(map(len, places)))
         positions = np.zeros((len(texts), most), np.int32)
@@ -142,10 +119,10 @@ class EncoderPrograms:
     """
 
     model: PlugModel
-    vocab_size: int  # pieces; the rows of the embedding table beyond are none
+    vocab_size: int  # pieces; further rows of the embedding table are padding
 
     def states(self, params: Params, tokens: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        """float32 [R, L, M]; those of padding mean nothing."""
+        """float32 [R, L, M]; meaningless at padding."""
         encoded = apply(self.model, params, "encode", tokens, segment_ids=segment_ids)
         states: jax.Array = encoded.astype(jnp.float32)
         return states
@@ -153,9 +130,9 @@ class EncoderPrograms:
     def vectors(
         self, params: Params, tokens: jax.Array, segment_ids: jax.Array, *, pooling: Pooling
     ) -> jax.Array:
-        """float32 [R, M]: the state at [CLS], or the mean of those of the text's own tokens.
+        """float32 [R, M]: the state at [CLS], or the mean over the text's tokens.
 
-        [CLS], [SEP] and padding are no part of the mean. Of a text without a token it is 0.
+        The mean excludes [CLS], [SEP] and padding; it is 0 for an empty text.
         """
         states = self.states(params, tokens, segment_ids)
         if pooling == "cls":

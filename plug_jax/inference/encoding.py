@@ -1,4 +1,4 @@
-"""Texts as an encoder reads them: token by token, and as one vector each; `plug-jax embed`.
+"""Encoder outputs of texts: per token, and as one vector each; `plug-jax embed`.
 
 Axis letters: L tokens of a text, M model.
 """
@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from plug_jax.checkpoints.saved_model import SavedModel
 from plug_jax.downstream.token_texts import PlacedTokens, placed_tokens, token_ids
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shown
 from plug_jax.field_types import check_fields
 from plug_jax.inference.batches import batches, numbered
 from plug_jax.inference.encoder import EncoderModel
@@ -20,17 +21,16 @@ from plug_jax.inference.jobs import Answer, EncoderWork
 from plug_jax.inference.model import NoNumbersError
 from plug_jax.inference.request_options import EmbeddingOptions, Pooling
 from plug_jax.inference.rows import Row
-from plug_jax.training.saved_model import SavedModel
 
-TEXT_FIELDS = ("text", "sentence")  # where a row's text is looked for, in this order
+TEXT_FIELDS = ("text", "sentence")  # fields to look up for a row's text, in this order
 
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """One token of a text: its piece and id, and the characters [start, end) that it stands for.
+    """One token of a text: its piece, id, and character span [start, end).
 
-    [CLS] and [SEP] stand for none: 0 to 0, and the end to the end. Spaces and what a vocabulary
-    removes (control characters) are in no token.
+    [CLS] and [SEP] have empty spans at the beginning and end. Spaces and removed characters
+    (control characters) belong to no token.
     """
 
     piece: str
@@ -41,15 +41,15 @@ class Token:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedText:
-    """A text as the encoder reads it."""
+    """The encoder's tokens and states of a text."""
 
     text: str
-    tokens: tuple[Token, ...]  # [CLS] and [SEP] included
+    tokens: tuple[Token, ...]  # including [CLS] and [SEP]
     states: np.ndarray  # float32 [L, M], of each token
-    left_out: int  # characters at the end that `max_length` had no room for
+    left_out: int  # characters cut at the end by `max_length`
 
     def vector(self, pooling: Pooling = "mean", *, normalize: bool = False) -> np.ndarray:
-        """float32 [M], as `EmbeddingOptions` has it. PlugError for the mean of an empty text."""
+        """float32 [M], see `EmbeddingOptions`. PlugError for the mean of an empty text."""
         options = EmbeddingOptions(pooling=pooling, normalize=normalize)
         if options.pooling == "cls":
             found = self.states[0]
@@ -62,21 +62,21 @@ class EncodedText:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What the encoder reads of a text."""
+    """The encoder's input for a text."""
 
     ids: list[int]  # with [CLS] and [SEP]
-    left_out: int  # characters at the end
+    left_out: int  # characters cut at the end
 
 
-_NO_MEAN = "the text has no token, so there is no mean of its states; leave it out, or pool by cls"
+_NO_MEAN = "the text has no tokens, so its states have no mean; leave it out, or set pooling to cls"
 
 
 def check_max_length(max_length: int | None, longest: int) -> None:
-    """PlugError unless a model that reads `longest` tokens can read texts of so many."""
+    """PlugError unless `max_length` is valid for a model that reads `longest` tokens."""
     if max_length is not None and not 3 <= max_length <= longest:
         raise PlugError(
-            f"max_length is {max_length}; it must be between 3 and {longest}, the positions that "
-            "this model has ([CLS] and [SEP] included)"
+            f"max_length is {shown(max_length)}; it must be between 3 and {longest}, the positions "
+            "that this model has ([CLS] and [SEP] included)"
         )
 
 
@@ -87,7 +87,7 @@ def read(
     max_length: int | None = None,
     ids: Sequence[int] | None = None,
 ) -> Reading:
-    """[CLS] text [SEP], cut to `max_length` tokens; `ids` are the text's, where they are known.
+    """[CLS] text [SEP], cut to `max_length` tokens; `ids` are the text's, if known.
 
     Raises:
         PlugError: the text is too long for the model, and there is no `max_length`.
@@ -110,7 +110,7 @@ def read(
 def read_for_vector(
     model: EncoderModel, text: str, options: EmbeddingOptions, *, ids: Sequence[int] | None = None
 ) -> Reading:
-    """As `read`. PlugError also for a text that has nothing to take the mean of."""
+    """Like `read`. PlugError also for an empty text with mean pooling."""
     reading = read(model, text, max_length=options.max_length, ids=ids)
     if options.pooling == "mean" and len(reading.ids) <= 2:
         raise PlugError(_NO_MEAN)
@@ -124,11 +124,11 @@ def encode(
     max_length: int | None = None,
     batch_size: int = 32,
 ) -> list[EncodedText]:
-    """Each text token by token.
+    """Tokens and states of each text.
 
     Raises:
         PlugError: a text is too long for the model, and there is no `max_length`.
-        NoNumbersError: the model computes no finite numbers.
+        NoNumbersError: the model's outputs are NaN or infinite.
     """
     check_max_length(max_length, model.longest)
     placed = placed_tokens(texts, model.vocabulary)
@@ -150,11 +150,11 @@ def encode(
 def embed(
     model: EncoderModel, texts: Sequence[str], options: EmbeddingOptions, *, batch_size: int = 32
 ) -> np.ndarray:
-    """A vector of each text, float32 [texts, M].
+    """A vector per text, float32 [texts, M].
 
     Raises:
         PlugError: as `read_for_vector`.
-        NoNumbersError: the model computes no finite numbers.
+        NoNumbersError: the model's outputs are NaN or infinite.
     """
     check_max_length(options.max_length, model.longest)
     known = token_ids(texts, model.vocabulary)
@@ -172,7 +172,7 @@ def embed(
 def vectors_of(
     model: EncoderModel, readings: Sequence[Reading], options: EmbeddingOptions
 ) -> np.ndarray:
-    """A vector of each, float32 [readings, M], computed together."""
+    """A vector per reading, float32 [readings, M], computed together."""
     vectors = model.vectors([reading.ids for reading in readings], options.pooling)
     return _unit(vectors) if options.normalize else vectors
 
@@ -184,12 +184,12 @@ def reading_size(reading: Reading) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Embedding(EncoderWork):
-    """The `embedding` of a row's text, float32 [M]; and the characters `left_out`, if any."""
+    """The `embedding` of a row's text, float32 [M], and the number of characters `left_out`."""
 
     ANSWERS: ClassVar[tuple[str, ...]] = ("embedding", "left_out")
 
     options: EmbeddingOptions
-    text_field: str | None = None  # None: the first that there is of TEXT_FIELDS
+    text_field: str | None = None  # None: the first present of TEXT_FIELDS
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -200,12 +200,12 @@ class Embedding(EncoderWork):
         return {"work": "embed", "text_field": self.text_field, **options}
 
     def check(self, saved: SavedModel) -> None:
-        """PlugError for a checkpoint without a vocabulary, or that reads less than `max_length`."""
+        """PlugError for a checkpoint without vocabulary, or that reads less than `max_length`."""
         super().check(saved)
         check_max_length(self.options.max_length, saved.config.max_positions)
 
     def prepare(self, model: EncoderModel, row: Row, index: int) -> Reading:
-        """What is read of the row's text; PlugError without one, or with one too long."""
+        """The encoder's input for the row's text; PlugError if it is missing or too long."""
         return read_for_vector(model, row_text(row, self.text_field), self.options)
 
     def size(self, item: Reading) -> tuple[int, ...]:
@@ -231,12 +231,12 @@ class Embedding(EncoderWork):
 
 
 def row_text(row: Row, field: str | None) -> str:
-    """The text of a field of a row, or None: of the first of TEXT_FIELDS."""
+    """The text of a row's field; None: the first present of TEXT_FIELDS."""
     return row.text(TEXT_FIELDS if field is None else (field,))
 
 
 def json_floats(vector: np.ndarray) -> list[float]:
-    """float32 as numbers of nine digits, which are enough to get the same float32 again."""
+    """float32 values with nine digits, which determine the same float32."""
     return [float(f"{value:.9g}") for value in vector.tolist()]
 
 
@@ -253,7 +253,7 @@ def _tokens(
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """[..., M] of length 1; 0 stays 0."""
+    """[..., M] scaled to length 1; 0 stays 0."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     unit: np.ndarray = vectors / np.where(lengths > 0, lengths, 1)
     return unit

@@ -1,6 +1,6 @@
-"""A fine-tuned model ready to answer: its encoder and head, one program for each bucket.
+"""A fine-tuned model for inference: encoder and head, one program per length bucket.
 
-Axis letters: R rows, an example each, T texts of a row, L tokens of a text.
+Axis letters: R rows, one example each, T texts of a row, L tokens of a text.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.config import ComputeDtype, PlugConfig
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples
 from plug_jax.downstream.formats import Format, Outputs
 from plug_jax.downstream.kinds import described_format
-from plug_jax.inference.placement import PlacedModel, power_of_two, to_host
-from plug_jax.inference.quantization import dequantize_projections, quantize
+from plug_jax.inference.placement import PlacedModel, power_of_two, read_parts, to_host
+from plug_jax.inference.quantization import dequantize_projections
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.composition import predict
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.saved_model import load_for_inference, open_checkpoint
 
-Example = Mapping[str, np.ndarray]  # its features by name, [T, L] each, L that of the longest text
+Example = Mapping[str, np.ndarray]  # features by name, [T, L] each, with L of the longest text
 
 
 class FineTunedModel(PlacedModel):
-    """Encoder, head, vocabulary and format of one checkpoint, which keeps all of them.
+    """Encoder, head, vocabulary and format, all from one checkpoint.
 
     Texts are padded to a bucket, the next power of two from 32 up to the format's `max_length`, and
-    rows to a power of two. What a row gives is that of the evaluation of a training run.
+    rows to a power of two. Outputs equal those of a training run's evaluation.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class FineTunedModel(PlacedModel):
         *,
         batch_size: int = 32,
     ) -> None:
-        """`params` are those of the model and the format's objective; `batch_size` is in texts."""
+        """`params` of the model and the format's objective; `batch_size` in texts."""
         super().__init__(config, params, vocabulary, partitioner)
         self.format = format
         objective = format.make_objective()
@@ -65,22 +65,19 @@ class FineTunedModel(PlacedModel):
         batch_size: int = 32,
         verify: bool = True,
     ) -> FineTunedModel:
-        """Of a MODEL_DIR or one of its checkpoints, read straight into its shardings and dtype.
+        """Like `PlacedModel.load`, with the head, which `int8` does not change.
 
-        With `int8` the encoder's kernels are then quantized, see `inference.quantization`; the head
-        stays as it is. No more than `batch_size` texts are worked on at a time. `verify` compares
-        the parameters with their checksums first.
+        At most `batch_size` texts are processed at a time.
 
         Raises:
-            PlugError: no checkpoint there, or one that was not fine-tuned.
+            PlugError: no checkpoint, or one that was not fine-tuned.
         """
         format_ = described_format(open_checkpoint(checkpoint).task)
-        config, params, vocabulary = load_for_inference(
-            checkpoint, partitioner, dtype, (format_.make_objective(),), verify=verify
+        objectives = (format_.make_objective(),)
+        parts = read_parts(
+            checkpoint, partitioner, dtype, int8=int8, verify=verify, objectives=objectives
         )
-        if int8:
-            params = quantize(params)
-        return cls(config, params, vocabulary, format_, partitioner, batch_size=batch_size)
+        return cls(*parts, format_, partitioner, batch_size=batch_size)
 
     @property
     def longest(self) -> int:
@@ -97,7 +94,7 @@ class FineTunedModel(PlacedModel):
         return [_by_texts(row, self.texts_a_row) for row in rows]
 
     def outputs(self, examples: Sequence[Example]) -> Outputs:
-        """What the objective gives for each example, [n, ...] by name; texts end at their bucket.
+        """The objective's outputs for each example, [n, ...] by name; texts are padded to a bucket.
 
         All processes of a mesh must call it, with the same examples.
         """
@@ -120,14 +117,14 @@ class FineTunedModel(PlacedModel):
 
 
 def text_length(example: Example) -> int:
-    """Tokens of its longest text."""
+    """Length of its longest text in tokens."""
     return int(example["encoder_segment_ids"].shape[1])
 
 
 def _by_texts(row: Mapping[str, np.ndarray], texts: int) -> Example:
-    """An example's features [T * L] as [T, L'], and with segment ids and positions if it has none.
+    """An example's features [T * L] as [T, L'], adding segment ids and positions if missing.
 
-    L' is without what is padding in all texts.
+    L' excludes positions that are padding in all texts.
     """
     example = {name: values.reshape(texts, -1) for name, values in row.items()}
     tokens = example["encoder_input_tokens"]

@@ -1,4 +1,4 @@
-"""Prompts in, texts out: sampling and beam search over a batch, streams, long texts."""
+"""Generation from prompts: sampling, beam search, streaming and long texts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FinishReason = Literal["stop", "length"]
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedText:
-    """One text, and how sure the model was of it."""
+    """A generated text and its log-likelihood."""
 
     ids: list[int]  # without [CLS] and [SEP]
     text: str
-    log_probs: list[float]  # of each id, and of the [SEP] if there was one; none from beam search
+    log_probs: list[float]  # of each id and of [SEP], if any; empty for beam search
     log_prob: float  # of the whole text
-    score: float  # beam search: log_prob by length_penalty; else log_prob
+    score: float  # beam search: log_prob with length penalty; else log_prob
     stopped: bool  # by [SEP]; False: cut at max_new_tokens
 
     @property
@@ -38,7 +38,7 @@ class GeneratedText:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether the model's logits were finite; else there is no text."""
+        """Whether the model's logits were finite; otherwise there is no text."""
         return math.isfinite(self.log_prob)
 
 
@@ -52,18 +52,18 @@ def generate(
     *,
     seeds: Sequence[int] | None = None,
 ) -> list[list[GeneratedText]]:
-    """`num_samples` texts for each prompt; of beam search the best, best first.
+    """`num_samples` texts per prompt; for beam search the best ones, best first.
 
     A prompt is a text, or its ids with [CLS] and [SEP]. The encoder reads [CLS] prompt [SEP], the
-    decoder starts from [CLS] and a [SEP] ends the text; padding, [UNK], [CLS], [MASK] and ids
-    beyond the vocabulary are never written. What sample s of prompt p draws depends on (seed, p, s)
-    alone; with `seeds`, one for each prompt, on (its seed, s). A first call of a kind (bucket of
-    lengths, number of rows) compiles.
+    decoder starts from [CLS] and [SEP] ends the text; padding, [UNK], [CLS], [MASK] and ids beyond
+    the vocabulary are never generated. Sample s of prompt p depends only on (seed, p, s); with
+    `seeds`, one per prompt, on (its seed, s). The first call with a length bucket and number of
+    rows compiles.
 
     Raises:
-        PlugError: a prompt or `max_new_tokens` is too long for the model, or a text to force or
-            forbid cannot be.
-        NoNumbersError: the model computes no finite numbers.
+        PlugError: a prompt or `max_new_tokens` is too long for the model, or a forced or forbidden
+            text is invalid.
+        NoNumbersError: the model's outputs are NaN or infinite.
     """
     found = write(model, prompts, options, seeds=seeds)
     if not all(text.has_numbers for texts in found for text in texts):
@@ -78,7 +78,7 @@ def write(
     *,
     seeds: Sequence[int] | None = None,
 ) -> list[list[GeneratedText]]:
-    """`generate`, but whether the texts of each prompt have numbers is for the caller to ask."""
+    """Like `generate`, but the caller must check `has_numbers`."""
     if not prompts:
         return []
     ids = [model.prompt_ids(p) if isinstance(p, str) else p for p in prompts]
@@ -105,9 +105,9 @@ def write(
 def stream(
     model: InferenceModel, prompt: str, options: GenerationOptions, *, every: int = 8
 ) -> Iterator[GeneratedText]:
-    """The text of one prompt as it grows, `every` few tokens; the last is what `generate` gives.
+    """The growing text of one prompt after `every` few tokens; the last equals `generate`'s.
 
-    Each is longer than the one before; `stopped` is only known of the last. Samples one text.
+    Each is longer than the previous one; only the last has a valid `stopped`. Samples one text.
     Raises what `generate` does.
     """
     model.check_length("max_new_tokens", options.max_new_tokens)
@@ -141,14 +141,14 @@ def generate_long(
     chunk: int = 128,
     context_length: int = 512,
 ) -> list[str]:
-    """Texts of any length by PLUG's released scheme (`plug_jax.decoding.rolling`), one a prompt.
+    """Texts of any length by PLUG's released scheme (`plug_jax.decoding.rolling`), one per prompt.
 
-    Of `options` it knows max_new_tokens, which may exceed the model's positions, temperature,
-    top_k, top_p and seed. As released, prompts that are too long keep their end, quotes and dashes
-    of a prompt become ASCII, and an [UNK] of the text (several in a row count as one) reads as “.
+    It uses the options max_new_tokens, which may exceed the model's positions, temperature, top_k,
+    top_p and seed. As in the released code, long prompts keep their end, quotes and dashes in the
+    prompt become ASCII, and a run of [UNK] in the text is written as “.
 
     Raises:
-        NoNumbersError: the model computes no finite numbers.
+        NoNumbersError: the model's outputs are NaN or infinite.
     """
     v = model.vocabulary
     context_length = min(context_length, model.config.max_positions)
@@ -193,7 +193,7 @@ def generate_long(
 
 
 def _pieces(model: InferenceModel, ids: Sequence[int]) -> Iterator[str]:
-    """Text of runs of ids without [UNK], and “ for each run of [UNK]."""
+    """Text of each run of ids without [UNK], and “ for each run of [UNK]."""
     for unknown, run in itertools.groupby(ids, lambda i: i == model.vocabulary.unk_id):
         yield "“" if unknown else model.vocabulary.decode(list(run))
 
@@ -222,7 +222,7 @@ def host_rows(decoding: Decoding, count: int) -> list[HostRow]:
 
 
 def read_row(model: InferenceModel, row: HostRow) -> GeneratedText:
-    """A row's text so far."""
+    """The text of a row so far."""
     log_probs = row.log_probs[: row.length + row.stopped].tolist()
     total = float(sum(log_probs))
     if not math.isfinite(total):
@@ -261,7 +261,7 @@ def _beam_search(
         )
 
     return [
-        # A prompt with hardly anything allowed may have fewer texts than asked.
+        # Under strict constraints a prompt may have fewer texts than requested.
         [text((p, b)) for b in range(options.num_samples) if found.scores[p, b] != -np.inf]
         for p in range(len(ids))
     ]

@@ -1,7 +1,7 @@
-"""Every row of an input answered by a model, in order, over all devices and processes; resumable.
+"""Batch inference over the rows of an input: in order, on all devices and processes, resumable.
 
 All processes of a run read the same rows and compute the same batches together, over one mesh; the
-first of them writes.
+first process writes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from plug_jax.checkpoints.saved_model import SavedModel, open_checkpoint, vocabulary_fingerprint
+from plug_jax.compilation import use_compilation_cache
 from plug_jax.config import ComputeDtype
-from plug_jax.data.file_source import as_list, literal_directories
+from plug_jax.data.sources.file_source import as_list, literal_directories
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 from plug_jax.inference.batches import batches
@@ -28,12 +30,10 @@ from plug_jax.inference.encoder import EncoderModel
 from plug_jax.inference.model import InferenceModel, NoNumbersError, check_writes
 from plug_jax.inference.parts import PartedOutput
 from plug_jax.inference.placement import PlacedModel
-from plug_jax.inference.progress import Progress
+from plug_jax.inference.progress import JobProgress
 from plug_jax.inference.request_options import MAX_TEXTS
 from plug_jax.inference.rows import Contents, Row, RowSource, contents_of
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.compilation import use_compilation_cache
-from plug_jax.training.saved_model import SavedModel, open_checkpoint, vocabulary_fingerprint
 
 ERROR = "error"  # the field of a row that could not be answered
 _BATCHES_A_PART = 8
@@ -44,38 +44,38 @@ Model = TypeVar("Model", bound=PlacedModel)
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What is said of a row."""
+    """The result for a row."""
 
     fields: dict[str, Any]
-    tokens: int  # written, scored or read
+    tokens: int  # generated, scored or read
 
 
 class Work(Protocol[Model, Item]):
-    """What is done with each row. An answer depends on the row and its number, not its batch."""
+    """The work per row. An answer depends on the row and its index, not on its batch."""
 
     ANSWERS: ClassVar[tuple[str, ...]]  # the fields of an answer
 
     def settings(self) -> Mapping[str, Any]:
-        """JSON: what answers depend on besides the model and the row."""
+        """JSON settings that answers depend on, besides the model and the row."""
 
     def check(self, saved: SavedModel) -> None:
-        """PlugError for a checkpoint that this cannot be done with."""
+        """PlugError for an unsuitable checkpoint."""
 
     def load(self, saved: SavedModel, job: Job) -> Model:
-        """The model, where the job has it."""
+        """The model, placed as the job says."""
 
     def prepare(self, model: Model, row: Row, index: int) -> Item:
-        """What goes into a batch of row number `index`. PlugError: the row's, not the job's."""
+        """The batch item of row number `index`. A PlugError is the row's, not the job's."""
 
     def size(self, item: Item) -> tuple[int, ...]:
-        """How many texts it is, then lengths. Only items of as many texts share a batch."""
+        """Number of texts, then lengths. Only items with equal numbers of texts share a batch."""
 
     def answer(self, model: Model, items: Sequence[Item]) -> Sequence[Answer | NoNumbersError]:
-        """An answer for each item of a batch, or that the model has none."""
+        """An answer for each item of a batch, or a NoNumbersError."""
 
 
 class DecoderWork:
-    """The model of a work that writes texts or scores them."""
+    """Work that generates or scores texts."""
 
     def check(self, saved: SavedModel) -> None:
         """PlugError for a checkpoint without a decoder."""
@@ -89,7 +89,7 @@ class DecoderWork:
 
 
 class EncoderWork:
-    """The model of a work that reads texts."""
+    """Work that encodes texts."""
 
     def check(self, saved: SavedModel) -> None:
         """PlugError for a checkpoint without an encoder, or without a vocabulary."""
@@ -114,12 +114,12 @@ class Job:
     checkpoint: str  # a MODEL_DIR, or one step in it
     rows: RowSource | Sequence[Row]
     output: str | None = None
-    batch_size: int = 32  # texts at a time
+    batch_size: int = 32  # texts per batch
     partitioner: Partitioner | None = None  # None: the first device
-    dtype: ComputeDtype | None = None  # None: the one that the model was trained in
-    int8: bool = False  # weights in 8 bits
+    dtype: ComputeDtype | None = None  # None: the training dtype
+    int8: bool = False  # 8-bit weights
     compilation_cache_dir: str | None = None
-    verify_checkpoint: bool = True  # compare the arrays with their checksums
+    verify_checkpoint: bool = True  # check the arrays against their checksums
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -130,7 +130,7 @@ class Job:
 
 
 class Counts:
-    """How many rows there are, how many with an error, and how many texts lost their end."""
+    """Numbers of rows, rows with an error, and shortened texts."""
 
     def __init__(self) -> None:
         self._counts = dict.fromkeys(("rows", "errors", "shortened"), 0)
@@ -147,17 +147,17 @@ class Counts:
 
 
 def run(job: Job, work: Work[Any, Any]) -> Iterator[dict[str, Any]]:
-    """Each row with the fields of its answer, in the order of the input; go through to the end.
+    """Each row with its answer's fields, in input order; iterate to the end.
 
-    A row has an `error` instead where there is no answer, and fields of its own of these names are
-    replaced. With an output the rows are kept there, part by part (`PartedOutput`), and those that
-    an earlier run kept are not computed again. Of several processes the first gets all rows, the
-    others only those that they helped to compute.
+    A row without an answer has an `error` instead; input fields of these names are replaced. With
+    an output, rows are saved part by part (`PartedOutput`), and those saved by an earlier run are
+    not recomputed. The first process gets all rows, the others only those that they helped to
+    compute.
 
     Raises:
-        PlugError: no checkpoint or no rows there, an output of another job, processes without a
-            mesh, tokens of another vocabulary.
-        NoNumbersError: the model has none for any row of the first part.
+        PlugError: no checkpoint or no rows, an output of another job, processes without a mesh,
+            tokens of another vocabulary.
+        NoNumbersError: outputs are not finite for any row of the first part.
     """
     use_compilation_cache(job.compilation_cache_dir)
     saved = open_checkpoint(job.checkpoint)
@@ -168,7 +168,7 @@ def run(job: Job, work: Work[Any, Any]) -> Iterator[dict[str, Any]]:
     if place.complete:
         yield from output.read_all() if output else ()
         return
-    progress = Progress(
+    progress = JobProgress(
         contents.rows,
         done=min(place.parts_done * place.rows_per_part, contents.rows),
         shown=jax.process_index() == 0,
@@ -182,7 +182,7 @@ def run(job: Job, work: Work[Any, Any]) -> Iterator[dict[str, Any]]:
             model = model or work.load(saved, job)
             rows = _answer(model, work, part, job.batch_size, progress)
             if number == 0 and {row.get(ERROR) for row in rows} == {str(NoNumbersError())}:
-                raise NoNumbersError  # none of many rows: it is the model, and so it would go on
+                raise NoNumbersError  # for none of many rows: the model is broken
             if output is not None:
                 output.write(number, rows)
         except KeyboardInterrupt:
@@ -200,9 +200,9 @@ def _answer(
     work: Work[Model, Item],
     part: Sequence[tuple[int, Row]],
     batch_size: int,
-    progress: Progress,
+    progress: JobProgress,
 ) -> list[dict[str, Any]]:
-    """The rows of a part with their answers; the longest are worked on together."""
+    """The rows of a part with their answers, batched by length."""
     results: list[dict[str, Any]] = []
     items: list[Item] = []
     places: list[int] = []  # of the items in the part
@@ -231,7 +231,7 @@ def _answer(
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a run begins."""
+    """Where a run resumes."""
 
     complete: bool
     parts_done: int
@@ -241,7 +241,7 @@ class _Place:
 def _open_output(
     job: Job, work: Work[Any, Any], saved: SavedModel, contents: Contents
 ) -> tuple[PartedOutput | None, _Place]:
-    """The output (of the first process alone), and where all processes begin."""
+    """The output (on the first process), and where all processes resume."""
     rows_per_part = _BATCHES_A_PART * job.batch_size
     output, place = None, _Place(False, 0, rows_per_part)
     if job.output is None:
@@ -261,7 +261,7 @@ def _open_output(
 
 
 def _time_of(saved: SavedModel) -> str | None:
-    """When orbax finished writing the checkpoint, if it says."""
+    """When orbax finished writing the checkpoint, if recorded."""
     metadata = saved.path / "_CHECKPOINT_METADATA"
     written = json.loads(metadata.read_text()) if metadata.exists() else {}
     seconds = written.get("commit_timestamp_nsecs", 0) / 1e9
@@ -269,7 +269,7 @@ def _time_of(saved: SavedModel) -> str | None:
 
 
 def _check(job: Job, saved: SavedModel, contents: Contents) -> None:
-    """Raises PlugError for what cannot be worked on."""
+    """Raises PlugError for an unsuitable checkpoint or input."""
     if isinstance(job.rows, RowSource):
         vocabulary = job.rows.vocabulary()
         if vocabulary and vocabulary_fingerprint(vocabulary) != saved.vocabulary_fingerprint:
@@ -280,7 +280,7 @@ def _check(job: Job, saved: SavedModel, contents: Contents) -> None:
         if job.output is not None and job.rows.files is not None:
             _check_apart(job.output, as_list(job.rows.files, kind="file"))
     if contents.rows == 0:
-        raise PlugError("there is nothing to do: the input has no row")
+        raise PlugError("there is nothing to do: the input has no rows")
     if jax.process_count() > 1:
         if job.partitioner is None:
             raise PlugError(
@@ -296,7 +296,9 @@ def _check_apart(output: str, inputs: Sequence[str]) -> None:
     for pattern in inputs:
         as_pattern = os.path.abspath(literal_directories(pattern))
         if path == os.path.abspath(pattern) or PurePath(path).match(as_pattern):
-            raise PlugError(f"OUTPUT {output} would be read as INPUT {pattern}; put it elsewhere")
+            raise PlugError(
+                f"OUTPUT {output} would be read as INPUT {pattern}; choose another OUTPUT"
+            )
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

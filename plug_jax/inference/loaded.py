@@ -1,4 +1,4 @@
-"""A checkpoint in Python: `plug_jax.load`, and all that the model can then be asked."""
+"""The Python interface: `plug_jax.load` and the model's methods."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
+from plug_jax.checkpoints.saved_model import SavedModel, open_checkpoint
 from plug_jax.config import ComputeDtype, PlugConfig
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.kinds import described_format
 from plug_jax.downstream.text_format import TextFormat
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shortened, shown
 from plug_jax.inference import encoding, generator, mask_filling
 from plug_jax.inference.batches import batches, numbered
 from plug_jax.inference.classification import Classification
@@ -31,20 +32,19 @@ from plug_jax.inference.request_options import EmbeddingOptions, GenerationOptio
 from plug_jax.inference.rows import Row
 from plug_jax.inference.scoring import Score, Scoring, pairs_size, score_pairs
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.saved_model import SavedModel, open_checkpoint
 
 Options = TypeVar("Options")
 Mesh = Partitioner | Mapping[str, int]
-Texts = list[str] | tuple[str, ...]  # to type checkers, who take a str for a sequence of str too
+Texts = list[str] | tuple[str, ...]  # because a str is also a Sequence[str] for type checkers
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifiedText:
-    """The likeliest label of a text, and the probability of each."""
+    """The likeliest label of a text, and all labels' probabilities."""
 
     prediction: str
     probabilities: dict[str, float]
-    left_out: int = 0  # characters that a prompt had no room for, with `max_prompt_tokens`
+    left_out: int = 0  # characters cut from the prompt by `max_prompt_tokens`
 
 
 def load(
@@ -56,18 +56,18 @@ def load(
     batch_size: int = 32,
     verify: bool = True,
 ) -> Model:
-    """Read a checkpoint, of either stage, converted or fine-tuned, for what it can be asked.
+    """Load a checkpoint of either stage, converted or fine-tuned.
 
     Args:
-        checkpoint: a MODEL_DIR that `plug-jax train` or `plug-jax convert` wrote (its best
-            checkpoint, if the run keeps that, else the newest), or MODEL_DIR/checkpoints/<step>.
-        dtype: "bfloat16" or "float32", of the computation and of the parameters in memory; None:
-            computed in the one that the model was trained in, from parameters in float32.
+        checkpoint: a MODEL_DIR of `plug-jax train` or `plug-jax convert` (its best checkpoint, if
+            the run keeps one, else the newest), or MODEL_DIR/checkpoints/<step>.
+        dtype: "bfloat16" or "float32", for computation and parameters in memory; None: the
+            computation dtype of training, with float32 parameters.
         mesh: sizes of the mesh, such as {"fsdp": 4, "tensor": 2}, or a `Partitioner`; None: the
             first device.
-        int8: hold the kernels in 8 bits (`pip install 'plug-jax[int8]'`).
-        batch_size: texts at a time.
-        verify: compare the parameters with their checksums first.
+        int8: store the kernels in 8 bits (`pip install 'plug-jax[int8]'`).
+        batch_size: texts per batch.
+        verify: check the parameters against their checksums first.
 
     Raises:
         PlugError: there is no checkpoint, it is damaged or has no vocabulary, or the mesh does not
@@ -76,10 +76,10 @@ def load(
     if not isinstance(checkpoint, str | os.PathLike):
         raise PlugError(f"a checkpoint is a path, not {_kind(checkpoint)}")
     if type(batch_size) is not int or batch_size < 1:
-        raise PlugError(f"batch_size is {batch_size!r}; it must be a whole number, 1 or more")
+        raise PlugError(f"batch_size is {shown(batch_size)}; it must be a whole number, 1 or more")
     for name, flag in (("int8", int8), ("verify", verify)):
         if type(flag) is not bool:
-            raise PlugError(f"{name} is {flag!r}; it must be True or False")
+            raise PlugError(f"{name} is {shown(flag)}; it must be True or False")
     saved = open_checkpoint(os.path.expanduser(os.fspath(checkpoint)))
     kind: type[InferenceModel] | type[FineTunedModel] | type[EncoderModel] = EncoderModel
     if saved.task is not None:
@@ -91,19 +91,19 @@ def load(
 
 
 class Model:
-    """A checkpoint that was loaded. A method that it is not made for raises a PlugError.
+    """A loaded checkpoint. Methods that it does not support raise a PlugError.
 
     Methods take a text and return its result, or a list of texts and return a list of results.
-    Texts are sorted by length and worked on `batch_size` at a time; what one gets does not depend
-    on the others. The first call of a kind (bucket of lengths, number of rows) compiles.
-    Options by keyword are the fields of the dataclass that is named.
+    Texts are sorted by length and processed `batch_size` at a time; results do not depend on other
+    texts. The first call with a length bucket and number of rows compiles. Keyword options are the
+    fields of the named dataclass.
 
-    All methods raise PlugError for what cannot be done, and its kind NoNumbersError where the model
-    computes no finite numbers.
+    All methods raise PlugError for invalid requests, and its subclass NoNumbersError if the model's
+    outputs are NaN or infinite.
     """
 
     def __init__(self, saved: SavedModel, placed: PlacedModel, *, batch_size: int = 32) -> None:
-        """Of a checkpoint that `placed` was read from; see `load`."""
+        """Wrap the checkpoint from which `placed` was read; see `load`."""
         self._saved = saved
         self._placed = placed
         self.batch_size = batch_size
@@ -116,7 +116,7 @@ class Model:
 
     @property
     def config(self) -> PlugConfig:
-        """Sizes and the dtype of computation."""
+        """Sizes and computation dtype."""
         return self._placed.config
 
     @property
@@ -126,7 +126,7 @@ class Model:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Of a model that was fine-tuned to label texts. PlugError for others."""
+        """The labels of a model fine-tuned for text classification. PlugError for others."""
         return _label_format(self._saved).labels
 
     @overload
@@ -140,10 +140,10 @@ class Model:
     def generate(
         self, prompts: str | Sequence[str], options: GenerationOptions | None = None, **fields: Any
     ) -> Any:
-        """`num_samples` texts for each prompt, of beam search best first; `plug-jax generate`.
+        """`num_samples` texts per prompt, best first for beam search; `plug-jax generate`.
 
         Options are `GenerationOptions`: `model.generate("天", max_new_tokens=64, seed=7)`. A prompt
-        in a list gets what it would get alone.
+        in a list gets the same texts as alone.
         """
         writer = self._writer()
         chosen = _chosen(GenerationOptions, options, fields)
@@ -159,7 +159,7 @@ class Model:
     def stream(
         self, prompt: str, options: GenerationOptions | None = None, **fields: Any
     ) -> Iterator[GeneratedText]:
-        """One text as it grows, some tokens at a time; the last is what `generate` gives."""
+        """One text as it grows, a few tokens at a time; the last equals `generate`'s."""
         chosen = _chosen(GenerationOptions, options, fields)
         if chosen.num_samples > 1 or chosen.num_beams > 1:
             raise PlugError("a stream is one sampled text: num_samples and num_beams must be 1")
@@ -180,7 +180,7 @@ class Model:
     def score(self, prompts: Any, targets: Any, *, sep: bool = True) -> Any:
         """The log-likelihood of a text after its prompt; `plug-jax score`.
 
-        A prompt has one target, or a list of them. `sep`: the [SEP] that ends a text counts.
+        A prompt has one target, or a list of them. `sep`: count the [SEP] that ends a text.
         """
         scorer, work = self._writer(), Scoring(sep=sep)
         listed = _listed(prompts)
@@ -228,8 +228,8 @@ class Model:
     ) -> Any:
         """The likeliest label of each text, or pair of texts; `plug-jax classify`.
 
-        A model that was fine-tuned to label texts has labels of its own. One with a decoder is
-        given them, or their words by the labels, and answers zero-shot: options are those of
+        A model fine-tuned for text classification has its own labels. With a decoder, pass labels,
+        or a mapping from labels to words, for zero-shot classification; options are those of
         `plug_jax.inference.classification.Classification`, such as `template`.
         """
         rows = _text_rows(texts, text_pairs)
@@ -247,10 +247,10 @@ class Model:
             if self._saved.task is not None:
                 raise PlugError(
                     f"this checkpoint was fine-tuned for {self._saved.task['name']!r} and answers "
-                    "by its own head: leave out labels"
+                    "with its own head: leave out labels"
                 )
             if isinstance(labels, str):
-                raise PlugError(f"labels are a list of texts, not one text: [{labels!r}, ...]")
+                raise PlugError(f"labels are a list of texts, not one text: [{shown(labels)}, ...]")
             if not isinstance(labels, Mapping):
                 labels = {label: label for label in _listed(labels)}
             work = _chosen(Classification, None, {"labels": labels, **fields})
@@ -258,14 +258,14 @@ class Model:
         return _like(texts, [_classified(one) for one in found])
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """What a fine-tuned model says of rows of its task, as `plug-jax infer` does.
+        """A fine-tuned model's answers for rows of its task, as `plug-jax infer` writes them.
 
         Labels, choices, answers, entities or numbers: docs/inference.md has the fields of a row and
         of an answer.
         """
         listed = _items(rows)
         if not all(isinstance(row, Mapping) for row in listed):
-            raise PlugError('rows are a list of such as {"text": "..."}, with the fields by name')
+            raise PlugError('rows are a list of dicts such as {"text": "..."}')
         return self._answers(self._answerer(), Prediction(), [Row(dict(row)) for row in listed])
 
     @overload
@@ -273,15 +273,16 @@ class Model:
     @overload
     def encode(self, texts: Texts, *, max_length: int | None = ...) -> list[EncodedText]: ...
     def encode(self, texts: str | Sequence[str], *, max_length: int | None = None) -> Any:
-        """Tokens, where they stand in the text, and the encoder's state of each.
+        """Tokens with their character spans and encoder states.
 
-        A text that is too long is an error; with `max_length` (tokens, [CLS] and [SEP] included) it
-        loses its end, and `left_out` says how many characters.
+        A text that is too long is an error; with `max_length` (tokens, including [CLS] and [SEP])
+        its end is cut, and `left_out` is the number of characters cut.
         """
-        if max_length is not None and type(max_length) is not int:
-            raise PlugError(f"max_length is {max_length!r}; it must be a whole number of tokens")
         found = encoding.encode(
-            self._encoder, _listed(texts), max_length=max_length, batch_size=self.batch_size
+            self._encoder,
+            _listed(texts),
+            max_length=EmbeddingOptions(max_length=max_length).max_length,
+            batch_size=self.batch_size,
         )
         return _like(texts, found)
 
@@ -291,7 +292,7 @@ class Model:
         options: EmbeddingOptions | None = None,
         **fields: Any,
     ) -> np.ndarray:
-        """Vectors, float32 [texts, hidden_size], or [hidden_size] of one text; `plug-jax embed`.
+        """Vectors, float32 [texts, hidden_size], or [hidden_size] for one text; `plug-jax embed`.
 
         Options are `EmbeddingOptions`: `model.embed(texts, pooling="cls", normalize=True)`.
         """
@@ -315,7 +316,7 @@ class Model:
     def fill_mask(
         self, texts: str | Sequence[str], options: MaskOptions | None = None, **fields: Any
     ) -> Any:
-        """What each [MASK] of a text may be, best first; `plug-jax fill-mask`.
+        """Candidates for each [MASK] in a text, best first; `plug-jax fill-mask`.
 
         Options are `MaskOptions`: `model.fill_mask("北[MASK]是首都", top_k=10)`.
         """
@@ -340,7 +341,7 @@ class Model:
         return self._placed
 
     def _answerer(self) -> FineTunedModel:
-        """The model with its head. PlugError where it was not fine-tuned."""
+        """The model with its head. PlugError if it was not fine-tuned."""
         described_format(self._saved.task)
         assert isinstance(self._placed, FineTunedModel)
         return self._placed
@@ -362,28 +363,31 @@ def _partitioner(mesh: Mesh | None) -> Partitioner | None:
     if isinstance(mesh, Mapping):
         return _chosen(Partitioner, None, mesh)
     if mesh is not None and not isinstance(mesh, Partitioner):
-        raise PlugError(f'mesh must be sizes such as {{"fsdp": 4}} or a Partitioner, not {mesh!r}')
+        raise PlugError(
+            f'mesh must be sizes such as {{"fsdp": 4}} or a Partitioner, not {shown(mesh)}'
+        )
     return mesh
 
 
 def _label_format(saved: SavedModel) -> TextFormat:
-    """PlugError for a checkpoint that was not fine-tuned to label texts."""
+    """The checkpoint's format. PlugError if it was not fine-tuned for text classification."""
     found = described_format(saved.task)
     if not isinstance(found, TextFormat):
         assert saved.task is not None
         raise PlugError(
-            f"this checkpoint was fine-tuned for {saved.task['name']!r}, which is not to label "
+            f"this checkpoint was fine-tuned for {saved.task['name']!r}, which does not label "
             "texts; `predict` gives its answers"
         )
     return found
 
 
 def _chosen(kind: type[Options], options: Options | None, fields: Mapping[str, Any]) -> Options:
-    """Options with some fields set. PlugError for a field that there is not."""
+    """Options with some fields set. PlugError for an unknown field."""
     known = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     if unknown := [name for name in fields if name not in known]:
         raise PlugError(
-            f"there is no option {', '.join(map(str, unknown))}; there are: {', '.join(known)}"
+            f"there is no option {shortened(', '.join(map(str, unknown)))}; there are: "
+            f"{', '.join(known)}"
         )
     if options is None:
         return kind(**fields)
@@ -410,16 +414,16 @@ def _classified(fields: Mapping[str, Any]) -> ClassifiedText:
 
 
 def _listed(texts: str | Sequence[str]) -> list[str]:
-    """PlugError for what are no texts."""
+    """A list of texts. PlugError for anything else."""
     listed = [texts] if isinstance(texts, str) else _items(texts)
     for number, text in enumerate(listed):
         if not isinstance(text, str):
-            raise PlugError(f"number {number} (from 0) is no text but {_kind(text)}")
+            raise PlugError(f"number {number} (from 0) is not text but {_kind(text)}")
     return listed
 
 
 def _items(values: Any) -> list[Any]:
-    """PlugError for what is no list of things."""
+    """A list of items. PlugError for anything else."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise PlugError(f"there must be a text or a list of them, not {_kind(values)}")
     return list(values)
@@ -430,5 +434,5 @@ def _kind(value: Any) -> str:
 
 
 def _like(given: object, found: list[Any]) -> Any:
-    """The one result of a text that was given by itself."""
+    """The results, or the single result of a single text."""
     return found[0] if isinstance(given, str) else found

@@ -1,4 +1,4 @@
-"""What may stand in place of [MASK]: the work of `plug-jax fill-mask`."""
+"""Candidates for [MASK]: the work of `plug-jax fill-mask`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from plug_jax.data.vocabularies import MASK, PlugVocabulary, SentencePieceVocabulary
+from plug_jax.checkpoints.saved_model import SavedModel
+from plug_jax.data.vocabularies.vocabulary import MASK, PlugVocabulary, SentencePieceVocabulary
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 from plug_jax.inference.batches import batches, numbered
@@ -19,21 +20,20 @@ from plug_jax.inference.model import NoNumbersError
 from plug_jax.inference.placement import power_of_two
 from plug_jax.inference.request_options import MaskOptions
 from plug_jax.inference.rows import Row
-from plug_jax.training.saved_model import SavedModel
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A piece that may stand there; "##" in front of it goes on with the word before."""
+    """A candidate piece; "##" marks a continuation of the preceding word."""
 
     piece: str
     id: int
-    probability: float  # those of all pieces of the vocabulary add up to 1
+    probability: float  # over the whole vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class FilledMask:
-    """One [MASK] of a text: the characters [start, end) of it, and what it may be, best first."""
+    """One [MASK] of a text: its character span [start, end), and candidates, best first."""
 
     start: int
     end: int
@@ -42,11 +42,11 @@ class FilledMask:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedReading:
-    """What the encoder reads of a text, and where its masks are."""
+    """The encoder's input for a text, and the positions of its masks."""
 
     ids: list[int]  # with [CLS], [SEP] and [MASK]
-    places: list[int]  # of the masks in the ids
-    starts: list[int]  # of the masks in the text
+    places: list[int]  # positions of the masks in the ids
+    starts: list[int]  # positions of the masks in the text
 
 
 def check_fills_masks(saved: SavedModel) -> None:
@@ -54,17 +54,18 @@ def check_fills_masks(saved: SavedModel) -> None:
     if saved.task is not None:
         raise PlugError(
             f"this checkpoint was fine-tuned for {saved.task['name']!r}, and its masked LM head "
-            "was not trained along: use the one that its training began from (INITIAL_CHECKPOINT)"
+            "was not trained with it: use the checkpoint that fine-tuning started from "
+            "(INITIAL_CHECKPOINT)"
         )
     if "mlm_head" in (saved.converted_from or {}).get("fresh", ()):
         raise PlugError(
-            "the masked LM head of this checkpoint was initialised anew when it was converted "
-            "(--fresh mlm_head), and knows nothing: convert weights that have one, or train it"
+            "the masked LM head of this checkpoint was newly initialised when it was converted "
+            "(--fresh mlm_head), and is untrained: convert weights that have one, or train it"
         )
 
 
 def read_masked(model: EncoderModel, text: str) -> MaskedReading:
-    """[CLS] text [SEP], where each "[MASK]" that the text spells is the piece of that name.
+    """[CLS] text [SEP], with each "[MASK]" in the text encoded as the mask piece.
 
     Raises:
         PlugError: the text has no [MASK], or is too long for the model.
@@ -73,7 +74,9 @@ def read_masked(model: EncoderModel, text: str) -> MaskedReading:
     parts = text.split(MASK)
     if len(parts) == 1:
         shown = text if len(text) <= 40 else f"{text[:40]}..."
-        raise PlugError(f"there is no {MASK} in {shown!r}: write it where a piece is to be found")
+        raise PlugError(
+            f"there is no {MASK} in {shown!r}: write it where a piece is to be predicted"
+        )
     ids, places, starts, at = [v.cls_id], [], [], 0
     for number, part in enumerate(parts):
         if number:
@@ -94,10 +97,10 @@ def read_masked(model: EncoderModel, text: str) -> MaskedReading:
 def _between(
     vocabulary: PlugVocabulary, part: str, *, after_mask: bool, before_mask: bool
 ) -> list[int]:
-    """Ids of what stands between masks, or at an end of the text.
+    """Ids of the text between masks, or at an end of the text.
 
-    SentencePiece strips a text, and here a space beside a mask is within the text. So a piece of
-    one character stands where the mask does, if there is one that stays by itself.
+    SentencePiece strips a text, but a space next to a mask is inside it. So a one-character piece
+    replaces the mask while encoding, if there is one that is never merged.
     """
     left, right = after_mask and part[:1].isspace(), before_mask and part[-1:].isspace()
     if (left or right) and isinstance(vocabulary, SentencePieceVocabulary):
@@ -114,13 +117,13 @@ def _between(
 def fill(
     model: EncoderModel, texts: Sequence[str], options: MaskOptions, *, batch_size: int = 32
 ) -> list[list[FilledMask]]:
-    """The masks of each text, in their order.
+    """The masks of each text, in order.
 
-    Each is filled by itself: what one may be does not depend on what another is taken for.
+    Masks are filled independently of each other.
 
     Raises:
         PlugError: a text without [MASK], or one that is too long for the model.
-        NoNumbersError: the model computes no finite numbers.
+        NoNumbersError: the model's outputs are NaN or infinite.
     """
     readings = numbered(texts, lambda text: read_masked(model, text))
     found: list[list[FilledMask]] = [[] for _ in texts]
@@ -135,7 +138,7 @@ def fill(
 def fill_batch(
     model: EncoderModel, readings: Sequence[MaskedReading], options: MaskOptions
 ) -> list[list[FilledMask] | None]:
-    """The masks of each, computed together; None where the model has no numbers."""
+    """The masks of each, computed together; None if the outputs are not finite."""
     pieces = model.vocabulary.vocab_size
     made = model.fill(
         [reading.ids for reading in readings],
@@ -149,18 +152,18 @@ def fill_batch(
 
 
 def masked_size(reading: MaskedReading) -> tuple[int, int]:
-    """Masks, of which as many at a time have logits, and tokens."""
+    """Number of masks, which have logits at the same time, and of tokens."""
     return power_of_two(len(reading.places)), len(reading.ids)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskFilling(EncoderWork):
-    """The `masks` of a row's text: `start`, `end` and `candidates` of each."""
+    """Adds `masks` for a row's text: `start`, `end` and `candidates` of each."""
 
     ANSWERS: ClassVar[tuple[str, ...]] = ("masks",)
 
     options: MaskOptions
-    text_field: str | None = None  # None: the first that there is of `encoding.TEXT_FIELDS`
+    text_field: str | None = None  # None: the first present of `encoding.TEXT_FIELDS`
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -171,12 +174,12 @@ class MaskFilling(EncoderWork):
         return {"work": "fill-mask", "text_field": self.text_field, **options}
 
     def check(self, saved: SavedModel) -> None:
-        """PlugError for a checkpoint that has no use for it."""
+        """PlugError for an unsuitable checkpoint."""
         super().check(saved)
         check_fills_masks(saved)
 
     def prepare(self, model: EncoderModel, row: Row, index: int) -> MaskedReading:
-        """What is read of the row's text; PlugError without one, or without a [MASK] in it."""
+        """The encoder's input for the row's text; PlugError without a text or [MASK]."""
         return read_masked(model, row_text(row, self.text_field))
 
     def size(self, item: MaskedReading) -> tuple[int, ...]:

@@ -1,11 +1,10 @@
-"""A model ready to write: parameters where they are computed, and one program for each bucket.
+"""A model for generation: parameters on devices, one compiled program per length bucket.
 
 Axis letters: P prompts, E encoder length.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from plug_jax.config import ComputeDtype, PlugConfig
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.checkpoints.saved_model import SavedModel
+from plug_jax.config import PlugConfig
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.decoding.beam import Hypotheses
 from plug_jax.decoding.constraints import Constraints
 from plug_jax.decoding.generate import Decoding
@@ -23,15 +23,13 @@ from plug_jax.decoding.sampling import Sampling
 from plug_jax.errors import PlugError
 from plug_jax.inference.placement import PlacedModel, to_host
 from plug_jax.inference.programs import Programs
-from plug_jax.inference.quantization import quantize
 from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.saved_model import SavedModel, load_for_inference, open_checkpoint
 
 
 class NoNumbersError(PlugError):
-    """The model's logits are NaN or infinite, so nothing follows from them."""
+    """The model's logits are NaN or infinite."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -43,8 +41,8 @@ class NoNumbersError(PlugError):
 class InferenceModel(PlacedModel):
     """Parameters, vocabulary and the compiled programs of one checkpoint.
 
-    A program is compiled at the first call with its static options and its bucket of lengths (the
-    next power of two), and kept. With a partitioner, rows lie over data and fsdp, heads over
+    A program is compiled on the first call with its static options and length bucket (the next
+    power of two), and kept. With a partitioner, rows are sharded over data and fsdp, heads over
     tensor.
     """
 
@@ -55,55 +53,36 @@ class InferenceModel(PlacedModel):
         vocabulary: PlugVocabulary,
         partitioner: Partitioner | None = None,
     ) -> None:
-        """Take over `params` (as training keeps them) of a model with a decoder.
+        """Take over `params` (in training's layout) of a model with a decoder.
 
         Raises:
-            PlugError: the model has no decoder, or its vocabulary is another one.
+            PlugError: the model has no decoder, or another vocabulary.
         """
         check_decoder(config)
         super().__init__(config, split_layers(params), vocabulary, partitioner)
         programs = Programs(
-            PlugModel(config, layers_apart=True), vocabulary.cls_id, vocabulary.sep_id
+            PlugModel(config, unstacked_layers=True), vocabulary.cls_id, vocabulary.sep_id
         )
-        # Nothing is compiled before its first call.
-        self._start = jax.jit(programs.start, static_argnames=("room", "rows_per_prompt"))
+        # Programs compile on their first call.
+        self._start = jax.jit(
+            programs.start, static_argnames=("max_decode_length", "rows_per_prompt")
+        )
         self._advance = jax.jit(
             programs.advance, static_argnames=("candidates", "penalties"), donate_argnums=1
         )
         self._beam_search = jax.jit(
-            programs.beam_search, static_argnames=("num_beams", "room", "penalties")
+            programs.beam_search, static_argnames=("num_beams", "max_decode_length", "penalties")
         )
         self._write_chunk = jax.jit(programs.write_chunk, static_argnames=("scheme", "candidates"))
         self._score = jax.jit(programs.score, static_argnames="rows_per_prompt")
 
     @classmethod
-    def load(
-        cls,
-        checkpoint: str | os.PathLike[str],
-        partitioner: Partitioner | None = None,
-        dtype: ComputeDtype | None = None,
-        *,
-        int8: bool = False,
-        verify: bool = True,
-    ) -> InferenceModel:
-        """Of a MODEL_DIR or one of its checkpoints, read straight into its shardings and dtype.
-
-        With `int8` the kernels are then quantized, see `plug_jax.inference.quantization`. `verify`
-        compares the parameters with their checksums first.
-
-        Raises:
-            PlugError: no checkpoint there, or one without a decoder or a vocabulary.
-        """
-        check_writes(open_checkpoint(checkpoint))  # before the parameters are read
-        config, params, vocabulary = load_for_inference(
-            checkpoint, partitioner, dtype, verify=verify
-        )
-        if int8:
-            params = quantize(params)
-        return cls(config, params, vocabulary, partitioner)
+    def check(cls, saved: SavedModel) -> None:
+        """PlugError for a checkpoint without a decoder."""
+        check_writes(saved)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """[CLS] text [SEP], which the encoder reads. PlugError if it is too long for the model."""
+        """[CLS] text [SEP] for the encoder. PlugError if it is too long for the model."""
         v, longest = self.vocabulary, self.config.max_positions
         ids = [v.cls_id, *v.encode(text), v.sep_id]
         if len(ids) > longest:
@@ -114,7 +93,7 @@ class InferenceModel(PlacedModel):
         return ids
 
     def check_length(self, name: str, tokens: int) -> None:
-        """PlugError unless the decoder has positions for so many tokens."""
+        """PlugError unless the decoder has positions for this many tokens."""
         if not 1 <= tokens <= self.config.max_positions:
             raise PlugError(
                 f"{name} is {tokens}; it must be between 1 and {self.config.max_positions}, the "
@@ -131,15 +110,15 @@ class InferenceModel(PlacedModel):
     ) -> Decoding:
         """Encode prompts (ids with [CLS] and [SEP]) and open `rows_per_prompt` texts for each.
 
-        There is room for the bucket of `max_new_tokens`. On a mesh the rows are as many more as it
-        takes to divide them: they are copies of the last.
+        There is room for the bucket of `max_new_tokens`. On a mesh, rows are padded with copies of
+        the last until the mesh divides them.
         """
         batch = self.batch(prompts, bucket)
         with self.context():
             decoding: Decoding = self._start(
                 self.params,
                 *batch,
-                room=self.bucket(max_new_tokens),
+                max_decode_length=self.bucket(max_new_tokens),
                 rows_per_prompt=rows_per_prompt,
             )
         return decoding
@@ -154,7 +133,7 @@ class InferenceModel(PlacedModel):
         candidates: int,
         penalties: bool,
     ) -> Decoding:
-        """Write up to `steps` more tokens (`decoding.generate.advance`); `decoding` is used up."""
+        """Generate up to `steps` more tokens (`decoding.generate.advance`); donates `decoding`."""
         with self.context():
             after: Decoding = self._advance(
                 self.params,
@@ -177,7 +156,7 @@ class InferenceModel(PlacedModel):
         length_offset: float,
         penalties: bool,
     ) -> Hypotheses:
-        """The best texts of each prompt; `constraints` has num_beams rows for each."""
+        """The best texts of each prompt; `constraints` has num_beams rows per prompt."""
         tokens, segment_ids = self.batch(prompts)
         with self.context():
             found: Hypotheses = self._beam_search(
@@ -188,7 +167,7 @@ class InferenceModel(PlacedModel):
                 jnp.float32(length_penalty),
                 jnp.float32(length_offset),
                 num_beams=num_beams,
-                room=self.bucket(max_new_tokens),
+                max_decode_length=self.bucket(max_new_tokens),
                 penalties=penalties,
             )
         return found
@@ -205,7 +184,7 @@ class InferenceModel(PlacedModel):
         active: Sequence[bool],
         candidates: int,
     ) -> Chunk:
-        """Encode contexts and write one chunk after them; see `decoding.rolling.write_chunk`."""
+        """Encode contexts and generate one chunk; see `decoding.rolling.write_chunk`."""
         batch = self.batch(contexts)
         rows = {
             "written": np.asarray(written, np.int32),
@@ -228,8 +207,8 @@ class InferenceModel(PlacedModel):
     ) -> list[list[list[float]]]:
         """For each prompt and each of its targets, the log-probability of every target token.
 
-        prompts: ids with [CLS] and [SEP]. targets: as many for every prompt, ids without [CLS];
-        with [SEP] at the end where that is to count. All targets of a prompt share its encoding.
+        prompts: ids with [CLS] and [SEP]. targets: equally many per prompt, ids without [CLS],
+        with a final [SEP] if it should count. All targets of a prompt share its encoding.
         """
         each = len(targets[0])
         rows = [list(target) for of_prompt in targets for target in of_prompt]
@@ -253,19 +232,19 @@ class InferenceModel(PlacedModel):
 
 
 def check_writes(saved: SavedModel) -> None:
-    """PlugError for a checkpoint that only reads; it says what such a one is for."""
+    """PlugError for a checkpoint that cannot generate; it says what the model is for."""
     if saved.task is not None and saved.config.num_decoder_layers == 0:
         commands = ("infer", "evaluate", *(["classify"] if saved.task["kind"] == "text" else []))
         raise PlugError(
-            f"this checkpoint was fine-tuned for {saved.task['name']!r}: it answers by a head of "
-            "its own, and neither writes texts nor scores them; what uses it is "
+            f"this checkpoint was fine-tuned for {saved.task['name']!r}: it answers with its own "
+            "head, and neither generates nor scores texts; use it with "
             f"{', '.join(f'`plug-jax {command}`' for command in commands)}"
         )
     check_decoder(saved.config)
 
 
 def check_decoder(config: PlugConfig) -> None:
-    """PlugError for a model that is no encoder with a decoder; it says what such a model is for."""
+    """PlugError unless a model has encoder and decoder; it says what the model is for."""
     if config.num_encoder_layers == 0:
         raise PlugError(
             "this checkpoint is a decoder alone, a baseline to compare PLUG with: `plug-jax "

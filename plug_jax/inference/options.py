@@ -1,4 +1,4 @@
-"""What requests ask of generation, as the arrays that a program reads."""
+"""Generation options as arrays for compiled programs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from plug_jax.config import PlugConfig
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.decoding.constraints import FREE, Constraints
 from plug_jax.decoding.sampling import Sampling, row_rngs
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shown
 from plug_jax.inference.request_options import MAX_INT, GenerationOptions
 
 
 def not_text(config: PlugConfig, vocabulary: PlugVocabulary) -> np.ndarray:
-    """bool [padded vocabulary]: ids never written: no text, and not [SEP], which ends a text.
+    """bool [padded vocabulary]: ids never generated, which are neither text nor [SEP].
 
     Padding, [UNK], [CLS], [MASK], other control pieces, and ids beyond the vocabulary.
     """
@@ -37,7 +37,7 @@ def constraints_of(
     """A row for each of `options`; `forced` has `forced_places`, or as many as are needed.
 
     Raises:
-        PlugError: a text to force or forbid that cannot be.
+        PlugError: an invalid forced or forbidden text.
     """
     base = not_text(config, vocabulary)
     forbidden = np.repeat(base[None], len(options), axis=0)
@@ -76,7 +76,7 @@ def sampling_of(options: Sequence[GenerationOptions], rngs: jax.Array) -> Sampli
 
 
 def prompt_rngs(seeds: Sequence[int] | int, prompts: int) -> jax.Array:
-    """Keys [prompts]: of one seed for all, by place; or of a seed for each."""
+    """Keys [prompts]: from one seed by index, or from a seed for each."""
     if isinstance(seeds, int):
         return row_rngs(jax.random.key(seeds), prompts)
     return jax.vmap(lambda seed: row_rngs(jax.random.key(seed), 1)[0])(
@@ -90,14 +90,14 @@ def sample_rngs(rngs: jax.Array, num_samples: int) -> jax.Array:
 
 
 def sample_rng(rngs: jax.Array, sample: int) -> jax.Array:
-    """Keys [P]: sample number `sample` of those of `sample_rngs`; one program does for all."""
+    """Keys [P]: sample number `sample` of `sample_rngs`, with one program for all."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(rngs, jnp.uint32(sample))
 
 
 def _float32(value: float) -> float:
-    """0, or the nearest that is a normal number of float32, and so is its reciprocal.
+    """0, or the nearest normal float32 whose reciprocal is also normal.
 
-    A program takes smaller numbers for 0, and may multiply by the reciprocal to divide.
+    A program flushes smaller numbers to 0, and may divide by multiplying with the reciprocal.
     """
     smallest = float(np.finfo(np.float32).tiny)
     return min(max(value, smallest), 1 / smallest) if value else 0.0
@@ -109,12 +109,12 @@ def _forced_ids(
     ids = vocabulary.encode(options.forced_text) if options.forced_text else []
     if any(not_text[i] for i in ids):
         raise PlugError(
-            f"forced_text {options.forced_text!r} has characters that the vocabulary does not know "
-            "(they would be [UNK]); leave them out"
+            f"forced_text {shown(options.forced_text)} has characters that the vocabulary does not "
+            "know (they would be [UNK]); leave them out"
         )
     return ids
 
 
 def _bucket(length: int) -> int:
-    """0, or the next power of two of at least 8: so few sizes mean few compiled programs."""
+    """0, or the next power of two of at least 8: few sizes mean few compiled programs."""
     return 0 if length == 0 else max(8, 1 << (length - 1).bit_length())

@@ -1,9 +1,9 @@
-"""An output file made part by part, so that a run that was killed goes on where it was.
+"""An output file written in parts, so that a killed run can resume.
 
-For OUTPUT there are, while it is being made, `OUTPUT.manifest.json` (what the rows depend on) and
-the directory `OUTPUT.parts` with files of `rows_per_part` rows each, in the order of the input.
-OUTPUT itself appears when all are there, and the parts go; the manifest stays. Every file is
-written under another name first, so at any moment each is there as a whole or not at all.
+While OUTPUT is being made, there are `OUTPUT.manifest.json` (what the rows depend on) and the
+directory `OUTPUT.parts` with files of `rows_per_part` rows each, in input order. When all parts
+are complete, OUTPUT appears and the parts are removed; the manifest stays. All files are written
+atomically.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import tensorflow as tf
 
 from plug_jax.atomic_files import write_whole
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shown
+from plug_jax.file_names import JSON_LINES, check_ending
 from plug_jax.inference.rows import to_json
 
 _BYTES_A_READ = 1 << 20
@@ -27,26 +28,25 @@ class PartedOutput:
     def __init__(
         self, path: str, settings: Mapping[str, Any], *, rows: int, rows_per_part: int
     ) -> None:
-        """Go on with the parts of an earlier run with the same `settings`, or begin.
+        """Resume from the parts of an earlier run with the same `settings`, or begin.
 
         An earlier run keeps its `rows_per_part`.
 
         Args:
           path: OUTPUT.
-          settings: JSON, all that the rows depend on.
-          rows: how many the output is to have.
-          rows_per_part: how many are worked on before they are kept.
+          settings: JSON, everything that the rows depend on.
+          rows: number of output rows.
+          rows_per_part: number of rows saved at a time.
 
         Raises:
-            PlugError: what is there was made with other settings or not by us; the directory cannot
-                be written.
+            PlugError: existing files have other settings or are not ours; the directory cannot be
+                written; the name suggests another format.
         """
         self.path = path
         self._manifest, self._parts = f"{path}.manifest.json", f"{path}.parts"
         self.rows, self.rows_per_part = rows, rows_per_part
         settings = json.loads(to_json(settings))
-        if path.endswith(".gz"):
-            raise PlugError(f"OUTPUT {path} would not be compressed; leave .gz out of its name")
+        check_ending("OUTPUT", path, JSON_LINES)
         try:
             self._open(settings)
             self.complete = tf.io.gfile.exists(path)
@@ -59,11 +59,11 @@ class PartedOutput:
             raise PlugError(f"cannot write OUTPUT {path}: {error.message}") from error
 
     def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep part `number`."""
+        """Save part `number`."""
         write_whole(self._part(number), b"".join(to_json(row) + b"\n" for row in rows))
 
     def read(self, number: int) -> Iterator[dict[str, Any]]:
-        """The rows of a part that is done."""
+        """The rows of a finished part."""
         yield from _read_rows(self._part(number))
 
     def read_all(self) -> Iterator[dict[str, Any]]:
@@ -71,7 +71,7 @@ class PartedOutput:
         yield from _read_rows(self.path)
 
     def finish(self) -> None:
-        """Make OUTPUT out of all its parts."""
+        """Join all parts into OUTPUT."""
         with tf.io.gfile.GFile(f"{self.path}.tmp", "wb") as whole:
             for number in range(-(-self.rows // self.rows_per_part)):
                 with tf.io.gfile.GFile(self._part(number), "rb") as part:
@@ -81,14 +81,14 @@ class PartedOutput:
         self._remove_parts()
 
     def _open(self, settings: Mapping[str, Any]) -> None:
-        """Check the manifest that is there, or write one."""
+        """Check an existing manifest, or write one."""
         kept = [self.path] if tf.io.gfile.exists(self.path) else []
         kept += [self._parts] if self._has_parts() else []
         if not tf.io.gfile.exists(self._manifest):
             if kept:
                 raise PlugError(
                     f"{' and '.join(kept)} exist{'s' * (len(kept) == 1)} without {self._manifest}, "
-                    "which would tell how it was made; remove it or choose another OUTPUT"
+                    "which would record how it was made; remove it or choose another OUTPUT"
                 )
         else:
             before = _read_manifest(self._manifest)
@@ -98,8 +98,9 @@ class PartedOutput:
                 return
             if kept:
                 raise PlugError(
-                    f"OUTPUT {self.path} was begun differently: {'; '.join(differences)}. Go on "
-                    f"with what it was begun with, choose another OUTPUT, or remove {self.path}.*"
+                    f"OUTPUT {self.path} was started with other settings: "
+                    f"{'; '.join(differences)}. Resume with the same settings, choose another "
+                    f"OUTPUT, or remove {self.path}.*"
                     f"{f' and {self.path}' if self.path in kept else ''}"
                 )
         tf.io.gfile.makedirs(self._parts)
@@ -115,12 +116,12 @@ class PartedOutput:
         return tf.io.gfile.isdir(directory) and bool(tf.io.gfile.listdir(directory))
 
     def _whole_parts(self) -> int:
-        """How many parts from the first on are there as a whole."""
+        """Number of complete parts from the first on."""
         number = 0
         while number * self.rows_per_part < self.rows and tf.io.gfile.exists(self._part(number)):
             with tf.io.gfile.GFile(self._part(number), "rb") as file:
                 lines = file.read().count(b"\n")
-            # A machine that crashed may have lost some of what it wrote.
+            # A crashed machine may have lost some of its writes.
             if lines != min(self.rows_per_part, self.rows - number * self.rows_per_part):
                 break
             number += 1
@@ -144,13 +145,13 @@ def _read_manifest(path: str) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(content)
         return {name: manifest[name] for name in ("rows_per_part", "settings")}
     except (ValueError, KeyError, TypeError):
-        raise PlugError(f"{path} is no manifest of ours; choose another OUTPUT") from None
+        raise PlugError(f"{path} is not a manifest of plug-jax; choose another OUTPUT") from None
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     old, new = _flat(before), _flat(now)
     return [
-        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        f"{name} was {shown(old.get(name))} and is {shown(new.get(name))}"
         for name in dict.fromkeys([*old, *new])
         if old.get(name) != new.get(name)
     ]

@@ -1,4 +1,4 @@
-"""Where a model of inference lies, and the rows that it works on.
+"""Placement of parameters and rows on devices for inference.
 
 Axis letters: P texts, E encoder length.
 """
@@ -6,24 +6,30 @@ Axis letters: P texts, E encoder length.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from plug_jax.config import PlugConfig
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.checkpoints.saved_model import SavedModel, load_for_inference, open_checkpoint
+from plug_jax.config import ComputeDtype, PlugConfig
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.errors import PlugError
+from plug_jax.inference.quantization import quantize
+from plug_jax.objectives.composition import Objectives
 from plug_jax.partitioning import Partitioner
 
 _SMALLEST_BUCKET = 32
 
 
 class PlacedModel:
-    """Parameters on one device; with a partitioner over a mesh, rows over its data and fsdp."""
+    """Parameters on one device, or with a partitioner on a mesh, with rows over data and fsdp."""
+
+    READS_DECODER: ClassVar[bool] = True  # if the checkpoint has one
 
     def __init__(
         self,
@@ -32,7 +38,7 @@ class PlacedModel:
         vocabulary: PlugVocabulary,
         partitioner: Partitioner | None = None,
     ) -> None:
-        """Take over `params`, which lie where the partitioner has them.
+        """Take over `params`, sharded by the partitioner.
 
         Raises:
             PlugError: the vocabulary is not the one that the model was trained with.
@@ -47,13 +53,42 @@ class PlacedModel:
         self.vocabulary = vocabulary
         self.partitioner = partitioner
 
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | os.PathLike[str],
+        partitioner: Partitioner | None = None,
+        dtype: ComputeDtype | None = None,
+        *,
+        int8: bool = False,
+        verify: bool = True,
+    ) -> Self:
+        """Load a MODEL_DIR or one of its checkpoints directly into its shardings and dtype.
+
+        With `int8` the kernels are then quantized, see `plug_jax.inference.quantization`. `verify`
+        checks the parameters against their checksums first.
+
+        Raises:
+            PlugError: no checkpoint, one without a vocabulary, or one that `check` refuses.
+        """
+        saved = open_checkpoint(checkpoint)
+        cls.check(saved)
+        parts = read_parts(
+            saved.path, partitioner, dtype, int8=int8, verify=verify, decoder=cls.READS_DECODER
+        )
+        return cls(*parts, partitioner)
+
+    @classmethod
+    def check(cls, saved: SavedModel) -> None:
+        """PlugError for a checkpoint of another kind, before its parameters are read."""
+
     @property
     def longest(self) -> int:
-        """Tokens of the longest text that the encoder reads, [CLS] and [SEP] included."""
+        """Tokens of the longest text that the encoder reads, including [CLS] and [SEP]."""
         return self.config.max_positions
 
     def bucket(self, length: int) -> int:
-        """The length that `length` tokens are padded to: the next power of two, 32 at least."""
+        """The padded length of `length` tokens: the next power of two, at least 32."""
         return min(max(_SMALLEST_BUCKET, power_of_two(length)), self.longest)
 
     def batch(self, texts: Sequence[Sequence[int]], bucket: int | None = None) -> tuple[Any, Any]:
@@ -68,14 +103,14 @@ class PlacedModel:
         return padded
 
     def rows(self, count: int) -> int:
-        """`count`, or the next number that the mesh divides."""
+        """`count` rounded up to a number that the mesh divides."""
         if self.partitioner is None:
             return count
         mesh = self.partitioner.mesh.shape
         return -(-count // (mesh["data"] * mesh["fsdp"])) * mesh["data"] * mesh["fsdp"]
 
     def padded(self, tree: Any, rows: int) -> Any:
-        """Arrays [n, ...] as [rows, ...], the last row repeated, on the devices of their rows."""
+        """Arrays [n, ...] padded to [rows, ...] with the last row, on their rows' devices."""
 
         def pad(leaf: Any) -> Any:
             if len(leaf) < rows:
@@ -85,7 +120,7 @@ class PlacedModel:
         return jax.tree.map(pad, tree)
 
     def context(self) -> contextlib.AbstractContextManager[None]:
-        """What the model's programs are called in."""
+        """The context for calls of the model's programs."""
         return contextlib.nullcontext() if self.partitioner is None else self.partitioner.context()
 
     def _put(self, leaf: Any) -> jax.Array:
@@ -98,12 +133,29 @@ class PlacedModel:
         return jax.jit(_same, out_shardings=sharding)(leaf)
 
 
+def read_parts(
+    checkpoint: str | os.PathLike[str],
+    partitioner: Partitioner | None,
+    dtype: ComputeDtype | None,
+    *,
+    int8: bool,
+    verify: bool,
+    objectives: Objectives = (),
+    decoder: bool = True,
+) -> tuple[PlugConfig, Mapping[str, Any], PlugVocabulary]:
+    """Like `load_for_inference`; with `int8`, encoder and decoder kernels in 8 bits."""
+    config, params, vocabulary = load_for_inference(
+        checkpoint, partitioner, dtype, objectives, decoder=decoder, verify=verify
+    )
+    return config, quantize(params) if int8 else params, vocabulary
+
+
 def _same(leaf: jax.Array) -> jax.Array:
     return leaf
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays of devices as NumPy's; those that lie over several processes as a whole on each.
+    """Device arrays as NumPy arrays; those sharded over processes are gathered on each.
 
     All processes must call it.
     """
@@ -113,5 +165,5 @@ def to_host(tree: Any) -> Any:
 
 
 def power_of_two(number: int) -> int:
-    """The next power of two: sizes are rounded up to few, for each has a program of its own."""
+    """The next power of two, to have few sizes, each with its own program."""
     return 1 << max(number - 1, 0).bit_length()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from plug_jax.checkpoints.saved_model import SavedModel
 from plug_jax.downstream.examples import Examples
 from plug_jax.downstream.formats import Outputs
 from plug_jax.downstream.kinds import described_format
@@ -16,12 +17,11 @@ from plug_jax.inference.fine_tuned import Example, FineTunedModel, text_length
 from plug_jax.inference.jobs import Answer, Job
 from plug_jax.inference.model import NoNumbersError
 from plug_jax.inference.rows import Row
-from plug_jax.training.saved_model import SavedModel
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A row as a record, and the examples that it becomes: one, or the windows of a context."""
+    """A row as a record, and its examples: one, or the windows of a context."""
 
     record: AnyRecord
     made: Examples
@@ -30,15 +30,15 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A `prediction` for each row, and what it rests on, as the checkpoint's format has them.
+    """Adds a `prediction` and its scores to each row, by the checkpoint's format.
 
-    Rows are answered one by one: blanks of a line (CHID) do not share their candidates.
+    Rows are answered independently: blanks of a line (CHID) do not share their candidates.
     """
 
     ANSWERS: ClassVar[tuple[str, ...]] = ("prediction", "probabilities", "nbest")
 
     def settings(self) -> Mapping[str, Any]:
-        """None: all that answers depend on is kept with the checkpoint."""
+        """Empty: everything that answers depend on is in the checkpoint."""
         return {"work": "predict"}
 
     def check(self, saved: SavedModel) -> None:
@@ -57,13 +57,13 @@ class Prediction:
         )
 
     def prepare(self, model: FineTunedModel, row: Row, index: int) -> Asked:
-        """The row's examples; PlugError where a field is missing or none of its kind."""
+        """The row's examples; PlugError if a field is missing or of another type."""
         record = model.format.record(row.fields, index)
         made = model.format.examples([record], model.vocabulary)
         return Asked(record, made, model.examples(made))
 
     def size(self, item: Asked) -> tuple[int, ...]:
-        """Texts that the encoder reads, tokens of the longest."""
+        """Number of encoder texts, and tokens of the longest."""
         texts = sum(len(example["encoder_segment_ids"]) for example in item.examples)
         return texts, max(map(text_length, item.examples))
 

@@ -1,4 +1,4 @@
-"""What is compiled: the decoder's cache bound to the model-free loops of `plug_jax.decoding`.
+"""The functions to compile: the decoder and its cache in the loops of `plug_jax.decoding`.
 
 Axis letters: P prompts, E encoder length, B rows (texts; those of a prompt next to each other), N
 room for new tokens, T target length.
@@ -25,7 +25,7 @@ from plug_jax.ops.kv_cache import DecoderCache
 
 Params = Mapping[str, Any]
 
-_SCORED_AT_A_TIME = 128  # positions of a row whose logits exist at one time
+_SCORED_AT_A_TIME = 128  # positions per row whose logits are in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Programs:
     tokens and segment_ids are int32 [P, E]: [CLS] prompt [SEP] is segment 1, padding segment 0.
     """
 
-    model: PlugModel  # with `layers_apart`
+    model: PlugModel  # with `unstacked_layers`
     cls_id: int
     sep_id: int
 
@@ -45,16 +45,16 @@ class Programs:
         tokens: jax.Array,
         segment_ids: jax.Array,
         *,
-        room: int,
+        max_decode_length: int,
         rows_per_prompt: int,
     ) -> Decoding:
-        """Encode the prompts and open `rows_per_prompt` texts of up to `room` tokens for each."""
-        cache = self._open_cache(params, tokens, segment_ids, room, rows_per_prompt)
+        """Encode the prompts and open `rows_per_prompt` texts each, up to `max_decode_length`."""
+        cache = self._open_cache(params, tokens, segment_ids, max_decode_length, rows_per_prompt)
         return _by_rows(
             generate.start(
                 cache,
                 start_tokens=self._cls(len(tokens) * rows_per_prompt),
-                max_new_tokens=room,
+                max_new_tokens=max_decode_length,
                 end_token=self.sep_id,
             )
         )
@@ -70,7 +70,7 @@ class Programs:
         candidates: int,
         penalties: bool,
     ) -> Decoding:
-        """Write up to `steps` (int32 []) more tokens."""
+        """Generate up to `steps` (int32 []) more tokens."""
         return _by_rows(
             generate.advance(
                 self._tokens_to_logits(params),
@@ -94,18 +94,18 @@ class Programs:
         length_offset: jax.Array,
         *,
         num_beams: int,
-        room: int,
+        max_decode_length: int,
         penalties: bool,
     ) -> beam.Hypotheses:
-        """The best texts of each prompt, of up to `room` tokens; length_* are float32 []."""
+        """The best texts of each prompt; length_* are float32 []."""
         return beam.beam_search(
             self._tokens_to_logits(params),
-            self._open_cache(params, tokens, segment_ids, room, num_beams),
+            self._open_cache(params, tokens, segment_ids, max_decode_length, num_beams),
             kv_cache.reorder,
             constraints,
             start_tokens=self._cls(len(tokens) * num_beams),
             num_beams=num_beams,
-            max_new_tokens=room,
+            max_new_tokens=max_decode_length,
             end_token=self.sep_id,
             length_penalty=length_penalty,
             length_offset=length_offset,
@@ -123,7 +123,7 @@ class Programs:
         scheme: rolling.RollingScheme,
         candidates: int,
     ) -> rolling.Chunk:
-        """One chunk after contexts; `rows` has written, asked, draws and active of each row."""
+        """One chunk after the contexts; `rows` has written, asked, draws and active per row."""
         return rolling.write_chunk(
             self._tokens_to_logits(params),
             self._open_cache(params, tokens, segment_ids, scheme.chunk + 1, 1),
@@ -142,7 +142,7 @@ class Programs:
         *,
         rows_per_prompt: int,
     ) -> jax.Array:
-        """float32 [B, T]: log-probability of each of int32 targets [B, T], given those before."""
+        """float32 [B, T]: log-probability of int32 targets [B, T], each given its predecessors."""
         rows, length = targets.shape
         cache = self._open_cache(params, tokens, segment_ids, length, rows_per_prompt)
         inputs = jnp.concatenate([self._cls(rows)[:, None], targets[:, :-1]], axis=1)
@@ -154,15 +154,20 @@ class Programs:
         return apply(self.model, params, method, *args, **kwargs)
 
     def _open_cache(
-        self, params: Params, tokens: jax.Array, segment_ids: jax.Array, room: int, each: int
+        self,
+        params: Params,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        max_decode_length: int,
+        each: int,
     ) -> DecoderCache:
         encoded = self._apply(params, "encode", tokens, segment_ids=segment_ids)
         cache: DecoderCache = self._apply(
             params,
-            "start_cache",
+            "init_cache",
             encoded,
             encoder_segment_ids=segment_ids,
-            max_length=room,
+            max_length=max_decode_length,
             rows_per_prompt=each,
         )
         return cache
@@ -183,13 +188,13 @@ class Programs:
 
 
 def apply(model: PlugModel, params: Params, method: Any, *args: Any, **kwargs: Any) -> Any:
-    """What a method of the model gives, whether its kernels are floats or int8."""
+    """Apply a method of the model, with float or int8 kernels."""
     with nn.intercept_methods(dequantize_projections):
         return model.apply({"params": params}, *args, **kwargs, method=method)
 
 
 def _by_rows(decoding: Decoding) -> Decoding:
-    """Rows lie over the same devices before and after every call; the cache says so itself."""
+    """Constrain rows to the same devices in every call; the cache has its own constraints."""
 
     def rows(leaf: jax.Array) -> jax.Array:
         return nn.with_logical_constraint(leaf, ("activation_batch",) + (None,) * (leaf.ndim - 1))

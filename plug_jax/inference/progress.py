@@ -1,4 +1,4 @@
-"""How far a job is, how fast it goes and when it will end, a line now and then on stderr."""
+"""Progress of a batch job on stderr: rows done, speed and time left."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import time
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class Progress:
-    """Counts rows and tokens; `shown` False counts in silence."""
+class JobProgress:
+    """Counts rows and tokens; `shown` False counts silently."""
 
     def __init__(self, total: int, *, done: int = 0, shown: bool = True) -> None:
-        """`done` rows of an earlier run do not count for the speed."""
+        """`done` rows of an earlier run do not count towards the speed."""
         self._total, self._before, self._shown = total, done, shown
         self._rows = self._tokens = 0  # since the start
         self._started = self._last = time.monotonic()
         if done:
-            self._say(f"going on after {done:,} of {total:,} rows")
+            self._say(f"resuming after {done:,} of {total:,} rows")
 
     def add(self, rows: int, tokens: int = 0) -> None:
-        """So many more are done."""
+        """This many more are done."""
         self._rows += rows
         self._tokens += tokens
         left = self._total - self._before - self._rows
@@ -34,9 +34,9 @@ class Progress:
             )
 
     def stop(self, kept: int) -> None:
-        """The job ends before its time; `kept` rows need not be done again."""
+        """The job ends early; `kept` rows are saved."""
         self._say(
-            f"stopped; {kept:,} of {self._total:,} rows are kept, and the same command goes on"
+            f"stopped; {kept:,} of {self._total:,} rows are kept, and the same command resumes"
         )
 
     def finish(self) -> None:

@@ -1,9 +1,9 @@
-"""Weights in 8 bits for inference: qwix's integers, made once, and what lets the model read them.
+"""int8 weights for inference, quantized once with qwix, and the hook by which the model reads them.
 
-The kernels of every projection of encoder and decoder become int8 with a float32 scale for each
-output channel; activations, biases, norms and caches stay as they are. The embedding tables stay
-too: the word table is both looked up by row and multiplied with, its logits are what rounding hurts
-most, and it is 0.6% of PLUG's 27B parameters.
+The kernels of every projection in the encoder and decoder become int8 with a float32 scale per
+output channel; activations, biases, norms and caches are unchanged. So are the embedding tables:
+the word table is used for both look-up and logits, which rounding hurts most, and it is 0.6% of
+PLUG's 27B parameters.
 
 Axis letters: L stacked layers.
 """
@@ -24,10 +24,10 @@ from plug_jax.errors import PlugError
 
 
 def quantize(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as training keeps them, with int8 kernels (qwix `QArray`) in encoder and decoder.
+    """Parameters in training's layout, with int8 kernels (qwix `QArray`) in encoder and decoder.
 
-    Kernel by kernel, on the devices and in the shardings where they lie. Takes over `params`: the
-    devices' memory of a kernel is free once its integers are there.
+    Works kernel by kernel, on their devices and in their shardings. Takes over `params`: a kernel's
+    device memory is freed once its integers exist.
 
     A kernel [2 inputs, 2 outputs] of [[1, -0.5], [-0.5, 0.1]] has the scales [1, 0.5] / 127.5 and
     the integers [[127, -127], [-64, 25]]: no weight is off by more than half a scale.
@@ -46,7 +46,7 @@ def _quantized(tree: Any, *, qwix: ModuleType, stacked: bool) -> Any:
     if not isinstance(tree, Mapping):
         return tree
     if "kernel" in tree:
-        # [L?, inputs..., outputs...], beside a bias [L?, outputs...].
+        # [L?, inputs..., outputs...], next to a bias [L?, outputs...].
         kernel, first = tree["kernel"], int(stacked)
         inputs = range(first, first + kernel.ndim - tree["bias"].ndim)
         outputs = tuple(axis for axis in range(kernel.ndim) if axis not in inputs)
@@ -69,10 +69,10 @@ def _quantize_kernel(kernel: jax.Array, *, qwix: ModuleType, outputs: tuple[int,
 def dequantize_projections(
     call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
 ) -> Any:
-    """For `nn.intercept_methods`: a projection with an int8 kernel computes with what that means.
+    """For `nn.intercept_methods`: dequantizes the int8 kernel of a projection.
 
-    The kernel is converted where it is used, one layer at a time, also in a scan over layers: XLA
-    fuses that into the matrix product on TPU, where the integers alone are read from memory.
+    The kernel is converted at its use, one layer at a time, also in a scan over layers: on TPU, XLA
+    fuses this into the matmul, which then reads only integers from memory.
     """
     module = context.module
     if context.method_name != "__call__" or not isinstance(module, nn.DenseGeneral):

@@ -1,7 +1,7 @@
-"""What may be asked of a model: the one declaration of each option, its default and help text.
+"""Request options: the single declaration of each option, its default and help text.
 
-Commands make their options of it, the server its fields, Python its keywords. Nothing heavy is
-imported before an object is made: help texts are instant.
+Commands, the server and the Python interface all derive their options from it. Nothing heavy is
+imported before an object is made, so that help texts are instant.
 """
 
 from __future__ import annotations
@@ -10,54 +10,52 @@ import dataclasses
 from typing import Any, Literal
 
 from plug_jax.config import PlugConfig
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shown
 from plug_jax.field_types import check_fields
 
 Pooling = Literal["mean", "cls"]
 
-MAX_TEXTS = 1 << 16  # written at a time: rows of one program
+MAX_TEXTS = 1 << 16  # at a time: rows of one program
 MAX_INT = 2**31 - 1
-# Within these, float32 holds the score of every text: a sum of log-probabilities that the penalty
-# multiplied, divided by a length of up to 2**16 to this power.
+# Within these bounds, float32 can represent every score: a sum of log-probabilities multiplied by
+# the penalty, divided by a length of up to 2**16 to this power.
 _LARGEST_PENALTY = 1000.0
 _LARGEST_POWER = 5.0
 
 
 def option(default: Any, text: str) -> Any:
-    """A field with its default and what `--help` says of it."""
+    """A field with its default and help text."""
     return dataclasses.field(default=default, metadata={"help": text})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """How texts are to be written. temperature 0.9 and top_k 20 are the released PLUG's.
+    """Options for generation. temperature 0.9 and top_k 20 are the released PLUG's.
 
-    A number means what it says, however large or small: what float32 and int32 cannot hold is
-    refused, or replaced where the nearest that they hold gives the same texts.
+    Numbers beyond float32 and int32 are refused, or replaced by the nearest representable one if
+    that gives the same texts.
 
     Raises:
-        PlugError: an option is out of range or of another type; the message has its name.
+        PlugError: an option is out of range or of another type; the message names it.
     """
 
-    max_new_tokens: int = option(128, "stop after so many tokens")
-    min_new_tokens: int = option(0, "do not stop before so many tokens")
-    num_samples: int = option(
-        1, "how many texts to write for a prompt; the best of the beams with num_beams > 1"
-    )
-    seed: int = option(0, "same seed, same texts")
+    max_new_tokens: int = option(128, "stop after this many tokens")
+    min_new_tokens: int = option(0, "do not stop before this many tokens")
+    num_samples: int = option(1, "texts to write per prompt; with num_beams > 1 the best beams")
+    seed: int = option(0, "seed of the samples")
     temperature: float = option(0.9, "0 is greedy")
-    top_k: int = option(20, "draw from the k likeliest, 0 = all")
-    top_p: float = option(1.0, "draw from the likeliest of this much probability")
-    repetition_penalty: float = option(1.0, "above 1: less of what was written before; 1: none")
-    no_repeat_ngram: int = option(0, "no n tokens in a row twice, 0 = free")
-    forced_text: str = option("", "what the text has to begin with")
-    forbidden_text: str = option("", "tokens that are not to be written")
-    num_beams: int = option(1, "above 1: beam search, which draws nothing")
+    top_k: int = option(20, "sample from the k most likely tokens, 0 = all")
+    top_p: float = option(1.0, "sample from the most likely tokens with this total probability")
+    repetition_penalty: float = option(1.0, "above 1: less repetition; 1: no penalty")
+    no_repeat_ngram: int = option(0, "no n-gram of n tokens twice, 0 = off")
+    forced_text: str = option("", "prefix that the text must start with")
+    forbidden_text: str = option("", "tokens that must not be generated")
+    num_beams: int = option(1, "above 1: beam search, without sampling")
     length_penalty: float = option(
-        1.0, "of beam search: above 1 prefers long texts, 0 short ones; the power of the length"
+        1.0, "beam search: exponent of the length; above 1 prefers long texts, 0 short ones"
     )
     length_offset: float = option(
-        0.0, "of beam search: the penalty is ((offset + length) / (offset + 1)) ** power"
+        0.0, "beam search: the length penalty is ((offset + length) / (offset + 1)) ** power"
     )
 
     def __post_init__(self) -> None:
@@ -91,7 +89,7 @@ class GenerationOptions:
             "length_offset": (0 <= self.length_offset <= MAX_TEXTS, f"between 0 and {MAX_TEXTS}"),
         }
         problems = [
-            f"{name} is {getattr(self, name)}; it must be {what}"
+            f"{name} is {shown(getattr(self, name))}; it must be {what}"
             for name, (good, what) in wanted.items()
             if not good
         ]
@@ -105,11 +103,11 @@ class GenerationOptions:
 
     @property
     def penalties(self) -> bool:
-        """Whether what was written changes what may follow."""
+        """Whether generated tokens affect later ones (penalties)."""
         return self.repetition_penalty != 1 or self.no_repeat_ngram > 0
 
     def candidates(self, config: PlugConfig) -> int:
-        """How many of the likeliest tokens sampling has to look at."""
+        """How many of the likeliest tokens sampling must consider."""
         from plug_jax.decoding.sampling import candidates_for
 
         return candidates_for(
@@ -119,24 +117,22 @@ class GenerationOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddingOptions:
-    """How a text becomes a vector.
+    """Options for embedding.
 
-    pooling: "mean", of the states of the text's own tokens ([CLS], [SEP] and padding are none), or
-    "cls", the state at [CLS]. The mean is the default because an encoder that was pre-trained alone
-    says little at [CLS]: means compare better (Reimers and Gurevych 2019, arXiv 1908.10084, table
-    6). Neither goes through BERT's pooler, which is trained for pairs of sentences, if at all.
-    normalize: divide by the length (L2), so that dot products are cosines.
-    max_length: tokens, [CLS] and [SEP] included; what is beyond is left out, and counted. None: a
-    text that is too long for the model is an error.
+    pooling: "mean", over the states of the text's tokens (without [CLS], [SEP] and padding), or
+    "cls", the state at [CLS]. The mean is the default because without fine-tuning the [CLS] state
+    carries little: means compare better (Reimers and Gurevych 2019, arXiv 1908.10084, table 6).
+    Neither uses BERT's pooler, which is trained for sentence pairs, if at all.
+    normalize: divide by the L2 norm, so that dot products are cosines.
+    max_length: tokens, including [CLS] and [SEP]; the rest is cut, and counted. None: a text that
+    is too long for the model is an error.
     """
 
     pooling: Literal["mean", "cls"] = option(
-        "mean", "mean, of the text's tokens, or cls, the state at [CLS]"
+        "mean", "mean over the text's tokens, or cls, the state at [CLS]"
     )
-    normalize: bool = option(False, "vectors of length 1 (L2)")
-    max_length: int | None = option(
-        None, "leave out what is beyond so many tokens, [CLS] and [SEP] included"
-    )
+    normalize: bool = option(False, "scale vectors to unit L2 norm")
+    max_length: int | None = option(None, "truncate to this many tokens, [CLS] and [SEP] included")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -144,11 +140,11 @@ class EmbeddingOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskOptions:
-    """How [MASK] is filled."""
+    """Options for filling [MASK]."""
 
-    top_k: int = option(5, "how many candidates a [MASK] gets, 0 = every piece")
+    top_k: int = option(5, "candidates per [MASK], 0 = every piece")
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.top_k < 0:
-            raise PlugError(f"top_k is {self.top_k}; it must be 0 (every piece) or positive")
+            raise PlugError(f"top_k is {shown(self.top_k)}; it must be 0 (every piece) or positive")

@@ -1,4 +1,4 @@
-"""What is read to be worked on, as rows of fields: JSON lines, text, examples of a seqio task."""
+"""Input rows of named fields: from JSON lines, text, or the examples of a seqio task."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.data.caching.files import check_token_files
-from plug_jax.data.file_source import Paths, as_list, matching_files
-from plug_jax.data.pipeline import find_task, import_tasks
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.pipeline.pipeline import find_task, import_tasks
+from plug_jax.data.sources.file_source import Paths, as_list, matching_files
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.record_task import RecordTask
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shortened, shown
 from plug_jax.field_types import check_fields
 from plug_jax.objectives.composition import objectives_for
 from plug_jax.objectives.continuation import Continuation, prompt_and_target
+from plug_jax.strict_json import integer
 
 if TYPE_CHECKING:
     from plug_jax.inference.model import InferenceModel
 
-PROMPT_FIELDS = ("prompt", "text", "inputs")  # where a prompt is looked for, in this order
+PROMPT_FIELDS = ("prompt", "text", "inputs")  # fields to look up for a prompt, in this order
 TARGET_FIELDS = ("target", "targets")
 
-_KIND = "JSON lines file"
+_KIND = "file of rows"  # JSON lines, or text
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_PRETOKENIZED = "_pretokenized"  # what seqio calls the text that a feature was made of
+_PRETOKENIZED = "_pretokenized"  # seqio's suffix for a feature's original text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,23 +42,23 @@ class Row:
     """One line of JSON, or one example."""
 
     fields: dict[str, Any]
-    error: str | None = None  # why the fields are not what the line held
-    # Tokens of the fields that came as tokens: prompt with [CLS] and [SEP], target without [CLS].
+    error: str | None = None  # why the line could not be read
+    # Tokens of pre-tokenised fields: prompt with [CLS] and [SEP], target without [CLS].
     ids: Mapping[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def text(self, names: Sequence[str]) -> str:
-        """The text of the first of these fields that there is. PlugError without any."""
+        """The text of the first present of these fields. PlugError without any."""
         name, value = self.first(names)
         if not isinstance(value, str):
-            raise PlugError(f"field {name!r} holds no text but {_kind_of(value)}")
+            raise PlugError(f"field {name!r} must hold text, not {_kind_of(value)}")
         return checked_text(value, name)
 
     def first(self, names: Sequence[str]) -> tuple[str, Any]:
-        """Name and value of the first of these fields that there is. PlugError without any."""
+        """Name and value of the first present of these fields. PlugError without any."""
         for name in names:
             if name in self.fields:
                 return name, self.fields[name]
-        has = ", ".join(self.fields) or "no field at all"
+        has = shortened(", ".join(self.fields)) or "no field at all"
         raise PlugError(f"no field {' or '.join(map(repr, names))}; the row has {has}")
 
 
@@ -65,32 +66,32 @@ class Row:
 class RowSource:
     """JSON lines, lines of text, or a seqio task or mixture; every iteration gives the same rows.
 
-    Files are paths or globs, also of remote file systems (gs://...), and those that end in .gz are
-    compressed. A line of a file that ends in .txt (or .txt.gz) is {"text": the line}. Blank lines
-    are passed over; a line that is no JSON object, or not UTF-8, is a row with an error, and the
-    line in its field `line`.
+    Files are paths or globs, also on remote file systems (gs://...); those ending in .gz are
+    compressed. A line of a file ending in .txt (or .txt.gz) is {"text": the line}. Blank lines are
+    skipped; a line that is not a JSON object, or not UTF-8, is a row with an error, and the line in
+    its field `line`.
 
     An example of a stage-2 task is {"prompt": the encoder's uncorrupted text, "target": the
-    decoder's}, and its tokens go with it as they are; so does what it has besides its features,
-    such as "id" and "references". A task over records gives a row a record, as its format has it.
-    An example of any other task has each of its features as text. The tasks of a mixture follow
-    each other, whatever their rates.
+    decoder's}, with its original tokens and its fields besides the features, such as "id" and
+    "references". A task over records gives one row per record, in its format. For any other task,
+    an example has each feature as text. The tasks of a mixture are read one after the other,
+    ignoring rates.
 
     Raises:
-        PlugError: not one of files and task, and while reading: files that are not there or
+        PlugError: neither or both of files and task, and while reading: files that are missing or
             damaged, an unknown task or split.
     """
 
     files: Paths | None = None
     mixture_or_task_name: str | None = None
-    module: str | None = None  # imported first, for the tasks that it registers
+    module: str | None = None  # imported first, to register its tasks
     split: str = "validation"
 
     def __post_init__(self) -> None:
         check_fields(self)
         if (self.files is None) == (self.mixture_or_task_name is None):
             raise PlugError(
-                "name what to read: either files of JSON lines (INPUT) or a seqio task "
+                "name what to read: either files (--input, INPUT) or a seqio task "
                 "(MIXTURE_OR_TASK_NAME)"
             )
 
@@ -119,7 +120,7 @@ class RowSource:
         return matching_files(as_list(self.files, kind=_KIND), kind=_KIND)
 
     def vocabulary(self) -> PlugVocabulary | None:
-        """What the tokens of the rows are of; None when they come as text."""
+        """The vocabulary of pre-tokenised rows; None for text."""
         if self.files is not None:
             return None
         features = self._tasks()[0].output_features
@@ -141,7 +142,7 @@ class RowSource:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a source holds, in brief."""
+    """A summary of a source."""
 
     rows: int
     sha256: str  # of every field of every row
@@ -157,10 +158,10 @@ def contents_of(rows: Iterable[Row]) -> Contents:
 
 
 def prompt_ids(model: InferenceModel, row: Row, field: str | None) -> list[int]:
-    """[CLS] prompt [SEP], of a field, or None: as it came, or of the first of PROMPT_FIELDS.
+    """[CLS] prompt [SEP] of a field; None: pre-tokenised, or the first present of PROMPT_FIELDS.
 
     Raises:
-        PlugError: there is none, or it is too long for the model.
+        PlugError: the prompt is missing or too long for the model.
     """
     if field is None and "prompt" in row.ids:
         ids = row.ids["prompt"]
@@ -170,7 +171,7 @@ def prompt_ids(model: InferenceModel, row: Row, field: str | None) -> list[int]:
 
 
 def to_json(value: Any) -> bytes:
-    """UTF-8 with Chinese as it is; half of a surrogate pair is spelt as JSON spells it.
+    """JSON in UTF-8 with unescaped Chinese; lone surrogates are escaped.
 
     Raises ValueError for NaN and infinities.
     """
@@ -179,11 +180,11 @@ def to_json(value: Any) -> bytes:
 
 
 def checked_text(text: str, name: str) -> str:
-    """`text`; PlugError if it is no valid Unicode, which JSON can spell but no file can hold."""
+    """`text`; PlugError for invalid Unicode, which JSON can spell but files cannot store."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PlugError(f"field {name!r} holds half of a surrogate pair: {text!r}") from error
+        raise PlugError(f"field {name!r} holds half of a surrogate pair: {shown(text)}") from error
     return text
 
 
@@ -212,7 +213,9 @@ def _text_row(line: bytes, where: str) -> Row:
 def _json_row(line: bytes, where: str) -> Row:
     raw = _undecoded(line)
     try:
-        fields = json.loads(line.decode(), parse_constant=_finite, parse_float=_finite)
+        fields = json.loads(
+            line.decode(), parse_constant=_finite, parse_float=_finite, parse_int=integer
+        )
     except UnicodeError:
         return Row(raw, f"{where} is not UTF-8")
     except (ValueError, RecursionError) as error:
@@ -228,10 +231,10 @@ def _undecoded(line: bytes) -> dict[str, Any]:
 
 
 def _finite(number: str) -> float:
-    """What JSON's numbers are; Python would also read NaN and Infinity, which no JSON may hold."""
+    """A JSON number; Python would also accept NaN and Infinity, which JSON does not allow."""
     value = float(number)
     if not math.isfinite(value):
-        raise ValueError(f"{number} is no number that a row may hold")
+        raise ValueError(f"{shortened(number)} is not a number that a row may hold")
     return value
 
 
@@ -263,7 +266,7 @@ def _continuation_vocabulary(features: Mapping[str, seqio.Feature]) -> PlugVocab
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold of a feature; of floats, it has no NaN and infinities: "nan"."""
+    """A feature as JSON, with NaN and infinities as strings such as "nan"."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -272,6 +275,6 @@ def _plain(value: Any) -> Any:
 
 
 def _kind_of(value: Any) -> str:
-    """What JSON calls it."""
+    """The JSON name of a value's type."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
     return "null" if value is None else kinds.get(type(value), "a number")

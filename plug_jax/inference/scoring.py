@@ -1,4 +1,4 @@
-"""How likely a model finds given texts after given prompts: the work of `plug-jax score`."""
+"""Log-likelihoods of given texts after given prompts: the work of `plug-jax score`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from plug_jax.inference.jobs import ERROR, Answer, DecoderWork
 from plug_jax.inference.model import InferenceModel, NoNumbersError
 from plug_jax.inference.rows import TARGET_FIELDS, Row, checked_text, prompt_ids
 
-_LARGEST_EXPONENT = 700.0  # of a float's exp
+_LARGEST_EXPONENT = 700.0  # for exp in float64
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """A prompt and the texts to be scored after it."""
+    """A prompt and its targets."""
 
     prompt: list[int]  # with [CLS] and [SEP]
-    targets: tuple[tuple[int, ...], ...]  # without [CLS]; with [SEP] where that counts
+    targets: tuple[tuple[int, ...], ...]  # without [CLS]; with [SEP] if it counts
     single: bool = True  # the row had a text, not a list
 
 
@@ -39,7 +39,7 @@ class Score:
 
     @property
     def mean_log_likelihood(self) -> float:
-        """Of a token."""
+        """Mean per token."""
         return self.log_likelihood / self.tokens
 
     @property
@@ -48,7 +48,7 @@ class Score:
         return math.exp(min(-self.mean_log_likelihood, _LARGEST_EXPONENT))
 
     def fields(self) -> dict[str, Any]:
-        """As it is written."""
+        """The output fields."""
         return {name: getattr(self, name) for name in Scoring.ANSWERS}
 
 
@@ -56,8 +56,8 @@ class Score:
 class Scoring(DecoderWork):
     """The log-likelihood of a row's target after its prompt, or of each of a list of targets.
 
-    `sep`: the [SEP] that ends a text counts as its last token, as it does in training. Then the sum
-    is the probability that the model writes this text and no more; without, that it begins so.
+    `sep`: count the [SEP] that ends a text as its last token, as in training. Then the sum is the
+    log-probability that the model generates exactly this text; without it, that it begins with it.
     """
 
     ANSWERS: ClassVar[tuple[str, ...]] = (
@@ -67,8 +67,8 @@ class Scoring(DecoderWork):
         "perplexity",
     )
 
-    prompt_field: str | None = None  # None: the first that there is of PROMPT_FIELDS
-    target_field: str | None = None  # None: the first that there is of TARGET_FIELDS
+    prompt_field: str | None = None  # None: the first present of PROMPT_FIELDS
+    target_field: str | None = None  # None: the first present of TARGET_FIELDS
     sep: bool = True
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class Scoring(DecoderWork):
         return {"work": "score", **dataclasses.asdict(self)}
 
     def prepare(self, model: InferenceModel, row: Row, index: int) -> Pairs:
-        """Ids of prompt and targets; PlugError without them, or with one too long."""
+        """Ids of prompt and targets; PlugError if one is missing or too long."""
         prompt = prompt_ids(model, row, self.prompt_field)
         if self.target_field is None and "target" in row.ids:
             ids = row.ids["target"]
@@ -95,13 +95,13 @@ class Scoring(DecoderWork):
         return Pairs(prompt, tuple(targets), single=isinstance(value, str))
 
     def size(self, item: Pairs) -> tuple[int, ...]:
-        """Targets, and the padded lengths of prompt and longest target."""
+        """Number of targets, and padded lengths of prompt and longest target."""
         return pairs_size(item)
 
     def answer(
         self, model: InferenceModel, items: Sequence[Pairs]
     ) -> list[Answer | NoNumbersError]:
-        """The scores of each; lists where the row has a list."""
+        """The scores of each; lists if the row has a list."""
         answers: list[Answer | NoNumbersError] = []
         for item, scores in zip(items, score_pairs(model, items), strict=True):
             if not all(score.has_numbers for score in scores):
@@ -116,7 +116,7 @@ class Scoring(DecoderWork):
 
 
 class Total:
-    """The score of all targets of all rows, and how many there are."""
+    """The total score of all targets of all rows, and their number."""
 
     def __init__(self) -> None:
         self.rows = self.errors = self.targets = 0
@@ -136,25 +136,25 @@ class Total:
         self._tokens += sum(tokens)
 
     def fields(self) -> dict[str, Any]:
-        """As it is written; the mean is over tokens, so long rows weigh more."""
+        """The output fields; the mean is over tokens, so long rows weigh more."""
         score = Score(math.fsum(self._log_likelihoods), self._tokens)
         counts = {"rows": self.rows, "errors": self.errors, "targets": self.targets}
         return counts | (score.fields() if self._tokens else {})
 
 
 def score_pairs(model: InferenceModel, items: Sequence[Pairs]) -> list[list[Score]]:
-    """The score of each target of each item; all items have as many targets."""
+    """The score of each target of each item; all items have equally many targets."""
     found = model.log_likelihoods([item.prompt for item in items], [item.targets for item in items])
     return [[Score(math.fsum(ids), len(ids)) for ids in of_item] for of_item in found]
 
 
 def pairs_size(item: Pairs) -> tuple[int, ...]:
-    """How many targets, and the lengths of prompt and longest target."""
+    """Number of targets, and lengths of prompt and longest target."""
     return len(item.targets), len(item.prompt), max(map(len, item.targets))
 
 
 def target_ids(model: InferenceModel, text: str, *, sep: bool) -> tuple[int, ...]:
-    """Ids of a target, with [SEP] if that counts; PlugError if there are none or too many."""
+    """Ids of a target, with [SEP] if it counts; PlugError if there are none or too many."""
     v = model.vocabulary
     return _checked(model, [*v.encode(text), *([v.sep_id] if sep else [])])
 

@@ -1,4 +1,4 @@
-"""Continuous batching: a fixed number of rows, each free for the next request when its text ends.
+"""Continuous batching: a fixed number of rows, each reused when its text ends.
 
 Axis letters: B slots, E encoder length, N room for new tokens.
 """
@@ -25,22 +25,22 @@ from plug_jax.inference.options import (
 )
 from plug_jax.inference.request_options import MAX_TEXTS, GenerationOptions
 
-_FORCED_PLACES = 32  # tokens of forced_text that a slot has room for
+_FORCED_PLACES = 32  # maximum tokens of forced_text per slot
 _PLAIN = GenerationOptions(max_new_tokens=1)
 _ALL_TOKENS = GenerationOptions(max_new_tokens=1, top_k=0)
 
 
 class Slots:
-    """`count` texts written at a time. Not thread-safe: one thread admits and advances.
+    """`count` texts generated at a time. Not thread-safe: one thread admits and advances.
 
-    What a request writes is what `generate` gives for it alone, whatever its neighbours are, when
-    it came, and how many tokens at a time the slots advance.
+    A request's text equals `generate`'s, independent of its neighbours, its arrival time, and the
+    number of tokens per advance.
     """
 
     def __init__(
         self, model: InferenceModel, *, count: int, max_prompt_tokens: int, max_new_tokens: int
     ) -> None:
-        """Make room for `count` prompts of `max_prompt_tokens` ([CLS] and [SEP] included).
+        """Allocate `count` prompts of `max_prompt_tokens` (including [CLS] and [SEP]).
 
         Raises:
             PlugError: no slots or too many, lengths beyond the model's positions, no room for [CLS]
@@ -66,7 +66,7 @@ class Slots:
         self._requests: list[GenerationOptions | None]
         self._decoding: Any
         self._settings: Any
-        # Everything stays where it lies: elsewhere, the next program would be compiled once more.
+        # Keep all placements: another would recompile the next program.
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self._empty())
         self._insert = jax.jit(_insert, donate_argnums=(0, 1), out_shardings=self._shardings)
         self._end = jax.jit(
@@ -76,15 +76,15 @@ class Slots:
         self.reset()
 
     def reset(self) -> None:
-        """Empty all slots; what they hold is made anew, whatever became of it."""
+        """Empty all slots, reallocating their state whatever its condition."""
         self._requests = [None] * self.count
-        self._decoding = self._settings = None  # there may not be room for two
+        self._decoding = self._settings = None  # free it first: there may not be room for two
         self._decoding, self._settings = jax.device_put(self._empty(), self._shardings)
         for slot in range(self.count):
             self.release(slot)
 
     def _empty(self) -> tuple[Decoding, Any]:
-        """State of slots that have written nothing, and their settings."""
+        """State and settings of empty slots."""
         model, options = self.model, [_PLAIN] * self.count
         decoding = model.start(
             [model.prompt_ids("")] * self.count,
@@ -99,17 +99,17 @@ class Slots:
 
     @property
     def intact(self) -> bool:
-        """Whether texts can go on: a program that fails may have used up what it was to change."""
+        """Whether texts can continue: a failed program may have consumed its donated state."""
         leaves = jax.tree.leaves((self._decoding, self._settings))
         return not any(leaf.is_deleted() for leaf in leaves)
 
     @property
     def free(self) -> int:
-        """How many slots wait for a request."""
+        """Number of free slots."""
         return self._requests.count(None)
 
     def check(self, prompt: str, options: GenerationOptions) -> list[int]:
-        """The prompt's ids. PlugError if a slot has no room for the request, or cannot do it."""
+        """The prompt's ids. PlugError if the request does not fit a slot, or is invalid."""
         if options.num_beams > 1 or options.num_samples > 1:
             raise PlugError("a slot writes one sampled text: num_samples and num_beams must be 1")
         if options.max_new_tokens > self.max_new_tokens:
@@ -124,12 +124,12 @@ class Slots:
         return ids
 
     def admit(self, prompt: str, options: GenerationOptions, *, sample: int = 0) -> int:
-        """Encode the prompt into a free slot, whose number is returned.
+        """Encode the prompt into a free slot; return its number.
 
-        `sample` numbers the texts of one request that asks for several.
+        `sample` numbers the texts of a request for several.
 
         Raises:
-            PlugError: see `check`; a text to force or forbid that cannot be.
+            PlugError: see `check`; an invalid forced or forbidden text.
         """
         return self._admit_ids(self.check(prompt, options), options, sample)
 
@@ -148,16 +148,16 @@ class Slots:
         return slot
 
     def advance(self, steps: int) -> dict[int, tuple[GeneratedText, bool]]:
-        """Write up to `steps` tokens in every taken slot: slot -> (its text so far, has it ended).
+        """Generate up to `steps` tokens in every busy slot: slot -> (text so far, has it ended).
 
-        Slots whose text has ended are free afterwards.
+        Slots with finished texts become free.
         """
         taken = {slot: o for slot, o in enumerate(self._requests) if o is not None}
         if not taken:
             return {}
         self._write(
             steps,
-            # Greedy requests have no program of their own: they would rarely be alone in it.
+            # There is no separate greedy program: batches would rarely be all greedy.
             candidates=max(o.candidates(self.model.config) for o in (_PLAIN, *taken.values())),
             penalties=any(o.penalties for o in taken.values()),
         )
@@ -177,9 +177,9 @@ class Slots:
         )
 
     def warm_up(self) -> Iterator[str]:
-        """Compile all that requests may need, in a free slot; say before each program what it is.
+        """Compile all programs that requests may need, in a free slot; yield a name before each.
 
-        There is one for each bucket of prompts, and one for each kind of writing.
+        There is one per prompt bucket, and one per kind of sampling.
         """
         model, longest = self.model, self.max_prompt_tokens
         for length in sorted({model.bucket(n) for n in range(1, longest + 1)}):
@@ -189,11 +189,11 @@ class Slots:
         few, all_tokens = (o.candidates(model.config) for o in (_PLAIN, _ALL_TOKENS))
         for penalties in (False, True):
             for candidates in sorted({few, all_tokens}):
-                yield f"{candidates} candidates a token{', with penalties' if penalties else ''}"
+                yield f"{candidates} candidates per token{', with penalties' if penalties else ''}"
                 self._write(0, candidates=candidates, penalties=penalties)
 
     def release(self, slot: int) -> None:
-        """Give up a slot's text before its end."""
+        """Abandon a slot's text."""
         self._requests[slot] = None
         ended = self._end(self._decoding.ended, jnp.int32(slot))
         self._decoding = dataclasses.replace(self._decoding, ended=ended)
@@ -202,7 +202,7 @@ class Slots:
 def _insert(
     decoding: Decoding, settings: Any, one: Decoding, its_settings: Any, slot: jax.Array
 ) -> tuple[Decoding, Any]:
-    """Row 0 of `one` and of its settings as row `slot`; a shorter encoder length is padded."""
+    """Insert row 0 of `one` and of its settings as row `slot`, padding the encoder length."""
 
     def put(into: jax.Array, row: jax.Array) -> jax.Array:
         missing = [n - m for n, m in zip(into.shape[1:], row.shape[1:], strict=True)]

@@ -15,32 +15,31 @@ SUFFIX = ".npy"
 
 
 def check_vector_file(path: str) -> None:
-    """PlugError where `write_vectors` could not write."""
+    """PlugError if `write_vectors` could not write."""
     if is_remote(path):
         raise PlugError(f"{path}: a {SUFFIX} file is written on this machine; write JSON lines")
     if os.path.exists(path):
         raise PlugError(f"{path} exists; remove it, or name another file")
     if os.path.lexists(_part(path)):
         raise PlugError(
-            f"{_part(path)} exists, where {path} is written until it is whole: another run writes "
-            "it, or was killed. Remove it, or name another file"
+            f"{_part(path)} exists, where {path} is written until it is complete: another run is "
+            "writing it, or was killed. Remove it, or name another file"
         )
     if not os.path.isdir(os.path.dirname(path) or "."):
-        raise PlugError(f"there is no folder for {path}")
+        raise PlugError(f"there is no directory for {path}")
 
 
 def write_vectors(
     rows: Iterable[Mapping[str, Any]], path: str, *, shape: tuple[int, int]
 ) -> Iterator[Mapping[str, Any]]:
-    """Pass rows on, and write their `embedding`s: float32 of `shape`, [rows, numbers].
+    """Yield rows unchanged, and write their `embedding`s: float32 of `shape`, [rows, numbers].
 
-    The file appears when all are there; until then they are in `path`.tmp, not in memory. A row
-    with an error in place of an embedding is a row of NaN, so that numbers of rows stay what they
-    are.
+    The file appears when it is complete; until then vectors are in `path`.tmp, not in memory. A row
+    with an error instead of an embedding becomes NaN, so that row numbers agree.
     """
     part = _part(path)
     try:
-        open(part, "xb").close()  # nobody else's
+        open(part, "xb").close()  # must not exist
     except OSError as error:
         raise PlugError(f"cannot write {path}: {error.strerror or error}") from error
     try:

@@ -1,4 +1,4 @@
-"""Tasks of CLUE without training: labels, choices and idioms as texts that a model scores."""
+"""Zero-shot CLUE tasks: labels, choices and idioms as texts to score."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from plug_jax.clue.metrics import score
 from plug_jax.clue.readers import TAG
 from plug_jax.clue.records import BlankRecord, ChoiceRecord, Record, TextRecord
 from plug_jax.clue.tasks import ClueTask, Split, find_task
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shown
 from plug_jax.field_types import check_fields, typed
 from plug_jax.inference.classification import Classification
 from plug_jax.inference.jobs import Job
 from plug_jax.inference.rows import Row
 
-CHOICES = "choices"  # the field of a row that lists what is chosen from
+CHOICES = "choices"  # the row field with the choices
 _LABELS_FILE = "labels.json"
 _BLANK = "____"
 _AROUND_BLANK = 100  # characters of a passage (CHID) on each side
@@ -29,11 +29,11 @@ _AROUND_BLANK = 100  # characters of a passage (CHID) on each side
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZeroShot:
-    """A task of CLUE, and how a model answers it by scoring texts.
+    """A CLUE task, answered by scoring texts.
 
     Raises:
-        PlugError: a task whose answers are no labels or choices, or words for labels that are not
-            those of the task.
+        PlugError: a task whose answers are not labels or choices, or words for other labels than
+            the task's.
     """
 
     task: str
@@ -48,9 +48,9 @@ class ZeroShot:
         own = self.work.labels
         if isinstance(own, str) != (task.kind in ("choice", "blank")):
             told = f"lists them under {CHOICES!r}" if isinstance(own, Mapping) else "has no list"
-            raise PlugError(f"the labels of {self.task} cannot be {own!r}: a row of it {told}")
+            raise PlugError(f"the labels of {self.task} cannot be {shown(own)}: a row of it {told}")
         if isinstance(own, Mapping) and own.keys() != set(task.labels):
-            wrong = [f"it has no {label!r}" for label in own if label not in task.labels]
+            wrong = [f"it has no {shown(label)}" for label in own if label not in task.labels]
             wrong += [f"{label!r} has none" for label in task.labels if label not in own]
             raise PlugError(f"words for the labels of {self.task}: {'; '.join(wrong[:3])}")
 
@@ -61,7 +61,7 @@ class ZeroShot:
     def predictions(
         self, records: Sequence[Record], rows: Sequence[Mapping[str, Any]]
     ) -> dict[int | str, str | int]:
-        """By the records' ids, of their answered rows: a label, or the index of a choice.
+        """Predictions by record id, from answered rows: a label, or the index of a choice.
 
         Blanks of a line (CHID) are decided together, as the official decoding does.
         """
@@ -79,7 +79,7 @@ class ZeroShot:
     def metrics(
         self, records: Sequence[Record], predictions: Mapping[int | str, str | int]
     ) -> dict[str, float]:
-        """In percent; {} for a split without answers."""
+        """Metrics in percent; {} for a split without answers."""
         task = find_task(self.task)
         known = all(getattr(record, "label", None) is not None for record in records)
         return score(task, records, predictions) if known else {}
@@ -87,14 +87,14 @@ class ZeroShot:
 
 @typed
 def clue_rows(*, task: str, data_dir: str, split: str) -> tuple[Row, ...]:
-    """A row for each record of a split, in their order, with what templates can name.
+    """A row per record of a split, in order, with the fields for templates.
 
-    Texts: `id`, `text`, and `text_pair` of a pair. C3: `id`, `passage`, `question`, `choices`.
-    CHID: `id`, `line`, `left` and `right` of the blank (other blanks as ____), `choices`. And
-    `label` where it is known: the archive's string, or an index.
+    Texts: `id`, `text`, and `text_pair` for a pair. C3: `id`, `passage`, `question`, `choices`.
+    CHID: `id`, `line`, `left` and `right` of the blank (other blanks as ____), `choices`. If known,
+    also `label`: the archive's string, or an index.
 
     Raises:
-        PlugError: as `ClueTask.read`, and a task whose answers are no labels or choices.
+        PlugError: as `ClueTask.read`, and a task whose answers are not labels or choices.
     """
     found = find_task(task)
     return tuple(Row(_fields(found, one)) for one in found.read(data_dir, split).records)
@@ -105,7 +105,7 @@ def published_words(*, task: str, data_dir: str, key: str) -> dict[str, str]:
     """The words of each label under `key` of the archive's labels.json.
 
     Raises:
-        PlugError: there is no such file, or it is not as it should be.
+        PlugError: the file is missing or malformed.
     """
     archive = find_archive(data_dir, find_task(task).folders, [_LABELS_FILE])
     return {
@@ -135,5 +135,5 @@ def _fields(task: ClueTask, record: Record) -> dict[str, Any]:
                 CHOICES: list(record.candidates),
             }
         case _:
-            raise PlugError(f"{task.name} asks for no label or choice: no texts to choose from")
+            raise PlugError(f"{task.name} has no labels or choices: no texts to choose from")
     return fields if record.label is None else {**fields, "label": record.label}

@@ -1,1 +1,1 @@
-"""Linen modules: embeddings, encoder, decoder, heads, and the model that joins them."""
+"""Linen modules: embeddings, encoder, decoder, heads, and the whole model."""

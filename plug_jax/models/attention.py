@@ -1,4 +1,4 @@
-"""Self- and cross-attention: projections, and the choice of attention's kernel.
+"""Self- and cross-attention: projections, and the choice of the attention kernel.
 
 Axis letters: B batch, Q query length, S key length, E encoder length, M model, H heads, K head
 size; with a cache P prompts, T new tokens.
@@ -26,21 +26,21 @@ from plug_jax.ops.kv_cache import LayerCache
 from plug_jax.ops.platform import target_platform
 from plug_jax.ops.splash_attention import LANES, splash_attention
 
-# Of a cache's keys and values [B,H,S,K]: rows and heads lie where they are computed.
+# Logical axes of cached keys and values [B,H,S,K]: rows and heads stay where they are computed.
 CACHE_AXES = ("activation_batch", "activation_heads", None, None)
 _ACTIVATION_HEADS = ("activation_batch", "activation_length", "activation_heads", None)
 
 
 @flax.struct.dataclass
 class Segments:
-    """Who sees whom in packed rows: a query the keys of its segment. Segment 0 is padding."""
+    """Segment ids of packed rows: queries attend to keys of the same segment. 0 is padding."""
 
     queries: jax.Array  # int32 [B,Q]
     keys: jax.Array  # int32 [B,S]
-    causal: bool = flax.struct.field(pytree_node=False, default=False)  # keys up to its own place
+    causal: bool = flax.struct.field(pytree_node=False, default=False)  # keys up to the query
 
     def mask(self) -> jax.Array:
-        """bool [B,1,Q,S]: the same as an array."""
+        """The same as a mask, bool [B,1,Q,S]."""
         mask = attention.segment_mask(self.queries, self.keys)
         return mask & attention.causal_mask(self.keys.shape[1]) if self.causal else mask
 
@@ -69,7 +69,7 @@ class SelfAttention(nn.Module):
     def step(
         self, x: jax.Array, cache: LayerCache, *, lengths: jax.Array
     ) -> tuple[jax.Array, LayerCache]:
-        """Append x [B,T,M] to the cache, row b at lengths[b], and attend to all that is in it."""
+        """Append x [B,T,M] to the cache, row b at lengths[b], and attend to its content."""
         query, key, value = jnp.moveaxis(self.qkv(x), -3, 0)
         cache = dataclasses.replace(
             cache,
@@ -107,7 +107,7 @@ class CrossAttention(nn.Module):
         return checkpoint_name(self.out(output), "out")
 
     def project(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values for a cache, each [P,H,E,K], of the encoder's output [P,E,M]."""
+        """Keys and values for a cache, each [P,H,E,K], from the encoder's output [P,E,M]."""
         key, value = jnp.moveaxis(self.key_value(encoded), (-3, -2), (0, 2))
         return _cached(key), _cached(value)
 
@@ -118,11 +118,11 @@ class CrossAttention(nn.Module):
 
 
 def attention_kernel(config: PlugConfig, *lengths: int) -> Attention:
-    """What "auto" is for rows of these lengths on the devices in use; else what the config says."""
+    """The configured kernel, with "auto" resolved for these row lengths and the devices in use."""
     if config.attention != "auto":
         return config.attention
     platform = target_platform()
-    if config.attention_dropout_rate > 0.0:  # which the kernels have not
+    if config.attention_dropout_rate > 0.0:  # the kernels have no dropout
         return "dot"
     if platform == "tpu" and not any(length % LANES for length in lengths):
         return "splash"
@@ -140,12 +140,12 @@ def _attend(
     segments: Segments,
     deterministic: bool,
 ) -> jax.Array:
-    """[B,Q,H,K] of queries [B,Q,H,K], keys and values [B,S,H,K]: by the kernel of the config."""
+    """[B,Q,H,K] from queries [B,Q,H,K], keys and values [B,S,H,K], with the configured kernel."""
     config, lengths = module.config, (query.shape[1], key.shape[1])
     query, key, value = (
         nn.with_logical_constraint(a, _ACTIVATION_HEADS) for a in (query, key, value)
     )
-    # The parameters are initialised on a row of one token, which the kernels do not take.
+    # Parameters are initialised on a row of one token, which the kernels do not accept.
     kernel = "dot" if module.is_initializing() else attention_kernel(config, *lengths)
     if kernel == "splash":
         return _by_device(_splash(config, segments), query, key, value, segments)
@@ -167,18 +167,18 @@ def _attend(
 
 
 def _cached(x: jax.Array) -> jax.Array:
-    """Keys or values [B,H,S,K] of a cache, where they are computed: by row and head."""
+    """Constrain cached keys or values [B,H,S,K] by row and head, as they are computed."""
     return nn.with_logical_constraint(x, CACHE_AXES)
 
 
 def _saved(x: jax.Array, name: RematName) -> jax.Array:
-    """[..., H, K] under a name of `remat_saved_names`."""
-    # Saved as [..., H*K]: a TPU pads the last axis to 128, which would be twice a head size of 64.
+    """Mark [..., H, K] with a name of `remat_saved_names`."""
+    # Saved as [..., H*K]: a TPU pads the last axis to 128, which would double a head size of 64.
     return checkpoint_name(x.reshape(*x.shape[:-2], -1), name).reshape(x.shape)
 
 
 def _splash(config: PlugConfig, segments: Segments) -> Callable[..., jax.Array]:
-    """Splash attention of one device's rows and heads."""
+    """Splash attention on one device's rows and heads."""
     platform = target_platform()
     if platform not in ("tpu", "cpu"):
         raise PlugError(
@@ -201,7 +201,7 @@ def _by_device(
     value: jax.Array,
     segments: Segments,
 ) -> jax.Array:
-    """A kernel on every device's own rows and heads: GSPMD cannot split it."""
+    """Run a kernel on each device's rows and heads, because GSPMD cannot partition it."""
     if not jax.sharding.get_abstract_mesh().empty:
         heads = nn.logical_to_mesh_axes(("activation_batch", None, "activation_heads", None))
         rows = nn.logical_to_mesh_axes(("activation_batch", None))

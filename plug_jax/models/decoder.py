@@ -1,6 +1,6 @@
 """The PALM decoder (arXiv 2004.07159): causal blocks with cross-attention to the encoder.
 
-Without an encoder they have none, and the decoder is a language model in GPT-3's manner.
+Without an encoder there is no cross-attention, and the decoder is a language model like GPT-3.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from plug_jax.ops.kv_cache import DecoderCache, LayerCache
 
 @flax.struct.dataclass
 class DecoderContext:
-    """What every block of the decoder reads besides its own input."""
+    """Inputs shared by all decoder blocks."""
 
     self_segments: Segments  # of the decoder's row
-    # Of a model with an encoder.
+    # With an encoder:
     cross_segments: Segments | None  # of the decoder's row and of the encoder's
     encoded: jax.Array | None  # [B,E,M]
 
@@ -39,7 +39,7 @@ class DecoderBlock(nn.Module):
     def setup(self) -> None:
         """Declare the block's modules."""
         c = self.config
-        # The released decoder scales the initialisation of its residual outputs by the depth.
+        # The released decoder scales the initialisation of residual outputs by depth.
         std = c.init_std / math.sqrt(2 * (c.num_encoder_layers or c.num_decoder_layers))
         self.self_attention_norm = layer_norm(c)
         self.self_attention = SelfAttention(c, output_std=std)
@@ -71,7 +71,7 @@ class DecoderBlock(nn.Module):
     def step(
         self, x: jax.Array, cache: LayerCache, cross_mask: jax.Array, lengths: jax.Array
     ) -> tuple[jax.Array, LayerCache]:
-        """New tokens x [B,T,M], row b after its first lengths[b] -> (x, the new cache)."""
+        """New tokens x [B,T,M], after the first lengths[b] of row b -> (x, the new cache)."""
 
         def attend_self(y: jax.Array) -> jax.Array:
             nonlocal cache
@@ -84,7 +84,7 @@ class DecoderBlock(nn.Module):
         return self._residuals(x, attend_self, attend_encoder, True), cache
 
     def project_cross(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """This layer's keys and values, each [P,H,E,K], of the encoder's output [P,E,M]."""
+        """This layer's keys and values, each [P,H,E,K], from the encoder's output [P,E,M]."""
         return self.cross_attention.project(encoded)
 
     def _residuals(
@@ -104,21 +104,21 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`num_decoder_layers` blocks, and for pre-norm a final LayerNorm.
+    """`num_decoder_layers` blocks, and a final LayerNorm for pre-norm.
 
-    The layers' parameters are stacked for training, where one compiled layer goes over all. For
-    decoding they lie apart (`split_layers`): a loop over tokens would otherwise copy each layer's
+    The layers' parameters are stacked for training, with one compiled layer in a scan. For decoding
+    they are separate (`split_layers`): a loop over tokens would otherwise copy each layer's
     parameters and cache out of the stack for every token.
     """
 
     config: PlugConfig
-    layers_apart: bool = False
+    unstacked_layers: bool = False
 
     def setup(self) -> None:
         """Declare the blocks."""
         c = self.config
         self.layers: Any
-        if self.layers_apart:
+        if self.unstacked_layers:
             self.layers = [DecoderBlock(c) for _ in range(c.num_decoder_layers)]
         else:
             self.layers = stack(DecoderBlock, c, num_layers=c.num_decoder_layers)(c)
@@ -127,12 +127,12 @@ class Decoder(nn.Module):
 
     def __call__(self, x: jax.Array, *, context: DecoderContext, deterministic: bool) -> jax.Array:
         """x [B,D,M] -> [B,D,M]."""
-        for layer in self.layers if self.layers_apart else [self.layers]:
+        for layer in self.layers if self.unstacked_layers else [self.layers]:
             x, _ = layer(x, context, deterministic)
         return self._final(x)
 
     def step(self, x: jax.Array, cache: DecoderCache) -> tuple[jax.Array, tuple[LayerCache, ...]]:
-        """New tokens x [B,T,M] -> ([B,T,M], the layers' new caches). Needs `layers_apart`."""
+        """New tokens x [B,T,M] -> ([B,T,M], the layers' new caches). Needs `unstacked_layers`."""
         caches = []
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             x, layer_cache = layer.step(x, layer_cache, cache.cross_mask, cache.lengths)
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         return self._final(x), tuple(caches)
 
     def project_cross(self, encoded: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-        """Each layer's keys and values [P,H,E,K] of the encoder's output. Needs `layers_apart`."""
+        """Each layer's keys and values [P,H,E,K] from the encoder. Needs `unstacked_layers`."""
         return [layer.project_cross(encoded) for layer in self.layers]
 
     def _final(self, x: jax.Array) -> jax.Array:
@@ -150,9 +150,9 @@ class Decoder(nn.Module):
 
 
 def split_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's parameters with those of its decoder's layers apart, as cached decoding reads them.
+    """A model's parameters with its decoder's layers separated, for cached decoding.
 
-    Leaf by leaf, and what is not the decoder's is not copied. Shardings are kept.
+    Works leaf by leaf; parameters outside the decoder are not copied. Shardings are kept.
     """
     decoder = dict(params["decoder"])
     leaves, tree = jax.tree.flatten(decoder.pop("layers"))

@@ -1,4 +1,4 @@
-"""The embedding module that encoder and decoder share."""
+"""The embedding module shared by encoder and decoder."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Embeddings(nn.Module):
         deterministic: bool,
     ) -> jax.Array:
         """int32 [B,S] each -> [B,S,M] in the compute dtype."""
-        # Whole rows are looked up: of rows sharded over `embed`, GSPMD would make every device look
-        # up the tokens of all, and gather their activations.
+        # Look up whole rows: if rows were sharded over `embed`, GSPMD would make every device look
+        # up all devices' tokens, and gather the activations.
         word, position, token_type = (
             nn.with_logical_constraint(table, (axis, None))
             for table, axis in (
@@ -61,14 +61,14 @@ class Embeddings(nn.Module):
         return nn.with_logical_constraint(x, ACTIVATION_EMBED)
 
     def attend(self, hidden: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-        """float32 logits [B,S,V] (V padded) of hidden [B,S,M], plus a bias [V] if there is one."""
+        """float32 logits [B,S,V] (V padded) from hidden [B,S,M], plus an optional bias [V]."""
         return self._logits(self.word_embeddings, bias, hidden)
 
     def score(
         self, hidden: jax.Array, labels: jax.Array, bias: jax.Array | None = None, *, chunk: int
     ) -> losses.Scores:
         """How well hidden [B,P,M] predicts int32 labels [B,P]; see `losses.chunked_score`."""
-        # Gathered once, before the chunks; the vocabulary stays sharded.
+        # Gather once, before the chunks; the vocabulary stays sharded.
         table = nn.with_logical_constraint(self.word_embeddings, ("vocab", None))
         project = functools.partial(self._logits, table, bias)
         return losses.chunked_score(project, hidden, labels, chunk=chunk)

@@ -44,7 +44,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """`num_encoder_layers` blocks, and for pre-norm a final LayerNorm (once or twice)."""
+    """`num_encoder_layers` blocks, and a final LayerNorm (once or twice) for pre-norm."""
 
     config: PlugConfig
 
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         """x [B,E,M], segment_ids int32 [B,E] (0: padding) -> [B,E,M] in the compute dtype."""
         x, _ = self.layers(x, Segments(segment_ids, segment_ids), deterministic)
         if self.config.norm_placement == "pre":
-            # Released inference applies the same final norm twice, released training once.
+            # Released inference applies the final norm twice, released training once.
             for _ in range(self.config.encoder_final_norm_repeats):
                 x = self.final_norm(x).astype(self.config.dtype)
         return x

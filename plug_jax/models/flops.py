@@ -1,8 +1,8 @@
-"""Floating-point operations that parts of the model need, whatever the implementation does.
+"""Model FLOPs by part, independent of the implementation.
 
-Every matmul parameter costs 2 FLOPs a token that goes through it, every pair of tokens that attend
-4 H K (scores, weighted values). A causal pair counts once, so half a square. Whole rows count,
-padding and other segments included. Embedding lookups, norms and softmax are left out.
+Every matmul parameter costs 2 FLOPs per token, every attending pair of tokens 4 H K (scores,
+weighted values). Causal pairs count once, so half a square. Whole rows count, including padding and
+other segments. Embedding look-ups, norms and softmax are not counted.
 
 Axis letters: M model, H heads, K head size, F feed-forward, V vocabulary.
 """
@@ -16,7 +16,7 @@ from plug_jax.config import PlugConfig
 
 
 class RowShape(NamedTuple):
-    """Rows of a batch, and their lengths."""
+    """The rows of a batch, and their lengths."""
 
     batch_size: int
     encoder: int
@@ -24,7 +24,7 @@ class RowShape(NamedTuple):
 
 
 def encoder_flops(config: PlugConfig, rows: RowShape) -> dict[str, int]:
-    """The encoder's matmuls, and its attention: each token to all of its row."""
+    """The encoder's matmuls, and its attention of each token to its whole row."""
     tokens, layers = rows.batch_size * rows.encoder, config.num_encoder_layers
     return {
         "encoder": 2 * tokens * (4 * _projection(config) + _mlp(config)) * layers,
@@ -33,11 +33,11 @@ def encoder_flops(config: PlugConfig, rows: RowShape) -> dict[str, int]:
 
 
 def decoder_flops(config: PlugConfig, rows: RowShape) -> dict[str, int]:
-    """The decoder's matmuls, keys and values of the encoder's states among them; its attention."""
+    """The decoder's matmuls, including keys and values from encoder states, and its attention."""
     if not config.num_encoder_layers:
         return _decoder_alone_flops(config, rows)
     tokens, layers = rows.batch_size * rows.decoder, config.num_decoder_layers
-    # A token: query, key, value and output of self-attention, query and output of cross-attention.
+    # Per token: query, key, value, output of self-attention; query, output of cross-attention.
     a_token = 6 * _projection(config) + _mlp(config)
     keys_and_values = rows.batch_size * rows.encoder * 2 * _projection(config)
     causal, cross = tokens * rows.decoder / 2, tokens * rows.encoder
@@ -48,7 +48,7 @@ def decoder_flops(config: PlugConfig, rows: RowShape) -> dict[str, int]:
 
 
 def _decoder_alone_flops(config: PlugConfig, rows: RowShape) -> dict[str, int]:
-    """Of a decoder without an encoder, which reads what the encoder would in the same row."""
+    """A decoder without an encoder, which also reads the encoder's part of the row."""
     length, layers = rows.encoder + rows.decoder, config.num_decoder_layers
     tokens = rows.batch_size * length
     return {
@@ -58,7 +58,7 @@ def _decoder_alone_flops(config: PlugConfig, rows: RowShape) -> dict[str, int]:
 
 
 def vocabulary_flops(config: PlugConfig, predictions: int) -> int:
-    """Logits over the vocabulary before padding."""
+    """Logits over the unpadded vocabulary."""
     return 2 * predictions * config.hidden_size * config.vocab_size
 
 

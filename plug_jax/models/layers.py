@@ -1,4 +1,4 @@
-"""The pieces that encoder, decoder and heads share: projections, norms, MLP, stacking.
+"""Building blocks of encoder, decoder and heads: projections, norms, MLP, stacking.
 
 Axis letters: B batch, Q row length, M model, F feed-forward.
 Logical axis names of parameters: embed, mlp, heads, kv, vocab, position, layers (None: never
@@ -25,7 +25,7 @@ _ACTIVATION_MLP = ("activation_batch", "activation_length", "activation_mlp")
 
 
 def _partitioned(init: Any, axes: tuple[str | None, ...]) -> Any:
-    # Without rules of its own, flax would constrain DenseGeneral's kernels while they are still
+    # Empty rules, because flax would otherwise constrain DenseGeneral's kernels while they are
     # flattened, by axes that they do not have yet; shardings come from the state's layout.
     return nn.with_logical_partitioning(init, axes, rules=())
 
@@ -60,11 +60,11 @@ def projection(
 
 
 def layer_norm(config: PlugConfig) -> nn.LayerNorm:
-    """LayerNorm over M; float32 inside and out, whatever the compute dtype."""
+    """LayerNorm over M, in float32 with float32 output, whatever the compute dtype."""
     return nn.LayerNorm(
         epsilon=config.layer_norm_epsilon,
         dtype=jnp.float32,
-        use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits that the parity tests see
+        use_fast_variance=False,  # E[x^2] - E[x]^2 is too inexact for the parity tests
         scale_init=_partitioned(nn.initializers.ones_init(), ("embed",)),
         bias_init=partitioned_zeros(("embed",)),
     )
@@ -111,7 +111,7 @@ def stack(
     *,
     num_layers: int,
 ) -> Any:
-    """A constructor of `num_layers` blocks in a row whose parameters are stacked on axis 0.
+    """A constructor of `num_layers` consecutive blocks with parameters stacked on axis 0.
 
     `scan_layers` chooses between one compiled loop and unrolled code; the parameters are the same.
     The block takes (x, context, the static `deterministic`) and returns (x, None).
@@ -125,7 +125,7 @@ def stack(
         )
     return nn.scan(
         block,
-        variable_axes={"params": 0, "intermediates": 0},  # what `module_numbers` lets modules note
+        variable_axes={"params": 0, "intermediates": 0},  # the latter for `module_numbers`
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast, nn.broadcast),
         length=num_layers,

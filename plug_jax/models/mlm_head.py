@@ -1,4 +1,4 @@
-"""The masked-LM head, which the word structural objective shares."""
+"""The masked-LM head, shared by the word structural objective."""
 
 from __future__ import annotations
 

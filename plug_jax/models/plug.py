@@ -1,6 +1,6 @@
 """PlugModel: the StructBERT encoder, its heads, and the PALM decoder plugged onto it.
 
-Axis letters: B batch, E encoder length, D decoder length, P predictions a row, M model,
+Axis letters: B batch, E encoder length, D decoder length, P predictions per row, M model,
 V padded vocabulary, C sentence classes, H heads, K head size; with a cache T new tokens.
 """
 
@@ -25,20 +25,20 @@ from plug_jax.partitioning import Partitioner
 
 
 class PlugModel(nn.Module):
-    """The whole model; with `num_decoder_layers=0` the encoder and its heads alone (stage 1).
+    """The whole model; with `num_decoder_layers=0` only the encoder and its heads (stage 1).
 
-    With `num_encoder_layers=0` it is the decoder alone: `decoder_states` and `decoder_scores`.
+    With `num_encoder_layers=0` only the decoder: `decoder_states` and `decoder_scores`.
 
-    Call its methods with `model.apply({"params": params}, ..., method="encode")`; a call that is
-    not deterministic needs `rngs={"dropout": key}`. Cached decoding (`start_cache`, `extend`) needs
-    `layers_apart` and parameters split by `decoder.split_layers`.
+    Call its methods with `model.apply({"params": params}, ..., method="encode")`; calls with
+    dropout need `rngs={"dropout": key}`. Cached decoding (`init_cache`, `extend`) needs
+    `unstacked_layers` and parameters split by `decoder.split_layers`.
     """
 
     config: PlugConfig
-    layers_apart: bool = False
+    unstacked_layers: bool = False
 
     def setup(self) -> None:
-        """Declare the modules that the config asks for."""
+        """Declare the configured modules."""
         c = self.config
         self.embeddings = Embeddings(c)
         if c.num_encoder_layers:
@@ -48,7 +48,7 @@ class PlugModel(nn.Module):
                 self.pooler = projection(c, c.hidden_size, axes=("embed", "mlp"))
             self.sentence_head = projection(c, c.num_sentence_classes, axes=("embed", None))
         if c.num_decoder_layers:
-            self.decoder = Decoder(c, layers_apart=self.layers_apart)
+            self.decoder = Decoder(c, unstacked_layers=self.unstacked_layers)
 
     def __call__(self, tokens: jax.Array) -> None:
         """Touch every parameter: the initialiser's entry point. int32 [B,S], S >= 1."""
@@ -73,8 +73,8 @@ class PlugModel(nn.Module):
         """Contextual states [B,E,M] of int32 tokens [B,E].
 
         positions (default: 0, 1, ...), token_types (default: 0) and segment_ids (default: one
-        segment a row; 0 is padding, whose output carries no meaning) are int32 [B,E]. What the
-        first layer reads is moved by `perturbation` float32 [B,E,M], if there is one.
+        segment per row; 0 is padding, with meaningless output) are int32 [B,E]. An optional
+        `perturbation` float32 [B,E,M] is added to the first layer's input.
         """
         segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
         x = self.embeddings(
@@ -88,7 +88,7 @@ class PlugModel(nn.Module):
         return self.encoder(x, segment_ids=segment_ids, deterministic=deterministic)
 
     def mlm_logits(self, hidden: jax.Array) -> jax.Array:
-        """float32 [B,P,V] over the original token, from encoder states [B,P,M]."""
+        """float32 [B,P,V] for the original token, from encoder states [B,P,M]."""
         return self.mlm_head(hidden, self.embeddings)
 
     def mlm_scores(self, hidden: jax.Array, labels: jax.Array, *, chunk: int) -> losses.Scores:
@@ -96,7 +96,7 @@ class PlugModel(nn.Module):
         return self.mlm_head.score(hidden, labels, self.embeddings, chunk=chunk)
 
     def pool(self, hidden: jax.Array) -> jax.Array:
-        """tanh(dense h), [...,M] -> [...,M]: BERT's pooler; the identity where there is none."""
+        """tanh(dense h), [...,M] -> [...,M]: BERT's pooler; the identity without one."""
         return nn.tanh(self.pooler(hidden)) if self.config.use_pooler else hidden
 
     def sentence_logits(self, hidden: jax.Array) -> jax.Array:
@@ -144,8 +144,8 @@ class PlugModel(nn.Module):
         """Decoder states [B,D,M] of int32 tokens [B,D] over the encoder's [B,E,M].
 
         The decoder shares the encoder's embeddings (token type 0). A decoder segment attends to
-        the encoder segment of the same id; segment 0 is padding on both sides.
-        A model without an encoder has no `encoded`: each token sees those of its segment before it.
+        the encoder segment with the same id; segment 0 is padding on both sides.
+        Without an encoder there is no `encoded`: tokens attend to preceding ones of their segment.
         """
         segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
         cross_segments = None
@@ -166,7 +166,7 @@ class PlugModel(nn.Module):
         )
         return self.decoder(x, context=context, deterministic=deterministic)
 
-    def start_cache(
+    def init_cache(
         self,
         encoded: jax.Array,
         *,
@@ -199,9 +199,9 @@ class PlugModel(nn.Module):
     ) -> tuple[jax.Array, DecoderCache]:
         """Append int32 tokens [B,T] to the cache: (decoder states [B,T,M], the new cache).
 
-        The same states as `decoder_states` of the whole texts. Rows that are not `active` (bool
-        [B], default: all are) stay as long as they were; their states mean nothing. The caller
-        keeps the active rows' lengths + T within the cache's and the position table's length.
+        The states equal `decoder_states` of the whole texts. Rows that are not `active` (bool [B],
+        default: all) keep their length, and their states are meaningless. The caller keeps the
+        active rows' lengths + T within the cache and the position table.
         """
         x = self.embeddings(
             tokens,

@@ -1,4 +1,4 @@
-"""What the parameters are called in PyTorch's checkpoints of PLUG and of BERT."""
+"""Names of the parameters in PyTorch checkpoints of PLUG and BERT."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One parameter of ours and its tensors; axes are counted without that of the layers.
+    """One of our parameters and its PyTorch tensors; axes do not count the layer axis.
 
     PyTorch's matrix of a linear map is [outputs, inputs], with heads flattened into either; ours
     is [*inputs, *outputs]. Ranks of a model-parallel run each hold an equal part of axis `split`.
     """
 
     leaf: str  # path in the parameter tree
-    names: tuple[str, ...]  # {i} is the layer; several are the parts along the first output axis
-    inputs: int | None = None  # leading axes that a linear map contracts; None: stored as ours is
-    split: int | None = None  # the axis that ranks divide; None: each rank has the whole
+    names: tuple[str, ...]  # {i} is the layer; several names are parts along the first output axis
+    inputs: int | None = None  # leading axes contracted by a linear map; None: same layout as ours
+    split: int | None = None  # the axis divided over ranks; None: replicated
 
 
 def norm(leaf: str, name: str) -> tuple[Entry, ...]:

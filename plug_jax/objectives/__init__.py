@@ -1,1 +1,1 @@
-"""What a run trains: a file for each objective; gin names them, and a run composes several."""
+"""Training objectives, one file each; gin names them, and a run composes several."""

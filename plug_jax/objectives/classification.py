@@ -12,20 +12,20 @@ from jax.scipy.special import logsumexp
 
 from plug_jax import losses
 from plug_jax.data.features import Feature
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.errors import PlugError
-from plug_jax.evaluation.decoded_examples import Example
 from plug_jax.metrics import Mean
+from plug_jax.objectives.examples import Example
 from plug_jax.objectives.forward import Batch, Forward
 from plug_jax.objectives.task_heads import TaskObjective, check_labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification(TaskObjective):
-    """Cross-entropy over `labels`; rows may hold several examples, each with its [CLS].
+    """Cross-entropy over `labels`; rows may have several examples, each with its [CLS].
 
-    With `label_smoothing` e the target is 1 - e at the label and e / C more at each of C labels.
-    With `class_weights`, one a label, the loss is the mean weighted by that of the label.
+    With `label_smoothing` e the target is 1 - e at the label plus e / C at each of C labels. With
+    `class_weights`, one per label, the loss is the mean weighted by the label's weight.
     """
 
     labels: tuple[str, ...]
@@ -53,7 +53,7 @@ class Classification(TaskObjective):
 
     @property
     def width(self) -> int:
-        """Labels."""
+        """Number of labels."""
         return len(self.labels)
 
     @property
@@ -63,7 +63,7 @@ class Classification(TaskObjective):
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The text, and at its [CLS] the label with a weight of 1, or of 0 where it has none."""
+        """The text, and at its [CLS] the label with weight 1, or 0 if it has none."""
         return (
             *super().features,
             Feature("classification_labels", len(self.labels)),

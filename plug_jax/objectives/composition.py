@@ -1,4 +1,4 @@
-"""Several objectives together: what a run trains, from features to the loss."""
+"""Composition of several objectives, from their features to the total loss."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ Objectives = tuple[Objective, ...]
 
 
 def check_objectives(objectives: Sequence[Objective], config: PlugConfig) -> None:
-    """PlugError for none, for two of one name, and for one that the model cannot train."""
+    """PlugError for none, for duplicate names, and for one that the model cannot train."""
     if not objectives:
         raise PlugError("OBJECTIVES is empty: name at least one, as gin_configs/objectives/ does")
     names = [one.name for one in objectives]
     for name in names:
         if names.count(name) > 1:
             kinds = ", ".join(type(one).__name__ for one in objectives if one.name == name)
-            raise PlugError(f"two of OBJECTIVES are called {name!r}: {kinds}; give each its name")
+            raise PlugError(
+                f"two of OBJECTIVES are called {name!r}: {kinds}; give each its own name"
+            )
     if not config.num_encoder_layers:
         reading = [type(one).__name__ for one in objectives if one.reads_encoder]
         if reading:
@@ -44,7 +46,7 @@ def check_objectives(objectives: Sequence[Objective], config: PlugConfig) -> Non
 
 
 def check_rows(objectives: Iterable[Objective], *, pack: bool, predict: bool = False) -> None:
-    """PlugError for rows of several examples where an objective reads, or predicts, one a row."""
+    """PlugError for packed rows if an objective reads, or predicts, one example per row."""
     alone = [
         type(one).__name__
         for one in objectives
@@ -58,10 +60,10 @@ def check_rows(objectives: Iterable[Objective], *, pack: bool, predict: bool = F
 
 
 def features_of(objectives: Iterable[Objective]) -> tuple[Feature, ...]:
-    """What a task must give for all of them, each feature once.
+    """The features of all objectives, each once.
 
     Raises:
-        PlugError: two say different things of one feature.
+        PlugError: two objectives declare a feature differently.
     """
     features: dict[str, Feature] = {one.name: one for one in ENCODER_TEXT}
     for objective in objectives:
@@ -75,7 +77,7 @@ def features_of(objectives: Iterable[Objective]) -> tuple[Feature, ...]:
 
 
 def texts_a_row(objectives: Iterable[Objective]) -> int:
-    """How many texts a row holds, each an equal part of it. PlugError where they do not agree."""
+    """Texts per row, in equal parts. PlugError if objectives disagree."""
     numbers = {one.texts_a_row: type(one).__name__ for one in objectives}
     if len(numbers) > 1:
         said = ", ".join(f"{name} {number}" for number, name in numbers.items())
@@ -84,12 +86,12 @@ def texts_a_row(objectives: Iterable[Objective]) -> int:
 
 
 def stage_of(objectives: Iterable[Objective]) -> int | None:
-    """PLUG's stage of training that they make, if any."""
+    """The stage of PLUG's training that they make up, if any."""
     return next((one.stage for one in objectives if one.stage is not None), None)
 
 
 def objectives_for(features: Iterable[str], known: Sequence[Objective]) -> Objectives:
-    """Those of the known ones whose features a task has; of several of one name, the first."""
+    """The known objectives whose features a task has; of several of one name, the first."""
     given, found = set(features), {}
     for one in known:
         if one.name not in found and given >= {feature.name for feature in one.features}:
@@ -97,11 +99,11 @@ def objectives_for(features: Iterable[str], known: Sequence[Objective]) -> Objec
     return tuple(found.values())
 
 
-# The parameters of heads that objectives bring.
+# The parameters of the objectives' own heads.
 
 
 def abstract_heads(objectives: Iterable[Objective], config: PlugConfig) -> dict[str, Any]:
-    """The boxed trees of their own heads by name, as ShapeDtypeStructs."""
+    """Boxed trees of the objectives' own heads by name, as ShapeDtypeStructs."""
     return {
         name: jax.eval_shape(lambda head=head: _init_head(head, config, jax.random.key(0)))
         for name, head in _heads(objectives, config).items()
@@ -109,7 +111,7 @@ def abstract_heads(objectives: Iterable[Objective], config: PlugConfig) -> dict[
 
 
 def init_heads(objectives: Iterable[Objective], config: PlugConfig, rng: jax.Array) -> Any:
-    """Fresh float32 parameters of their own heads by name; each depends on its name alone."""
+    """Initial float32 parameters of their own heads by name; each depends only on its name."""
     return {
         name: nn.unbox(_init_head(head, config, jax.random.fold_in(rng, zlib.crc32(name.encode()))))
         for name, head in _heads(objectives, config).items()
@@ -131,14 +133,14 @@ def _init_head(head: nn.Module, config: PlugConfig, rng: jax.Array) -> Any:
 def prepare(
     objectives: Iterable[Objective], batch: Batch, progress: Progress | None = None
 ) -> Batch:
-    """The whole batch as the objectives want it, in their order; without `progress`, to score."""
+    """The whole batch prepared by each objective in order; without `progress`, for evaluation."""
     for one in objectives:
         batch = one.prepare(batch, progress)
     return batch
 
 
 def objective_weights(objectives: Iterable[Objective], batch: Batch) -> dict[str, jax.Array]:
-    """By name, how many predictions each makes in the whole prepared batch: float32 scalars."""
+    """Number of predictions of each in the whole prepared batch, by name: float32 scalars."""
     return {one.name: one.predictions(batch) for one in objectives}
 
 
@@ -168,7 +170,7 @@ def training_forward(
 def scoring_forward(
     objectives: Sequence[Objective], model: PlugModel, params: Any, batch: Batch, *, chunk: int = 0
 ) -> Forward:
-    """A forward pass over a batch as the task gives it, without dropout."""
+    """A forward pass over an unprepared batch, without dropout."""
     return Forward(
         model,
         params,
@@ -188,14 +190,14 @@ def metrics_of(objectives: Sequence[Objective], forward: Forward) -> dict[str, M
 
 
 def or_one(weight: jax.Array) -> jax.Array:
-    """What to divide by: a batch without a prediction has no loss."""
+    """The divisor: 1 for a batch without predictions, which has no loss."""
     return jnp.where(weight > 0, weight, 1.0)
 
 
 def loss_of(
     objectives: Iterable[Objective], metrics: Metrics, weights: Mapping[str, jax.Array]
 ) -> jax.Array:
-    """What is minimised: the weighted sum of their losses, each over its weight in the batch."""
+    """The total loss: the weighted sum of losses, each divided by its weight in the batch."""
     parts = [
         one.weight * (metrics[f"{one.name}_loss"].total / or_one(weights[one.name]))
         for one in objectives
@@ -211,7 +213,7 @@ def evaluation_metrics(
     *,
     chunk: int = 0,
 ) -> dict[str, Mean]:
-    """The metrics of all objectives over a batch as the task gives it, without dropout."""
+    """The metrics of all objectives over an unprepared batch, without dropout."""
     return evaluate(objectives, model, params, batch, chunk=chunk)[0]
 
 
@@ -223,9 +225,9 @@ def evaluate(
     *,
     chunk: int = 0,
 ) -> tuple[dict[str, Mean], dict[str, jax.Array]]:
-    """`evaluation_metrics`, and what predictions are made of, [B, ...] each.
+    """`evaluation_metrics`, and the outputs for predictions, [B, ...] each.
 
-    Where there are any, `example_index`, int32 [B], says of which example, -1 of none.
+    If there are any, `example_index`, int32 [B], has the example of each, -1 for none.
     """
     padding = batch_metrics(batch)
     index, segments = batch.get("example_index"), batch["encoder_segment_ids"]
@@ -240,12 +242,12 @@ def evaluate(
 def predict(
     objectives: Sequence[Objective], model: PlugModel, params: Any, batch: Batch
 ) -> dict[str, jax.Array]:
-    """What predictions are made of, [B, ...] each, of a batch as the task gives it."""
+    """The outputs for predictions, [B, ...] each, of an unprepared batch."""
     return _outputs(objectives, scoring_forward(objectives, model, params, batch))
 
 
 def batch_metrics(batch: Batch) -> dict[str, Mean]:
-    """`pad_fraction` over all rows, that of each side, and `tokens`: the count of real tokens."""
+    """`pad_fraction` over all rows and per side, and `tokens`: the count of real tokens."""
     one = jnp.ones((), jnp.float32)
     metrics = {}
     for name, segments in batch.items():
@@ -263,7 +265,7 @@ def batch_metrics(batch: Batch) -> dict[str, Mean]:
 
 
 def summarize_metrics(objectives: Iterable[Objective], metrics: Metrics) -> dict[str, float]:
-    """Values by name, with those that the objectives make of them."""
+    """Values by name, including those that objectives derive from them."""
     values = summarize(metrics)
     for one in objectives:
         values |= one.summary(values)

@@ -1,4 +1,4 @@
-"""PALM's objective: the decoder predicts the text that follows the encoder's."""
+"""PALM's objective: the decoder continues the encoder's text."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from plug_jax import losses
 from plug_jax.config import PlugConfig
 from plug_jax.data import features
 from plug_jax.data.features import DECODER, ENCODER, Feature
-from plug_jax.data.lengths import sample_lengths
-from plug_jax.data.vocabularies import PlugVocabulary
-from plug_jax.evaluation.decoded_examples import Example, Section, spans
-from plug_jax.evaluation.task_settings import AskedLengths, TaskSettings
-from plug_jax.evaluation.task_statistics import NO_CHANCE, Share
+from plug_jax.data.preprocessors.lengths import sample_lengths
+from plug_jax.data.task_settings import AskedLengths, TaskSettings
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.metrics import Mean
 from plug_jax.models.flops import RowShape, decoder_flops, vocabulary_flops
 from plug_jax.models.torch_tensors import DECODER_ENTRIES, Entry
+from plug_jax.objectives.examples import Example, Section, spans
 from plug_jax.objectives.forward import Batch, Forward
 from plug_jax.objectives.objective import Objective, count
+from plug_jax.objectives.shares import NO_CHANCE, Share
 
-_LARGEST_EXPONENT = 700.0  # of e in a float64
+_LARGEST_EXPONENT = 700.0  # for exp in float64
 
 
 class Continuation(Objective):
-    """Each token of the text that follows, from the encoder's text and the tokens before it."""
+    """Predicts each token of the continuation from the encoder's text and preceding tokens."""
 
     name: ClassVar[str] = "decoder"
     stage: ClassVar[int | None] = 2
@@ -37,7 +37,7 @@ class Continuation(Objective):
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The encoder's text; the decoder's, what it predicts, and where that counts."""
+        """The encoder's text; the decoder's inputs, targets, and their weights."""
         return (*features.ENCODER_TEXT, *features.CONTINUATION)
 
     def problem(self, config: PlugConfig) -> str | None:
@@ -90,13 +90,13 @@ class Continuation(Objective):
         return {**decoder_flops(config, rows), "decoder_logits": logits}
 
     def facts(self, example: Example, vocabulary: PlugVocabulary) -> Iterator[tuple[str, str]]:
-        """How many tokens are predicted, where that is not all."""
+        """The number of predicted tokens, if not all."""
         weights = example["decoder_loss_weights"] > 0
         if not weights.all():
             yield "predicted", f"{weights.sum()} of {weights.size} decoder tokens"
 
     def sections(self, example: Example, vocabulary: PlugVocabulary) -> Iterator[Section]:
-        """What the decoder writes; and its inputs, where they are out of step."""
+        """The decoder's targets, and its inputs if they are not the shifted targets."""
         inputs = example["decoder_input_tokens"].tolist()
         targets = example["decoder_target_tokens"].tolist()
         yield Section("decoder", tuple(spans(targets, vocabulary)))
@@ -111,18 +111,18 @@ class Continuation(Objective):
         return {ENCODER: asked, DECODER: asked}
 
     def tally(self, vocabulary: PlugVocabulary, settings: TaskSettings) -> _StepTally:
-        """Whether the inputs are the targets, a step later."""
+        """Checks that inputs are the targets shifted by one."""
         return _StepTally(vocabulary.cls_id)
 
 
 def prompt_and_target(example: Example) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of the encoder's text as it was written, and of what follows: int32 [e] and [d]."""
+    """Ids of the encoder's original text, and of its continuation: int32 [e] and [d]."""
     written = example.get("encoder_original_tokens", example["encoder_input_tokens"])
     return written, example["decoder_target_tokens"]
 
 
 class _StepTally:
-    """Counts inputs that are not the target before them."""
+    """Counts inputs that differ from the preceding target."""
 
     def __init__(self, cls_id: int) -> None:
         self._cls_id = cls_id

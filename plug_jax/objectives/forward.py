@@ -1,4 +1,4 @@
-"""The model at work on one batch, for the objectives to ask of it."""
+"""A forward pass over one batch, shared by the objectives."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Batch = Mapping[str, jax.Array]
 
 
 class Forward:
-    """A forward pass; the encoder runs once, however many objectives read its states.
+    """A forward pass; the encoder runs once for all objectives.
 
-    In training, with dropout, all objectives read the states of the text as the batch has it. In
-    evaluation the decoder reads those of uncorrupted text, as it is used: so its figures before and
-    after masked LM is dropped can be compared.
+    In training, with dropout, all objectives read the states of the batch's (corrupted) text. In
+    evaluation the decoder reads those of uncorrupted text, as in use, so that its metrics before
+    and after masked LM is dropped are comparable.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class Forward:
         chunk: int = 0,
         perturbation: jax.Array | None = None,
     ) -> None:
-        """`rng` makes it training; `chunk`: see `losses.chunked_score`.
+        """With `rng` it is training; `chunk`: see `losses.chunked_score`.
 
-        A row of several texts is read as so many rows: attention costs what one of them does.
-        `perturbation` float32 [B,E,M] is added to what the encoder's first layer reads.
+        A row of several texts is encoded as several rows, so that attention covers single texts.
+        `perturbation` float32 [B,E,M] is added to the encoder's first layer's input.
         """
         self.batch = batch
         self.chunk = chunk
@@ -53,12 +53,12 @@ class Forward:
 
     @property
     def config(self) -> PlugConfig:
-        """The model's."""
+        """The model's configuration."""
         return self._model.config
 
     @functools.cached_property
     def encoded(self) -> jax.Array:
-        """Encoder states [B,E,M] of the text as the batch has it."""
+        """Encoder states [B,E,M] of the batch's text."""
         return self._encode(self.batch)
 
     @functools.cached_property
@@ -77,7 +77,7 @@ class Forward:
         return self._apply(method, *args, rng=self._rng, dropout=dropout, **kwargs)
 
     def apply_head(self, name: str, head: nn.Module | None, *args: jax.Array, **kwargs: Any) -> Any:
-        """The head of the objective of that name; in training it has a key for dropout."""
+        """Apply the head of the objective with this name, with a dropout key in training."""
         assert head is not None
         rngs = None if self._rng is None else {"dropout": self._rng}
         params = self._params["heads"][name]

@@ -1,7 +1,7 @@
-"""The objective of a decoder alone, in GPT-3's manner: each token from those before it.
+"""The objective of a decoder alone, like GPT-3: each token from the preceding ones.
 
-It reads what PALM's task gives to encoder and decoder as one text, so that the two can be compared
-on the same rows. B rows, E encoder and D decoder length.
+It reads the encoder's and decoder's texts of PALM's task as one text, so that both models can be
+compared on the same rows. B rows, E encoder and D decoder length.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class LanguageModel(Continuation):
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """Those of PALM's task: the text as it was written, and what follows."""
+        """Those of PALM's task: the original text and its continuation."""
         return (*features.ENCODER_TEXT, *features.MASKED_LM, *features.CONTINUATION)
 
     def problem(self, config: PlugConfig) -> str | None:
-        """It is for a decoder alone."""
+        """It needs a decoder without an encoder."""
         if not config.num_encoder_layers:
             return None
         return (
-            "the objective LanguageModel is for a decoder alone, and this model has an encoder "
+            "the objective LanguageModel is for a decoder-only model, and this one has an encoder "
             "(PlugConfig.num_encoder_layers is not 0): add models/decoder_alone.gin, or set other "
             "OBJECTIVES"
         )
@@ -50,7 +50,7 @@ class LanguageModel(Continuation):
         return count(one_text(batch)["loss_weights"])
 
     def metrics(self, forward: Forward) -> dict[str, Mean]:
-        """`language_model_loss` of all; `decoder_loss` and `decoder_accuracy` of what follows."""
+        """`language_model_loss` over both; `decoder_loss` and `decoder_accuracy` of the second."""
         text = one_text(forward.batch)
         states = forward.apply(
             "decoder_states",
@@ -82,8 +82,8 @@ class LanguageModel(Continuation):
 def one_text(batch: Batch) -> dict[str, jax.Array]:
     """Both texts of each example as one, int32 [B,E+D] each; weight 0 where nothing is predicted.
 
-    The row is the encoder's and then the decoder's: a token sees those of its segment before it,
-    and so the second text the whole first one. Its positions go on where the first one's end.
+    The row is the encoder's followed by the decoder's: a token sees preceding ones of its segment,
+    so the second text sees all of the first. Its positions continue those of the first.
 
     Example: [CLS] a b [SEP] and [CLS] c (targets c [SEP]) predict a b [SEP], nothing after the
     first [SEP], then c [SEP], at positions 0 1 2 3 4 5.
@@ -92,7 +92,7 @@ def one_text(batch: Batch) -> dict[str, jax.Array]:
     written = batch["encoder_original_tokens"]
     same_example = second[:, :, None] == first[:, None, :]
     offsets = jnp.sum(same_example, axis=2, dtype=jnp.int32)
-    # The next token of the first text, where that is of the same example.
+    # The next token of the first text, if it is in the same example.
     following = jnp.roll(first, -1, axis=1).at[:, -1].set(0)
     goes_on = ((first > 0) & (following == first)).astype(jnp.int32)
 

@@ -1,6 +1,6 @@
-"""Masked LM, and the word structural objective, which shares its head and its mean.
+"""Masked LM and the word structural objective, which share a head and a mean.
 
-B rows, E encoder length, P predictions a row, M model, V vocabulary.
+B rows, E encoder length, P predictions per row, M model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from plug_jax import losses
 from plug_jax.config import PlugConfig
 from plug_jax.data import features
 from plug_jax.data.features import Feature
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.task_settings import TaskSettings
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.errors import PlugError
-from plug_jax.evaluation.decoded_examples import Corruption, Example, Fate
-from plug_jax.evaluation.masking_tally import MaskingTally
-from plug_jax.evaluation.task_settings import TaskSettings
 from plug_jax.metrics import Mean
 from plug_jax.models.flops import RowShape, vocabulary_flops
 from plug_jax.models.torch_tensors import Entry, linear, norm
+from plug_jax.objectives.examples import Corruption, Example, Fate
 from plug_jax.objectives.forward import Batch, Forward
+from plug_jax.objectives.masking_tally import MaskingTally
 from plug_jax.objectives.objective import Objective, Progress, count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedLM(Objective):
-    """The original of the tokens that the task masked and, with `word_structural`, shuffled.
+    """Predicts the originals of masked and, with `word_structural`, shuffled tokens.
 
-    Both together have one head and one mean, `tokens_loss` (StructBERT, section 2); metrics tell
-    them apart. After the first `until` of the steps the encoder reads the original text and nothing
-    is predicted (PLUG drops masked LM for the last tenth of stage 2).
+    Both share one head and one mean, `tokens_loss` (StructBERT, section 2), with separate metrics.
+    After the fraction `until` of the steps, the encoder reads the original text and nothing is
+    predicted (PLUG drops masked LM for the last tenth of stage 2).
     """
 
     word_structural: bool = False  # the task shuffles windows too
-    until: float = 1.0  # the part of the steps that has it
-    # Positions of an encoder row that may be predicted, as a part of it. Stage 1 predicts 24% on
-    # average (15% masked, 9% shuffled), stage 2 15%; what a row has beyond is counted.
+    until: float = 1.0  # the fraction of the steps that has it
+    # The fraction of an encoder row that may be predicted. Stage 1 predicts 24% on average (15%
+    # masked, 9% shuffled), stage 2 15%; predictions beyond it are left out and counted.
     capacity: float = 0.375
 
     name: ClassVar[str] = "tokens"
@@ -62,12 +62,12 @@ class MaskedLM(Objective):
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The text as it is seen and as it was, and where it is predicted."""
+        """The corrupted and original text, and where it is predicted."""
         words = features.WORD_STRUCTURAL if self.word_structural else ()
         return (*features.ENCODER_TEXT, *features.MASKED_LM, *words)
 
     def last_step(self, train_steps: int) -> int:
-        """How many steps have it; the next is the first without."""
+        """Number of steps with it; the next is the first without."""
         return round(self.until * train_steps)
 
     def num_predictions(self, length: int) -> int:
@@ -75,17 +75,17 @@ class MaskedLM(Objective):
         return min(length, math.ceil(self.capacity * length))
 
     def prepare(self, batch: Batch, progress: Progress | None) -> Batch:
-        """Gather what is predicted; past `until`, restore the original text."""
+        """Gather the predicted positions; past `until`, restore the original text."""
         batch = self.select_predictions(batch)
         if progress is None:
             return batch
         return self._switched(batch, progress.step < self.last_step(progress.train_steps))
 
     def select_predictions(self, batch: Batch) -> Batch:
-        """Gather each row's predicted positions, so that the MLM head sees P of them and not E.
+        """Gather each row's predicted positions, so that the MLM head sees P instead of E.
 
-        P = ceil(capacity * E). Where a row predicts more than P positions, those beyond P are left
-        out and counted in `prediction_overflow` [B].
+        P = ceil(capacity * E). If a row predicts more than P positions, the excess is left out and
+        counted in `prediction_overflow` [B].
 
         Example (P = 2): encoder_loss_weights [0,1,0,1] over originals [7,8,9,5] gives
         prediction_positions [1,3], prediction_labels [8,5], prediction_weights [1,1]; unused slots
@@ -99,7 +99,7 @@ class MaskedLM(Objective):
         weights = prepared.pop("encoder_loss_weights")
         shuffled = prepared.pop("encoder_shuffled", jnp.zeros_like(weights))
         num = self.num_predictions(weights.shape[1])
-        # top_k is stable: equal weights come in order of position.
+        # top_k is stable: equal weights are in order of position.
         slots, positions = lax.top_k(weights, num)
 
         def take(x: jax.Array) -> jax.Array:
@@ -113,7 +113,7 @@ class MaskedLM(Objective):
         return prepared
 
     def _switched(self, batch: Batch, active: jax.Array) -> Batch:
-        """Where `active` (bool scalar) is False: original text, and nothing to predict.
+        """If `active` (bool scalar) is False: original text, and nothing to predict.
 
         The switch is data, not code, so the same compiled step runs before and after it.
         """
@@ -125,7 +125,7 @@ class MaskedLM(Objective):
         return switched
 
     def uncorrupted(self, batch: Batch) -> Batch:
-        """The original text in place of the masked one."""
+        """The original text instead of the corrupted one."""
         return dict(batch, encoder_input_tokens=batch["encoder_original_tokens"])
 
     def predictions(self, batch: Batch) -> jax.Array:
@@ -133,7 +133,7 @@ class MaskedLM(Objective):
         return count(batch["prediction_weights"])
 
     def metrics(self, forward: Forward) -> dict[str, Mean]:
-        """`tokens_loss` of all; of the masked and the shuffled alone, and what was left out."""
+        """`tokens_loss` of all; metrics of masked and of shuffled tokens, and the overflow."""
         batch = forward.batch
         scores, weights = self.scores(forward)
         shuffled = batch["prediction_shuffled"]
@@ -152,7 +152,7 @@ class MaskedLM(Objective):
         return metrics
 
     def scores(self, forward: Forward) -> tuple[losses.Scores, jax.Array]:
-        """The scores of what is predicted [B,P], and their int32 weights [B,P]."""
+        """The scores of the predictions [B,P], and their int32 weights [B,P]."""
         batch = forward.batch
         positions = batch["prediction_positions"]
         hidden = jnp.take_along_axis(forward.encoded, positions[..., None], axis=1)
@@ -161,7 +161,7 @@ class MaskedLM(Objective):
         return scores, batch["prediction_weights"]
 
     def flops(self, config: PlugConfig, rows: RowShape) -> Mapping[str, int]:
-        """The head at the predicted positions: a transform, and the vocabulary before padding."""
+        """The head at the predicted positions: a transform, and the unpadded vocabulary."""
         predictions = rows.batch_size * self.num_predictions(rows.encoder)
         transform = 2 * predictions * config.hidden_size**2
         return {"mlm_head": transform + vocabulary_flops(config, predictions)}
@@ -173,11 +173,11 @@ class MaskedLM(Objective):
         return (Fate.MASKED, Fate.REPLACED, Fate.KEPT, *shuffled)
 
     def corruption(self, example: Example, vocabulary: PlugVocabulary) -> Corruption:
-        """What became of each token."""
+        """The fate of each token."""
         return Corruption.of(example, vocabulary.mask_id)
 
     def facts(self, example: Example, vocabulary: PlugVocabulary) -> Iterator[tuple[str, str]]:
-        """How many tokens met each fate."""
+        """Number of tokens by fate."""
         fates = self.corruption(example, vocabulary).fates
         counts = np.bincount(fates, minlength=len(Fate))
         yield "tokens", ", ".join(f"{counts[fate]} {fate.label}" for fate in Fate if counts[fate])

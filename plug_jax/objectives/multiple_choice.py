@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from plug_jax import losses
 from plug_jax.data.features import Feature
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.errors import PlugError
-from plug_jax.evaluation.decoded_examples import Example
 from plug_jax.metrics import Mean
+from plug_jax.objectives.examples import Example
 from plug_jax.objectives.forward import Batch, Forward
 from plug_jax.objectives.objective import count
 from plug_jax.objectives.task_heads import OUT_OF_QUESTION, TaskObjective
@@ -22,10 +22,10 @@ from plug_jax.objectives.task_heads import OUT_OF_QUESTION, TaskObjective
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultipleChoice(TaskObjective):
-    """Cross-entropy over `choices` texts, which are an example: a row, divided equally.
+    """Cross-entropy over the `choices` texts of an example, equal parts of a row.
 
-    Row length N * L: text n has the tokens from n * L on, the positions 0 to L - 1 and the segment
-    id n + 1, 0 at its padding. A text of padding alone is none.
+    Row length N * L: text n has the tokens from n * L on, positions 0 to L - 1 and segment id
+    n + 1, 0 at padding. A text of only padding is no choice.
     """
 
     choices: int
@@ -43,17 +43,17 @@ class MultipleChoice(TaskObjective):
 
     @property
     def width(self) -> int:
-        """One number a text."""
+        """One score per text."""
         return 1
 
     @property
     def texts_a_row(self) -> int:
-        """The choices."""
+        """The number of choices."""
         return self.choices
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The texts; at the first [CLS] the right one's number, with a weight of 1 or 0."""
+        """The texts; at the first [CLS] the right one's index, with weight 1 or 0."""
         return (
             *super().features,
             Feature("encoder_segment_ids", self.choices + 1),

@@ -10,9 +10,9 @@ import jax
 
 from plug_jax import losses
 from plug_jax.data.features import Feature
-from plug_jax.data.vocabularies import PlugVocabulary
-from plug_jax.evaluation.decoded_examples import Example
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.metrics import Mean
+from plug_jax.objectives.examples import Example
 from plug_jax.objectives.forward import Batch, Forward
 from plug_jax.objectives.objective import count
 from plug_jax.objectives.task_heads import TaskObjective
@@ -20,7 +20,7 @@ from plug_jax.objectives.task_heads import TaskObjective
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regression(TaskObjective):
-    """The mean squared error; rows may hold several examples, each with its [CLS]."""
+    """The mean squared error; rows may have several examples, each with its [CLS]."""
 
     pooler: bool = True
 
@@ -35,12 +35,12 @@ class Regression(TaskObjective):
 
     @property
     def torch_labels(self) -> tuple[str, ...]:
-        """One: of more, transformers would take the numbers for classes."""
+        """One: with more, transformers would treat the numbers as classes."""
         return ("value",)
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The text, and at its [CLS] the number with a weight of 1, or of 0 where it has none."""
+        """The text, and at its [CLS] the number with weight 1, or 0 if it has none."""
         return (
             *super().features,
             Feature("regression_targets", dtype="float32"),
@@ -48,7 +48,7 @@ class Regression(TaskObjective):
         )
 
     def predictions(self, batch: Batch) -> jax.Array:
-        """The examples that have a number."""
+        """The examples with a number."""
         return count(batch["regression_weights"])
 
     def metrics(self, forward: Forward) -> dict[str, Mean]:

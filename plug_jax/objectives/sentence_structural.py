@@ -12,16 +12,21 @@ from plug_jax import losses
 from plug_jax.config import PlugConfig
 from plug_jax.data import features
 from plug_jax.data.features import ENCODER, Feature
-from plug_jax.data.sentence_order import FOLLOWS, OTHER_DOCUMENT, PRECEDES, sentence_pairs
-from plug_jax.data.vocabularies import PlugVocabulary
-from plug_jax.evaluation.decoded_examples import Example
-from plug_jax.evaluation.task_settings import AskedLengths, TaskSettings
-from plug_jax.evaluation.task_statistics import Share
+from plug_jax.data.preprocessors.sentence_order import (
+    FOLLOWS,
+    OTHER_DOCUMENT,
+    PRECEDES,
+    sentence_pairs,
+)
+from plug_jax.data.task_settings import AskedLengths, TaskSettings
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.metrics import Mean
 from plug_jax.models.flops import RowShape
 from plug_jax.models.torch_tensors import Entry, linear
+from plug_jax.objectives.examples import Example
 from plug_jax.objectives.forward import Batch, Forward
 from plug_jax.objectives.objective import Objective, count
+from plug_jax.objectives.shares import Share
 
 LABELS = {
     OTHER_DOCUMENT: "0: B is from another document",
@@ -72,7 +77,7 @@ class SentenceStructural(Objective):
         yield "label", ", ".join(LABELS.get(label, str(label)) for label in labels) or "none"
 
     def asked_lengths(self, settings: TaskSettings) -> dict[str, AskedLengths]:
-        """Pairs of up to so many tokens."""
+        """The maximum length of pairs."""
         longest = settings.get(sentence_pairs, "max_length")
         return {} if longest is None else {ENCODER: AskedLengths(longest=longest)}
 
@@ -82,7 +87,7 @@ class SentenceStructural(Objective):
 
 
 class _LabelTally:
-    """Counts of the labels; `equal`: they should be equally frequent."""
+    """Counts of the labels; `equal`: whether they should be equally frequent."""
 
     def __init__(self, *, equal: bool) -> None:
         self._equal = equal
@@ -99,6 +104,6 @@ class _LabelTally:
             yield Share(
                 f"label_{label}", f"label {LABELS.get(label, str(label))}", number,
                 int(self._counts.sum()), "labels", target,
-                "labels are drawn on their own; but a group of one sentence can only get label 0, "
-                "and one without a partner in another document only 1 or 2",
+                "labels are drawn independently, except that a group of one sentence can only "
+                "get label 0, and one without a partner in another document only 1 or 2",
             )  # fmt: skip

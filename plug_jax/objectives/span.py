@@ -1,4 +1,4 @@
-"""Span: where in a text the answer begins and ends."""
+"""Span extraction: start and end of an answer in a text."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 
 from plug_jax import losses
 from plug_jax.data.features import Feature
-from plug_jax.data.vocabularies import PlugVocabulary
-from plug_jax.evaluation.decoded_examples import Example
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.metrics import Mean
+from plug_jax.objectives.examples import Example
 from plug_jax.objectives.forward import Batch, Forward
 from plug_jax.objectives.objective import count
 from plug_jax.objectives.task_heads import OUT_OF_QUESTION, TaskObjective
@@ -22,9 +22,9 @@ from plug_jax.objectives.task_heads import OUT_OF_QUESTION, TaskObjective
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Span(TaskObjective):
-    """The mean of two cross-entropies over the tokens of a row: of the first and the last token.
+    """The mean of two cross-entropies over a row's tokens: for the first and the last token.
 
-    A text without an answer begins and ends at [CLS].
+    Without an answer, both targets are [CLS].
     """
 
     name: ClassVar[str] = "span"
@@ -34,12 +34,12 @@ class Span(TaskObjective):
 
     @property
     def width(self) -> int:
-        """Begin and end."""
+        """Start and end."""
         return 2
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The text; 1 at the first and at the last token, 0 everywhere where that is unknown."""
+        """The text; 1 at the answer's first and last token, 0 everywhere if unknown."""
         return (*super().features, Feature("span_starts", 2), Feature("span_ends", 2))
 
     def predictions(self, batch: Batch) -> jax.Array:

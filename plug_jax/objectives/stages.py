@@ -1,4 +1,4 @@
-"""PLUG's two stages as they were trained: what gin_configs/objectives/ composes."""
+"""The objectives of PLUG's two stages, as composed in gin_configs/objectives/."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from plug_jax.objectives.sentence_structural import SentenceStructural
 STRUCTBERT = (MaskedLM(word_structural=True), SentenceStructural())
 PALM = (MaskedLM(until=0.9, capacity=0.25), Continuation())
 
-# What is looked for in a task of which no more is known than its features.
+# Candidates for a task of which only the features are known.
 KNOWN = (MaskedLM(word_structural=True), MaskedLM(), SentenceStructural(), Continuation())

@@ -1,4 +1,4 @@
-"""Tagging: a tag for each token, such as the begin and the inside of a name."""
+"""Tagging: a tag for each token, such as the beginning or the inside of a name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax
 
 from plug_jax import losses
 from plug_jax.data.features import Feature
-from plug_jax.data.vocabularies import PlugVocabulary
-from plug_jax.evaluation.decoded_examples import Example
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.metrics import Mean
+from plug_jax.objectives.examples import Example
 from plug_jax.objectives.forward import Batch, Forward
 from plug_jax.objectives.objective import count
 from plug_jax.objectives.task_heads import TaskObjective, check_labels
@@ -20,7 +20,7 @@ from plug_jax.objectives.task_heads import TaskObjective, check_labels
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tagging(TaskObjective):
-    """Cross-entropy over `labels` at each token; rows may hold several examples."""
+    """Cross-entropy over `labels` at each token; rows may have several examples."""
 
     labels: tuple[str, ...]
 
@@ -34,7 +34,7 @@ class Tagging(TaskObjective):
 
     @property
     def width(self) -> int:
-        """Tags."""
+        """Number of tags."""
         return len(self.labels)
 
     @property
@@ -44,7 +44,7 @@ class Tagging(TaskObjective):
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The text, and the tag of each token with a weight of 1, or of 0 where it has none."""
+        """The text, and the tag of each token with weight 1, or 0 if it has none."""
         return (
             *super().features,
             Feature("tagging_labels", len(self.labels)),
@@ -60,7 +60,7 @@ class Tagging(TaskObjective):
         return self.logits(forward, forward.encoded), forward.batch["tagging_weights"]
 
     def metrics(self, forward: Forward) -> dict[str, Mean]:
-        """`tagging_loss`, and `tagging_accuracy` of a token."""
+        """`tagging_loss`, and `tagging_accuracy` per token."""
         logits, weights = self.distributions(forward)
         scores = losses.score(logits, forward.batch["tagging_labels"])
         return {
@@ -73,7 +73,7 @@ class Tagging(TaskObjective):
         return {"tagging_logits": self.distributions(forward)[0]}
 
     def facts(self, example: Example, vocabulary: PlugVocabulary) -> Iterator[tuple[str, str]]:
-        """The tags but for the commonest, as token/tag."""
+        """The tags except the commonest, as token/tag."""
         tags = [self.labels[i] for i in example["tagging_labels"]]
         known = example["tagging_weights"] > 0
         tokens = example["encoder_input_tokens"]

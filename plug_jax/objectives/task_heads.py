@@ -1,4 +1,4 @@
-"""What the objectives of fine-tuning share: a small head on the encoder's states."""
+"""Common parts of the fine-tuning objectives: a small head on the encoder's states."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from plug_jax.models.torch_tensors import Entry, linear
 from plug_jax.objectives.forward import Forward
 from plug_jax.objectives.objective import Objective
 
-OUT_OF_QUESTION = -1e9  # the logit of what cannot be an answer: exp of it is 0
+OUT_OF_QUESTION = -1e9  # the logit of an impossible answer: its exp is 0
 
 
 class TaskHead(nn.Module):
-    """Dropout and a linear layer; before them, with `pooler`, BERT's tanh of a square one."""
+    """Dropout and a linear layer; with `pooler`, BERT's tanh pooler before them."""
 
     config: PlugConfig
     features: int
@@ -49,13 +49,13 @@ class TaskHead(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskObjective(Objective):
-    """An objective of fine-tuning: `width` numbers out of a state of the encoder."""
+    """A fine-tuning objective: `width` outputs from an encoder state."""
 
-    dropout_rate: float = 0.1  # of the states that the head reads
-    # Whether it reads the states through BERT's pooler: the model's where it has one, else its own.
+    dropout_rate: float = 0.1  # on the head's input
+    # Whether it reads states through BERT's pooler: the model's if it has one, else its own.
     pooler: bool = False
 
-    # What transformers calls the model with the head, and the head's linear layer.
+    # Names in transformers of the model with the head, and of the head's linear layer.
     torch_class: ClassVar[str]
     torch_name: ClassVar[str]
 
@@ -69,26 +69,26 @@ class TaskObjective(Objective):
     @property
     @abc.abstractmethod
     def width(self) -> int:
-        """Numbers that the head makes of a state."""
+        """Number of outputs per state."""
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """The text, which example it is, and what the objective adds."""
+        """The text, the example's index, and the objective's own features."""
         return (*ENCODER_TEXT, EXAMPLE_INDEX)
 
     @property
     def tensors(self) -> tuple[Entry, ...]:  # type: ignore[override]
-        """The head's linear layers; one that pools is where BERT has its own."""
+        """The head's linear layers; its pooler has the name of BERT's."""
         pooler = linear(f"heads/{self.name}/dense", "bert.pooler.dense") if self.pooler else ()
         return (*pooler, *linear(f"heads/{self.name}/output", self.torch_name))
 
     @property
     def torch_labels(self) -> tuple[str, ...]:
-        """Names of the head's outputs, where the model of transformers asks for them."""
+        """Names of the head's outputs, for transformers."""
         return ()
 
     def head(self, config: PlugConfig) -> TaskHead:
-        """The head; a model that has a pooler of its own lends it."""
+        """The head, which uses the model's pooler if there is one."""
         own_pooler = self.pooler and not config.use_pooler
         return TaskHead(config, self.width, self.dropout_rate, own_pooler)
 
@@ -108,7 +108,7 @@ class TaskObjective(Objective):
 
 
 def check_labels(objective: TaskObjective, labels: tuple[str, ...]) -> None:
-    """PlugError for less than two labels, or one twice."""
+    """PlugError for fewer than two labels, or a duplicate."""
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise PlugError(
             f"{type(objective).__name__}.labels must be two different ones or more, got {labels}"

@@ -1,1 +1,1 @@
-"""Pure functions on arrays: masks, attention, key/value cache. They never see the config."""
+"""Pure functions on arrays: masks, attention, KV cache. They do not use the config."""

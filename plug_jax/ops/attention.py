@@ -65,12 +65,12 @@ def dot_product_attention(
 def cached_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, *, mask: jax.Array
 ) -> jax.Array:
-    """softmax(q.k / sqrt(K)) v over keys and values as a cache holds them; a float32 softmax.
+    """softmax(q.k / sqrt(K)) v over cached keys and values, with a float32 softmax.
 
     Args:
         query: [B, Q, H, K].
-        key, value: [P, H, S, K]; the B / P rows of queries that share one lie next to each other.
-        mask: bool, broadcastable to [P, H, B / P * Q, S]; every query sees some key.
+        key, value: [P, H, S, K]; the B / P query rows that share one are adjacent.
+        mask: bool, broadcastable to [P, H, B / P * Q, S]; every query must see some key.
 
     Returns:
         [B, Q, H, K] in the query's dtype.

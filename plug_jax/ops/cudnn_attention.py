@@ -1,4 +1,4 @@
-"""Attention that never holds the scores of all heads: cuDNN's kernel, through JAX's own interface.
+"""cuDNN's flash attention, through JAX's own interface.
 
 Axis letters: B batch, Q query length, S key length, H heads, K head size.
 """
@@ -23,10 +23,10 @@ def cudnn_attention(
     *,
     causal: bool = False,
 ) -> jax.Array:
-    """softmax(q.k / sqrt(K)) v within segments, as `attention.dot_product_attention` gives it.
+    """softmax(q.k / sqrt(K)) v within segments, equal to `attention.dot_product_attention`.
 
-    The softmax is float32. There is no dropout. Segments reach the kernel as a bias [B, 1, Q, S],
-    which all heads share, so that rows may be packed on any GPU that cuDNN's kernel runs on.
+    The softmax is float32. There is no dropout. Segments are passed to the kernel as a bias
+    [B, 1, Q, S] shared by all heads, so that packed rows work on every GPU with cuDNN's kernel.
 
     Args:
         query: bfloat16 or float16 [B, Q, H, K]; key, value: [B, S, H, K]. Q and S are even, K is a
@@ -38,7 +38,7 @@ def cudnn_attention(
         [B, Q, H, K] in the query's dtype; zeros for a query that may see no key.
 
     Raises:
-        PlugError: there is no cuDNN, or its kernel does not take this dtype or shape on this GPU.
+        PlugError: there is no cuDNN, or its kernel does not support this dtype or shape here.
     """
     visible = attention.segment_mask(query_segments, key_segments)
     try:
@@ -50,16 +50,16 @@ def cudnn_attention(
             f"attention='cudnn' does not run here: {error} Set PlugConfig.attention = 'auto' or "
             "'dot'."
         ) from error
-    # In the kernel a query that sees nothing gets the mean of all values. (A causal query that has
+    # The kernel gives a query that sees nothing the mean of all values. (A causal query that has
     # a segment sees itself at least.)
     sees_any = jnp.any(visible, axis=-1)[:, 0]  # [B, Q]
     return jnp.where(sees_any[..., None, None], output, 0)
 
 
 def cudnn_takes(head_dim: int, lengths: Iterable[int]) -> bool:
-    """Whether the kernel takes heads and rows of these sizes on this machine's GPU.
+    """Whether the kernel supports these head and row sizes on this machine's GPU.
 
-    Where there is no GPU, as when a program is traced for one: on those since Ampere.
+    Without a GPU, as when tracing a program for one: on GPUs since Ampere.
     """
     if head_dim % 8 or head_dim > 128 or any(length % 2 for length in lengths):
         return False

@@ -1,8 +1,8 @@
-"""The decoder's key/value cache: arrays that grow by a token at a time, each row at its own pace.
+"""The decoder's KV cache; each row has its own length.
 
 Axis letters: B rows (texts), P prompts, S cache length, E encoder length, T new tokens, H heads,
-K head size, L layers. Every layer has arrays of its own, [.., H, .., K] by head: a step then writes
-in place and its matrix products read the cache as it lies.
+K head size, L layers. Every layer has its own arrays, [.., H, .., K], so that a step writes in
+place and its matmuls read the cache without a copy.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class LayerCache:
 
 @flax.struct.dataclass
 class DecoderCache:
-    """State of cached decoding: B texts over P prompts, those of a prompt next to each other."""
+    """State of cached decoding: B texts over P prompts, those of a prompt adjacent."""
 
     layers: tuple[LayerCache, ...]  # L
-    cross_mask: jax.Array  # bool [P, 1, 1, E]: true at the prompt's real tokens
+    cross_mask: jax.Array  # bool [P, 1, 1, E]: True at the prompt's real tokens
     lengths: jax.Array  # int32 [B]: tokens written so far
 
 
 def append(cache: jax.Array, update: jax.Array, lengths: jax.Array) -> jax.Array:
     """Write `update` [B, T, H, K] into `cache` [B, H, S, K], row b at S = lengths[b].
 
-    The caller keeps lengths + T <= S: XLA would otherwise shift the write back silently.
+    The caller ensures lengths + T <= S: otherwise XLA would silently clamp the position.
     """
     update = update.astype(cache.dtype).swapaxes(1, 2)
     return jax.vmap(lambda row, new, at: lax.dynamic_update_slice_in_dim(row, new, at, axis=1))(
@@ -46,13 +46,13 @@ def append(cache: jax.Array, update: jax.Array, lengths: jax.Array) -> jax.Array
 
 
 def visible(num_new: int, cache_length: int, lengths: jax.Array) -> jax.Array:
-    """bool [B, 1, T, S]: T new tokens see what is written up to and with themselves."""
+    """bool [B, 1, T, S]: T new tokens see all tokens up to themselves."""
     places = lengths[:, None] + jnp.arange(num_new)  # [B, T]
     return (jnp.arange(cache_length) <= places[:, :, None])[:, None]
 
 
 def reorder(cache: DecoderCache, parents: jax.Array) -> DecoderCache:
-    """Row b goes on from row parents[b] (int32 [B]), which has the same prompt."""
+    """Row b becomes a copy of row parents[b] (int32 [B]) of the same prompt."""
     layers = tuple(
         dataclasses.replace(layer, key=layer.key[parents], value=layer.value[parents])
         for layer in cache.layers

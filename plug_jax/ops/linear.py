@@ -1,9 +1,9 @@
-"""The product of activations with a weight, whose gradient XLA's CPU backend computes fast.
+"""A matmul whose gradient is fast on XLA's CPU backend.
 
-A weight's gradient contracts both activations and their gradients over all tokens. XLA's CPU
-backend copies one of them transposed for that, and by itself often the wider one, or takes a
-slower kernel. Here the narrower is turned, and then the result, which is no larger than the weight.
-Programs for other devices are as they would be with lax.dot_general.
+A weight's gradient contracts activations and their gradients over all tokens. For this, XLA's CPU
+backend copies one of them transposed, by default often the wider one, or uses a slower kernel. Here
+the narrower one is transposed, and then the result, which is no larger than the weight. On other
+devices it is lax.dot_general.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def linear(
     precision: None = None,
     preferred_element_type: Any = None,
 ) -> jax.Array:
-    """`lax.dot_general` without batch axes, to the bit; for `dot_general` of Flax's layers.
+    """`lax.dot_general` without batch axes, bitwise equal; for `dot_general` of Flax's layers.
 
     Args:
         x: activations, [tokens..., contracted...] in any order.
         weight: [contracted..., features...] in any order.
         dimension_numbers: which axes are contracted.
-        precision: none but XLA's own.
-        preferred_element_type: of the result; None: as the arguments.
+        precision: only XLA's default.
+        preferred_element_type: of the result; None: that of the arguments.
 
     Returns:
         [tokens..., features...].
@@ -73,9 +73,9 @@ def _weight_gradient(
     of_x, of_weight = contracted
     tokens = tuple(axis for axis in range(x.ndim) if axis not in of_x)
     features = [axis for axis in range(weight.ndim) if axis not in of_weight]
-    inputs = [of_weight[of_x.index(axis)] for axis in sorted(of_x)]  # in the order that x has them
+    inputs = [of_weight[of_x.index(axis)] for axis in sorted(of_x)]  # in x's order
     first, second = (x, tokens), (gradient, tuple(range(len(tokens))))
-    axes = inputs + features  # of the weight, as the product has them
+    axes = inputs + features  # of the weight, in the product's order
     if math.prod(weight.shape[a] for a in inputs) > math.prod(weight.shape[a] for a in features):
         first, second, axes = second, first, features + inputs
     product = lax.dot_general(
@@ -86,5 +86,5 @@ def _weight_gradient(
     ).astype(weight.dtype)
     if axes == sorted(axes):
         return product
-    # Else XLA would make one product of it again, with the wider one turned.
+    # Otherwise XLA would merge this into one product that transposes the wider one.
     return jnp.transpose(lax.optimization_barrier(product), [axes.index(i) for i in sorted(axes)])

@@ -1,4 +1,4 @@
-"""Which kind of device a program is traced for."""
+"""The platform that a program is traced for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 
 
 def target_platform() -> str:
-    """Such as "cpu" or "tpu": the mesh's in use, which need not be here; without one, jax's own."""
+    """Such as "cpu" or "tpu": the current mesh's, which may be absent here, or jax's default."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return jax.default_backend()

@@ -1,4 +1,4 @@
-"""Attention that never holds the scores of a whole row: JAX's own Pallas TPU kernel.
+"""Splash attention: JAX's own Pallas flash attention kernel for TPU.
 
 Axis letters: B batch, Q query length, S key length, H heads, K head size.
 """
@@ -15,7 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from plug_jax.errors import PlugError
 from plug_jax.ops import attention
 
-LANES = 128  # the kernel works on blocks of multiples of this many queries and keys
+LANES = 128  # the kernel's blocks are multiples of this many queries and keys
 
 
 def splash_attention(
@@ -30,7 +30,7 @@ def splash_attention(
     interpret: bool = False,
     residual_name: str | None = None,
 ) -> jax.Array:
-    """softmax(q.k / sqrt(K)) v within segments, as `attention.dot_product_attention` gives it.
+    """softmax(q.k / sqrt(K)) v within segments, equal to `attention.dot_product_attention`.
 
     The softmax is float32 whatever the inputs. There is no dropout.
 
@@ -38,17 +38,17 @@ def splash_attention(
         query: [B, Q, H, K]; key, value: [B, S, H, K]. Q and S are multiples of 128.
         query_segments, key_segments: int32 [B, Q], [B, S]; 0 is padding.
         causal: position q sees positions up to q (Q = S).
-        block_size: of queries and of keys, a multiple of 128; where it does not divide a length,
-            the next smaller one that does.
-        interpret: run the kernel as plain JAX operations, slowly, where there is no TPU.
-        residual_name: `jax.ad_checkpoint` name of what the backward kernel needs of the forward
-            one, its output and its log-sum-exp: to save both spares the forward kernel's rerun.
+        block_size: of queries and of keys, a multiple of 128; if it does not divide a length, the
+            next smaller one that does.
+        interpret: run the kernel as plain JAX operations, slowly, without a TPU.
+        residual_name: `jax.ad_checkpoint` name of the forward kernel's residuals, its output and
+            log-sum-exp; saving both avoids rerunning the forward kernel.
 
     Returns:
         [B, Q, H, K] in the query's dtype; zeros for a query that may see no key.
 
     Raises:
-        PlugError: Q or S is no multiple of 128.
+        PlugError: Q or S is not a multiple of 128.
     """
     length, num_heads, head_dim = query.shape[1:]
     block_q, block_kv = _block(length, block_size), _block(key.shape[1], block_size)
@@ -60,8 +60,8 @@ def splash_attention(
             block_kv=block_kv,
             block_q_dkv=block_q,
             block_kv_dkv=block_kv,
-            # One backward kernel computes the scores once, where two would do so twice. It sums
-            # the query's gradient over S / block_kv partial ones, which are few in our rows.
+            # One backward kernel computes the scores once, two would do so twice. It sums the
+            # query's gradient over S / block_kv partial ones, which are few for our rows.
             use_fused_bwd_kernel=True,
         ),
         head_shards=1,

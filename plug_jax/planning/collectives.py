@@ -13,6 +13,15 @@ import numpy as np
 from plug_jax.planning.hlo import ASYNC_START, Array, Computation, Instruction, Module
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Types of transfers between slices, as kinds.
+_TRANSFERS = {
+    "ALL_GATHER": "all-gather",
+    "ALL_REDUCE": "all-reduce",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
+_SLICE = 100_000  # a device's number in a transfer: its slice, from 1 on, times this, and its own
 _INTS = re.compile(r"\d+")
 
 Groups = tuple[tuple[int, ...], ...]
@@ -27,6 +36,7 @@ class Collective:
     times: int  # a step
     groups: Groups  # of devices, by place in the mesh; pairs (from, to) of a collective-permute
     is_async: bool = False  # goes on beside a matmul or a kernel
+    is_transfer: bool = False  # between slices, handed to the hosts
 
     @property
     def bytes(self) -> int:
@@ -39,14 +49,15 @@ def find_collectives(module: Module, num_devices: int) -> list[Collective]:
 
     The TPU compiler writes an asynchronous collective into several fusions: one that starts it,
     some that compute meanwhile, one that ends it. Only the start counts. It writes a
-    reduce-scatter as a fusion of an all-reduce and a slice. One that starts and ends with no matmul
-    or kernel in between counts as synchronous.
+    reduce-scatter as a fusion of an all-reduce and a slice. Over slices it writes what each slice
+    does by itself, and then one transfer: a send of what a device has, a receive of what it gets.
+    One that starts and ends with no matmul or kernel in between counts as synchronous.
     """
     found = []
     for run in module.runs():
         for instruction, caller in _candidates(module, run.computation):
-            kind = instruction.opcode.removesuffix("-start")
-            if kind not in _KINDS:
+            kind = _kind(instruction)
+            if kind is None:
                 continue
             groups = _groups(kind, instruction.attributes, num_devices)
             if all(len(set(group)) == 1 for group in groups):
@@ -57,10 +68,31 @@ def find_collectives(module: Module, num_devices: int) -> list[Collective]:
                 kind = "reduce-scatter"
             elif kind == "reduce-scatter":
                 arrays = tuple(_scaled(array, len(groups[0])) for array in arrays)
-            starts = instruction.opcode.endswith("-start") or _starts(fusion)
-            hidden = starts and module.is_hidden(run.computation, caller)
-            found.append(Collective(kind, arrays, run.times, groups, run.is_async or hidden))
+            is_transfer = instruction.opcode == "recv"
+            if is_transfer:
+                send = _send_of(instruction, run.computation)
+                hidden = module.is_hidden(run.computation, send, awaited=instruction)
+            else:
+                starts = instruction.opcode.endswith("-start") or _starts(fusion)
+                hidden = starts and module.is_hidden(run.computation, caller)
+            is_async = run.is_async or hidden
+            found.append(Collective(kind, arrays, run.times, groups, is_async, is_transfer))
     return found
+
+
+def _kind(instruction: Instruction) -> str | None:
+    """Of the collective that an instruction is. A transfer's receive stands for its send too."""
+    if instruction.opcode == "recv":
+        transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+        return _TRANSFERS[transfer[1]] if transfer else None
+    kind = instruction.opcode.removesuffix("-start")
+    return kind if kind in _KINDS else None
+
+
+def _send_of(receive: Instruction, computation: Computation) -> Instruction:
+    """The other end of a transfer on the same device. They have one token."""
+    sends = (i for i in computation.instructions.values() if i.opcode == "send")
+    return next(send for send in sends if send.operands[-1] == receive.operands[-1])
 
 
 def _candidates(
@@ -87,6 +119,8 @@ def _starts(fusion: Computation | None) -> bool:
 
 
 def _whole_arrays(kind: str, instruction: Instruction) -> tuple[Array, ...]:
+    if instruction.opcode == "recv":
+        return instruction.arrays[:1]  # then a context and a token
     arrays = tuple(a for a in instruction.arrays if not (a.dtype == "u32" and a.memory == 2))
     if not instruction.opcode.endswith("-start") or kind == "all-reduce":
         return arrays
@@ -98,6 +132,8 @@ def _scaled(array: Array, factor: int) -> Array:
 
 
 def _groups(kind: str, attributes: str, num_devices: int) -> Groups:
+    if target := re.search(r'_xla_megascale_target=("[^"]*"|\{\{.*?\}\})', attributes):
+        return parse_target(target[1], num_devices)
     if kind == "collective-permute":
         pairs = _after(attributes, "source_target_pairs=")
         numbers = [int(n) for n in _INTS.findall(pairs)]
@@ -132,6 +168,37 @@ def parse_groups(text: str, num_devices: int) -> Groups:
     shape, ids = text.split("<=")
     rows = _iota(ids).reshape(_ints(shape))
     return tuple(tuple(int(n) for n in row) for row in rows)
+
+
+def parse_target(text: str, num_devices: int) -> Groups:
+    """Groups of a transfer between slices, which are parts of the mesh one after another.
+
+    >>> parse_target('"{1,2}x{0:1}"', 4)
+    ((0, 2), (1, 3))
+    >>> parse_target("{{100000,200000},{100001,200001}}", 4)
+    ((0, 2), (1, 3))
+    >>> parse_target("{{100000->200000},{200000->100000}}", 2)
+    ((0, 1), (1, 0))
+    """
+    if "x" in text:
+        slices, devices = (_ranges(part) for part in text.split("x"))
+        numbers = [tuple(one * _SLICE + device for one in slices) for device in devices]
+    else:
+        numbers = [_ints(group) for group in re.findall(r"\{([^{}]+)\}", text)]
+    size = num_devices // len({number // _SLICE for group in numbers for number in group})
+    return tuple(
+        tuple((number // _SLICE - 1) * size + number % _SLICE for number in group)
+        for group in numbers
+    )
+
+
+def _ranges(text: str) -> list[int]:
+    """Numbers of {1,2} or {0:3}."""
+    numbers: list[int] = []
+    for part in text.strip('"{}').split(","):
+        first, _, last = part.partition(":")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
 
 
 def _mesh_groups(text: str) -> Groups:

@@ -20,7 +20,7 @@ from plug_jax.planning.traffic import hbm_bytes
 class Traffic:
     """All collectives of a step of one kind and type, over the same mesh axes."""
 
-    kind: str
+    kind: str  # that of a Collective; of a transfer: "all-reduce between slices"
     axes: str  # "fsdp", "data+fsdp", "part of fsdp", ...
     dtype: str
     times: int  # a step
@@ -66,7 +66,8 @@ def _traffic(collectives: list[Collective], topology: Topology, mesh: Mesh) -> t
     for one in collectives:
         largest = max(one.arrays, key=lambda array: array.bytes)
         axes = axes_of(one.groups, dict(mesh.shape))
-        by_key[one.kind, axes, largest.dtype, one.is_async].append(one)
+        kind = f"{one.kind} between slices" if one.is_transfer else one.kind
+        by_key[kind, axes, largest.dtype, one.is_async].append(one)
     rows = []
     for (kind, axes, dtype, is_async), group in by_key.items():
         largest = max((a for one in group for a in one.arrays), key=lambda array: array.bytes)

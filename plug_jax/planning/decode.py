@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plug_jax.checkpoints.parameters import abstract_params
 from plug_jax.config import PlugConfig
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel, cache_shardings
@@ -18,7 +19,6 @@ from plug_jax.planning.compile import DoesNotFit, compile_step, sharded_bytes
 from plug_jax.planning.cost import Cost, cost_of
 from plug_jax.planning.topologies import GIB, Topology, compile_only_devices
 from plug_jax.training.program import TrainConfig
-from plug_jax.training.state import abstract_params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,12 +101,10 @@ def decode_program(
                 f"{ {'encoder': config.max_positions, 'decoder': config.max_positions} }"
             )
     partitioner.check_batch(batch_size)
-    model = PlugModel(config, layers_apart=True)
+    model = PlugModel(config, unstacked_layers=True)
 
     def start(params: Any, encoded: jax.Array) -> DecoderCache:
-        cache = model.apply(
-            {"params": params}, encoded, method="start_cache", max_length=max_length
-        )
+        cache = model.apply({"params": params}, encoded, method="init_cache", max_length=max_length)
         assert isinstance(cache, DecoderCache)
         return cache
 

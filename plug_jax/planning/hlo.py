@@ -1,5 +1,8 @@
 """Reading the text of a compiled module: its computations, and how often each runs.
 
+Not the HloModuleProto: only tensorflow has its classes, and they silently drop fields newer than
+themselves, which libtpu already writes; here an unknown form of device groups is an error.
+
 Only what the planner needs is understood. An instruction reads
 
     [ROOT] %name = shape opcode(%operand, ...), attribute=value, ...
@@ -124,9 +127,14 @@ class Module:
                 for inner in (*called.get("to_apply", ()), *called.get("calls", ())):
                     yield from self._runs(inner, times, is_async=is_async or beside)
 
-    def is_hidden(self, computation: Computation, start: Instruction) -> bool:
-        """Whether a matmul or a kernel runs after `start`, and before what waits for its end."""
-        passed_on = {start.name}
+    def is_hidden(
+        self, computation: Computation, start: Instruction, awaited: Instruction | None = None
+    ) -> bool:
+        """Whether a matmul or a kernel runs after `start`, and before what waits for its end.
+
+        Of a transfer between slices the send starts it, and its receive is `awaited`.
+        """
+        passed_on = {(awaited or start).name}
         instructions = iter(computation.instructions.values())
         for instruction in itertools.dropwhile(lambda i: i is not start, instructions):
             if instruction is start:

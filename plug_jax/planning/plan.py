@@ -13,6 +13,7 @@ from plug_jax.errors import PlugError
 from plug_jax.models.attention import attention_kernel
 from plug_jax.objectives.composition import stage_of
 from plug_jax.partitioning import Partitioner
+from plug_jax.planning.calibration import Expectation, Times, published
 from plug_jax.planning.compile import Compiled, DoesNotFit, Memory, compile_step, memory_of
 from plug_jax.planning.cost import Cost, cost_of
 from plug_jax.planning.flops import model_flops
@@ -34,6 +35,8 @@ class Speed(Cost):
     tokens_per_second: float  # places in rows, padding included, at the bound
     stage_tokens: float | None  # that PLUG was trained on in this stage, if it is one of PLUG's
     days: float | None  # for those tokens, at the bound
+    expected: Expectation | None  # None: no published run on this chip to hold it against
+    expected_days: tuple[float, float] | None  # for those tokens, at the most and at the least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,14 +156,22 @@ def _speed(config: TrainConfig, topology: Topology, compiled: Compiled) -> Speed
     per_second = tokens / cost.roofline.overlapped
     stage = stage_of(config.objectives)
     stage_tokens = None if stage is None else _STAGE_TOKENS[stage]
+    days = None if stage_tokens is None else stage_tokens / per_second / _DAY
+    bound = at_peak / cost.roofline.overlapped
+    expected = published().expect(topology.chip.name, Times.of(cost.roofline, at_peak))
+    expected_days = None
+    if expected is not None and days is not None:
+        expected_days = days * bound / expected.high, days * bound / expected.low
     return Speed(
         **vars(cost),
         model_flops=needed.train_step,
-        mfu_bound=at_peak / cost.roofline.overlapped,
+        mfu_bound=bound,
         mfu_scheduled=at_peak / cost.roofline.scheduled,
         tokens_per_second=per_second,
         stage_tokens=stage_tokens,
-        days=None if stage_tokens is None else stage_tokens / per_second / _DAY,
+        days=days,
+        expected=expected,
+        expected_days=expected_days,
     )
 
 

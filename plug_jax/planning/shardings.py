@@ -10,8 +10,8 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.sharding import NamedSharding
 
+from plug_jax.checkpoints.parameters import with_shardings
 from plug_jax.training.program import TrainProgram
-from plug_jax.training.state import with_shardings
 
 
 def describe_shardings(program: TrainProgram) -> dict[str, dict[str, str]]:

@@ -71,11 +71,12 @@ class Grid:
 def sweep(
     config: TrainConfig, topology: Topology, grid: Grid, report: Callable[[str], None]
 ) -> list[Plan]:
-    """A plan of every combination, the highest MFU as compiled first, those that do not fit last.
+    """A plan of every combination, the highest MFU first, those that do not fit last.
 
-    Each is compiled in turn; `report` gets a line before and after. A combination that does not
-    divide the model or the batch, or on which the compiler fails, is reported and left out.
-    PlugError when none is left.
+    The MFU is the expected one, or that as compiled on a chip without published runs. Each is
+    compiled in turn; `report` gets a line before and after. A combination that does not divide the
+    model or the batch, or on which the compiler fails, is reported and left out. PlugError when
+    none is left.
     """
     configs = list(grid.configs(config, topology))
     if not configs:
@@ -100,7 +101,14 @@ def sweep(
         report(f"  {plan.outcome}{_bounds(plan)}")
     if not plans:
         raise PlugError(f"nothing to compare: all {len(configs)} were left out, as said above")
-    return sorted(plans, key=lambda plan: -(plan.speed.mfu_scheduled if plan.speed else 0.0))
+    return sorted(plans, key=_mfu, reverse=True)
+
+
+def _mfu(plan: Plan) -> float:
+    if plan.speed is None:
+        return 0.0
+    expected = plan.speed.expected
+    return plan.speed.mfu_scheduled if expected is None else expected.mfu
 
 
 def with_remat(model: PlugConfig, text: str) -> PlugConfig:
@@ -120,4 +128,8 @@ def with_remat(model: PlugConfig, text: str) -> PlugConfig:
 def _bounds(plan: Plan) -> str:
     if plan.speed is None:
         return ""
-    return f"; MFU at most {plan.speed.mfu_bound:.1%}, as compiled {plan.speed.mfu_scheduled:.1%}"
+    expected = plan.speed.expected
+    return (
+        f"; MFU at most {plan.speed.mfu_bound:.1%}, as compiled {plan.speed.mfu_scheduled:.1%}"
+        + ("" if expected is None else f", expected {expected.mfu:.0%}")
+    )

@@ -34,7 +34,7 @@ class Chip:
     ici_links: int
     wrapped_multiple: int  # a torus dimension is a ring when it is a multiple of this many chips
     dcn_bandwidth: float | None  # bytes/s to other slices; None: not published
-    devices: int = 1  # that a chip is to jax
+    devices: int = 1  # JAX devices per chip
     chip_config_name: str | None = None  # "megacore": both cores of a chip are one device
 
     @property

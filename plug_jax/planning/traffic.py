@@ -59,6 +59,8 @@ def _traffic(module: Module, computation: Computation, instruction: Instruction)
         return 2 * _in_hbm(instruction.arrays)
     if opcode == "dynamic-update-slice":
         return 2 * _in_hbm(operands[1].arrays)
+    if opcode in ("send", "recv"):  # a context and a token follow
+        return _in_hbm(instruction.arrays[:1])
     if opcode.endswith("-start"):  # the result repeats the operands
         return _in_hbm(instruction.arrays)
     return _in_hbm(instruction.arrays) + sum(_in_hbm(o.arrays) for o in operands)

@@ -1,1 +1,1 @@
-"""A model behind HTTP: an OpenAI-compatible endpoint, and a page to try it."""
+"""A model behind HTTP: OpenAI-compatible endpoints, and a web page."""

@@ -1,7 +1,7 @@
-"""The fields of POST /v1/completions: what a request means, and the errors it may get.
+"""The fields of POST /v1/completions: parsing of requests, and errors.
 
-They are OpenAI's, and names of ours for what OpenAI has not. Whatever a request does not set is as
-in `plug-jax generate`. A field that would be ignored though it changes the text is an error.
+They are OpenAI's, plus our own for other options. Defaults are those of `plug-jax generate`. A
+field that should change the text but would be ignored is an error.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shortened, shown
+from plug_jax.field_types import FieldTypeError
 from plug_jax.inference.request_options import GenerationOptions
 
 MAX_SAMPLES = 128
@@ -20,7 +21,7 @@ MAX_STOPS = 4
 _MAX_LOG_PROBS = 5  # OpenAI's limit
 
 _RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
-# Options of which a request may have others than the command: `n` texts, sampled, of a prompt.
+# Options that differ from the command's: `n` sampled texts per prompt.
 _NOT_SERVED = (
     *("num_samples", "num_beams", "length_penalty", "length_offset"),
     *("forced_text", "forbidden_text"),
@@ -32,7 +33,7 @@ _OPTIONS: dict[str, tuple[str, type]] = {
     if field.name not in _NOT_SERVED
 }
 _OTHERS = ("model", "prompt", "n", "stop", "stream", "stream_options", "logprobs", "user")
-# Fields that clients may send as long as they ask for nothing -> what asks for nothing, what to do.
+# Unsupported fields accepted with a neutral value -> neutral values, what to do instead.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "echo": ((False,), "put the prompt before the text yourself"),
     "suffix": (("",), "the model writes forward only"),
@@ -41,23 +42,24 @@ _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "presence_penalty": ((0, 0.0), "use repetition_penalty or no_repeat_ngram"),
     "best_of": ((1,), "ask for n texts and choose with logprobs"),
 }
+_KINDS = {"int": int, "int | None": int, "float": float, "bool": bool, "str": str}
 _TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
 class ApiError(Exception):
-    """An answer other than a text: its status and what OpenAI's clients read of it."""
+    """An error response: its status and OpenAI's error fields."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = shortened(message, _LONGEST_MESSAGE)
         self.param = param
         self.code = code
 
     def body(self) -> dict[str, Any]:
-        """The JSON that tells of it."""
+        """The JSON body."""
         kinds = {429: "rate_limit_error"}
         kind = kinds.get(self.status, "server_error" if self.status >= 500 else _INVALID)
         error = {
@@ -70,15 +72,16 @@ class ApiError(Exception):
 
 
 _INVALID = "invalid_request_error"
+_LONGEST_MESSAGE = 2000  # characters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompletionRequest:
-    """A request that makes sense; whether the prompts fit the model is not known yet."""
+    """A valid request; whether the prompts fit the model is not checked yet."""
 
     prompts: tuple[str, ...]
     options: GenerationOptions  # of one text
-    n: int  # texts for each prompt
+    n: int  # texts per prompt
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool  # a stream ends with the usage
@@ -89,12 +92,12 @@ def parse(body: Any, *, model_name: str, max_tokens: int) -> CompletionRequest:
     """Read the JSON of a request.
 
     Args:
-        body: as `json.loads` gave it.
-        model_name: what "model" has to be, if it is set.
-        max_tokens: the server's limit, to which the default of "max_tokens" is lowered.
+        body: from `json.loads`.
+        model_name: required value of "model", if set.
+        max_tokens: the server's limit, which also bounds the default of "max_tokens".
 
     Raises:
-        ApiError: 400 with the name of the field that is wrong; 404 for another model.
+        ApiError: 400 with the name of the invalid field; 404 for another model.
     """
     if not isinstance(body, Mapping):
         raise ApiError(400, "the body must be a JSON object")
@@ -104,10 +107,10 @@ def parse(body: Any, *, model_name: str, max_tokens: int) -> CompletionRequest:
     value_of(given, "user", str, "")  # accepted, not used
     n = value_of(given, "n", int, 1)
     if not 1 <= n <= MAX_SAMPLES:
-        raise ApiError(400, f"n is {n}; it must be between 1 and {MAX_SAMPLES}", param="n")
+        raise ApiError(400, f"n is {shown(n)}; it must be between 1 and {MAX_SAMPLES}", param="n")
     log_probs = value_of(given, "logprobs", int, -1)
     if "logprobs" in given and not 0 <= log_probs <= _MAX_LOG_PROBS:
-        message = f"logprobs is {log_probs}; it must be between 0 and {_MAX_LOG_PROBS}"
+        message = f"logprobs is {shown(log_probs)}; it must be between 0 and {_MAX_LOG_PROBS}"
         raise ApiError(400, message, param="logprobs")
     stream = value_of(given, "stream", bool, False)
     return CompletionRequest(
@@ -122,14 +125,14 @@ def parse(body: Any, *, model_name: str, max_tokens: int) -> CompletionRequest:
 
 
 def check_model(given: Mapping[str, Any], model_name: str) -> None:
-    """ApiError, 404, where a request is for another model."""
+    """ApiError, 404, if a request is for another model."""
     if value_of(given, "model", str, model_name) != model_name:
-        message = f"there is no model {given['model']!r} here, only {model_name!r}"
+        message = f"there is no model {shown(given['model'])} here, only {model_name!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
 def api_message(error: PlugError) -> str:
-    """The message with the names that the API has for options."""
+    """The message with the API's names for options."""
     message = str(error)
     for field, (option, _) in _OPTIONS.items():
         message = message.replace(option, field)
@@ -145,13 +148,18 @@ def _check_names(given: Mapping[str, Any]) -> None:
             if not any(type(value) is type(h) and value == h for h in harmless):
                 raise ApiError(400, f"{name} is not supported here; {advice}", param=name)
         elif name not in _OPTIONS and name not in _OTHERS:
-            known = ", ".join(sorted([*_OPTIONS, *_OTHERS]))
-            param = name.encode("utf-8", "backslashreplace").decode()  # it may be no Unicode
-            raise ApiError(400, f"unknown field {name!r}; there are: {known}", param=param)
+            raise unknown_field(name, [*_OPTIONS, *_OTHERS])
+
+
+def unknown_field(name: str, known: Iterable[str]) -> ApiError:
+    """The error for an unknown field."""
+    param = shortened(name.encode("utf-8", "backslashreplace").decode())  # maybe invalid Unicode
+    message = f"unknown field {shown(name)}; there are: {', '.join(sorted(known))}"
+    return ApiError(400, message, param=param)
 
 
 def value_of(given: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
-    """A field of the type that it must have; an integer counts as a number, true as neither."""
+    """A field of the required type; an integer counts as a number, true as neither."""
     value = given.get(name, default)
     accepted: Any = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
@@ -168,13 +176,13 @@ def value_of(given: Mapping[str, Any], name: str, kind: type, default: Any) -> A
 
 
 def text_of(value: Any, name: str, what: str) -> str:
-    """A text of a field. ApiError, that it must be `what`, where it is none."""
+    """A text field. ApiError that it must be `what` for anything else."""
     if not isinstance(value, str):
         raise ApiError(400, f"{name} must be {what}", param=name)
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ApiError(400, f"{name} is no Unicode text: {error.reason}", param=name) from error
+        raise ApiError(400, f"{name} is not valid Unicode: {error.reason}", param=name) from error
     return value
 
 
@@ -212,9 +220,27 @@ def _options(given: Mapping[str, Any], max_tokens: int) -> GenerationOptions:
     try:
         return GenerationOptions(**options)
     except PlugError as error:
-        message = api_message(error)
-        field = message.partition(" ")[0]
-        raise ApiError(400, message, param=field if field in _OPTIONS else None) from error
+        raise option_error(error, _OPTIONS) from error
+
+
+def check_types(given: Mapping[str, Any], declared: type) -> None:
+    """ApiError for a field that is an option of `declared` but of another JSON type.
+
+    `declared` itself would accept 3.0 for an integer, as gin files may have it.
+    """
+    for field in dataclasses.fields(declared):
+        kind = _KINDS.get(str(field.type))
+        if kind is not None and field.name in given:
+            value_of(given, field.name, kind, None)
+
+
+def option_error(error: PlugError, fields: Iterable[str]) -> ApiError:
+    """The error for options that their dataclass refused, with the field's name."""
+    message = api_message(error)
+    if isinstance(error, FieldTypeError):
+        message = message.removeprefix(f"{error.owner}: ")
+    named = message.partition(" ")[0]  # these messages begin with the name
+    return ApiError(400, message, param=named if named in fields else None)
 
 
 def _include_usage(given: Mapping[str, Any], stream: bool) -> bool:

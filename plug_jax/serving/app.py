@@ -1,4 +1,4 @@
-"""The routes of the server, and what it answers to requests that are none of them."""
+"""The server's routes, and responses to unknown ones."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
+from plug_jax.errors import shortened
 from plug_jax.inference.encoder import EncoderModel
 from plug_jax.inference.fine_tuned import FineTunedModel
 from plug_jax.serving.api import ApiError, check_model
@@ -46,15 +47,15 @@ def make_app(
     keys: Sequence[str] = (),
     shares: Shares | None = None,
 ) -> Starlette:
-    """The application over a running engine.
+    """The application for a running engine.
 
     Args:
-        engine: whose context has been entered.
-        model_name: what clients call the model.
-        allowed_hosts: names that a request's Host may have. On a loopback address others are the
-            work of a web page whose name was made to lead here (DNS rebinding).
-        keys: one of them is needed for everything under /v1; none: no key is.
-        shares: what one client may have in hand; None: as much as the engine takes.
+        engine: with its context entered.
+        model_name: the model's name for clients.
+        allowed_hosts: accepted Host headers. On a loopback address others come from a web page
+            whose name resolves to it (DNS rebinding).
+        keys: one of them is required under /v1; empty: no key is needed.
+        shares: limits per client; None: as much as the engine takes.
     """
     slots = engine.slots
     completions = Completions(
@@ -88,9 +89,9 @@ def make_reading_app(
     keys: Sequence[str] = (),
     shares: Shares | None = None,
 ) -> Starlette:
-    """The application over a running reader: embeddings, and labels where there is a `labeler`.
+    """The application for a running reader: embeddings, and labels with a `labeler`.
 
-    The other arguments are those of `make_app`.
+    Other arguments as for `make_app`.
     """
     shares = shares or Shares(None)
     endpoints: dict[str, ASGIApp] = {
@@ -168,7 +169,7 @@ def _app(
 def _page(name: str) -> Any:
     """The handler of a page. It may run its own script and style, and talk to this server.
 
-    {{file}} in a page is what pages share.
+    {{file}} in a page includes a shared file.
     """
     files = importlib.resources.files("plug_jax.serving")
     html = _SHARED.sub(
@@ -195,7 +196,7 @@ def _page(name: str) -> Any:
 
 
 def _hash(content: str) -> str:
-    """How a Content-Security-Policy names the content of an inline element."""
+    """The Content-Security-Policy hash of an inline element."""
     digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
     return f"sha256-{digest}"
 
@@ -206,9 +207,9 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """404, 405: Starlette's, in the form of the others."""
+    """Starlette's 404 and 405, in the common error format."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    message = f"{request.method} {shortened(request.url.path)}: {error.detail}"
     body = ApiError(error.status_code, message).body()
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 

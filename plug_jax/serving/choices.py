@@ -1,4 +1,4 @@
-"""The texts of an answer in OpenAI's form, whole or as they grow."""
+"""The texts of a response in OpenAI's format, complete or streamed."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Any
 
 from plug_jax.inference.generator import GeneratedText
 from plug_jax.serving import stops
-from plug_jax.serving.engine import Job
+from plug_jax.serving.engine import TextTask
 
-_CONTEXT = 8  # tokens before a token that may change how it reads
+_CONTEXT = 8  # preceding tokens that may affect a token's text
 
 
 class Choice:
-    """One text of an answer, and how much of it was handed out."""
+    """One text of a response, and how much of it has been sent."""
 
     def __init__(
-        self, index: int, job: Job, decode: Callable[[Sequence[int]], str], *, logprobs: bool
+        self, index: int, job: TextTask, decode: Callable[[Sequence[int]], str], *, logprobs: bool
     ) -> None:
         self.job = job
         self._index = index
         self._decode = decode
         self._logprobs = logprobs
         self._sent = ""
-        self._tokens = 0  # handed out
+        self._tokens = 0  # sent
         self._offset = 0  # characters of these
         self._done = False
 
     def more(self) -> dict[str, Any] | None:
         """What is new since the last call; None if nothing is.
 
-        However often it is called while the text grows, the parts make up the same whole. A part
-        ends before what may yet become a stop string or another character.
+        The concatenated parts do not depend on how often it is called. A part ends before anything
+        that may still become a stop string or another character.
         """
         progress = self.job.progress
         if progress is None or self._done:
@@ -52,7 +52,7 @@ class Choice:
         }
 
     def _log_probs(self, text: GeneratedText) -> dict[str, Any]:
-        """Of the tokens that begin in what was handed out; at the end, of all that are left."""
+        """Log-probabilities of tokens that begin in the sent text; at the end, of all others."""
         tokens: list[str] = []
         offsets: list[int] = []
         first = self._tokens
@@ -70,7 +70,7 @@ class Choice:
         }
 
     def _token(self, ids: Sequence[int], place: int) -> str:
-        """What a token adds to the text."""
+        """The text that a token adds."""
         before = ids[max(0, place - _CONTEXT) : place]
         shorter = self._decode(before)
         longer = self._decode([*before, ids[place]])
@@ -78,7 +78,7 @@ class Choice:
 
 
 def usage(prompt_tokens: int, texts: Sequence[GeneratedText]) -> dict[str, int]:
-    """Tokens read, each prompt once, and written; [CLS] and [SEP] are not counted."""
+    """Prompt tokens, once per prompt, and generated tokens, without [CLS] and [SEP]."""
     written = sum(len(text.ids) for text in texts)
     return {
         "prompt_tokens": prompt_tokens,

@@ -1,4 +1,4 @@
-"""Who may ask, and how much one client may have in hand: API keys and shares."""
+"""Client authentication and limits: API keys and shares."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from plug_jax.serving.api import ApiError
 KEY_VARIABLE = "PLUG_JAX_API_KEY"
 MIN_KEY_LENGTH = 16
 _MAKE_ONE = "make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
-_CLIENT = "plug_jax.client"  # in a request's scope: which key it has
+_CLIENT = "plug_jax.client"  # in a request's scope: its key
 
 
 def read_keys(path: str | None) -> tuple[str, ...]:
-    """The keys of a file, one a line, or the one of the environment variable PLUG_JAX_API_KEY.
+    """The keys of a file, one per line, or that of the environment variable PLUG_JAX_API_KEY.
 
-    Command lines can be read by everybody on a machine, so there they have no place.
+    They are not arguments, because everybody on a machine can read command lines.
 
     Returns:
-        Nothing if there are neither a file nor the variable: then no key is asked for.
+        Empty without a file or the variable: then no key is needed.
 
     Raises:
-        PlugError: there are both, the file cannot be read or is empty, or a key is easily guessed.
+        PlugError: both are given, the file is unreadable or empty, or a key is easily guessed.
     """
     given = os.environ.get(KEY_VARIABLE)
     if path is None and given is None:
@@ -63,42 +63,42 @@ def _lines(path: str) -> list[str]:
 
 
 class RequireKey:
-    """Lets only requests with a key pass to `app`, as middleware does."""
+    """Middleware that passes only requests with a key to `app`."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; ApiError with status 401 before its body is read."""
+        """Handle one request; ApiError with status 401 before its body is read."""
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             message = "an API key is needed; send the header 'Authorization: Bearer KEY'"
             raise ApiError(401, message, code="invalid_api_key")
         digest = _digest(key.strip())
-        # All are compared, each in constant time: how long it takes tells nothing of any key.
+        # Compare all, each in constant time, so that timing reveals nothing about keys.
         equal = [hmac.compare_digest(digest, known) for known in self._digests]
         if not any(equal):
-            raise ApiError(401, "the API key is none of this server's", code="invalid_api_key")
+            raise ApiError(401, "the API key is not valid here", code="invalid_api_key")
         await self._app({**scope, _CLIENT: f"key {equal.index(True)}"}, receive, send)
 
 
 def _digest(key: str) -> bytes:
-    """Of one length, whatever the key's."""
+    """A digest, so that lengths are equal."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def client_of(scope: Scope) -> str:
-    """Who asks: the key, or where none is needed the address."""
+    """The client: its key, or without keys its address."""
     address = scope.get("client") or ("",)
     return str(scope.get(_CLIENT, address[0]))
 
 
 class Shares:
-    """How many texts each client has in hand, and may have."""
+    """The number of texts per client, and its limit."""
 
     def __init__(self, most: int | None) -> None:
-        """`most` of one client at a time; None: as many as the server takes.
+        """`most` texts per client at a time; None: as many as the server takes.
 
         Raises:
             PlugError: it is less than 1.
@@ -110,17 +110,17 @@ class Shares:
 
     @contextlib.contextmanager
     def taken(self, client: str, texts: int) -> Generator[None]:
-        """While the context lasts the client has so many texts more.
+        """Count this many more texts for the client within the context.
 
         Raises:
-            ApiError: 429, with them it would have too many.
+            ApiError: 429, if that would exceed the limit.
         """
         if self.most is not None and self._held[client] + texts > self.most:
-            message = f"a client may have {self.most} texts at a time; wait for those in hand"
+            message = f"a client may have {self.most} texts at a time; wait for those in progress"
             raise ApiError(429, message, code="rate_limit_exceeded")
         self._held[client] += texts
         try:
             yield
         finally:
             self._held[client] -= texts
-            self._held += collections.Counter()  # forgets who has none
+            self._held += collections.Counter()  # drop clients without texts

@@ -1,4 +1,4 @@
-"""POST /v1/completions: from the body of a request to its texts, which may end at any time."""
+"""POST /v1/completions: from a request's body to its texts; clients may disconnect at any time."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from plug_jax.serving import api
 from plug_jax.serving.api import ApiError, CompletionRequest
 from plug_jax.serving.choices import Choice, usage
 from plug_jax.serving.clients import Shares, client_of
-from plug_jax.serving.engine import Engine, Job
+from plug_jax.serving.engine import Engine, TextTask
 from plug_jax.serving.requests import from_thread, read_json, refusals, updates_of
 
 _SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # a reverse proxy is to pass each event on at once
+    (b"x-accel-buffering", b"no"),  # tell reverse proxies not to buffer events
 ]
 
 
 class Completions:
-    """The endpoint, an ASGI application: it has to hear of a client that goes away."""
+    """The endpoint, a raw ASGI application in order to notice disconnects."""
 
     def __init__(self, engine: Engine, *, model_name: str, max_tokens: int, shares: Shares) -> None:
         self._engine = engine
@@ -42,8 +42,8 @@ class Completions:
         self._max_tokens = max_tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        with refusals():  # before work is done for it
+        """Handle one request."""
+        with refusals():  # before doing any work
             self._engine.ensure_room(1)
         try:
             body = await read_json(Request(scope, receive))
@@ -72,7 +72,7 @@ class Completions:
                 await send_answer(updates, scope, receive, send)
 
     def _check(self, asked: CompletionRequest) -> int:
-        """Tokens of all prompts. ApiError for a request that can never be answered."""
+        """Tokens of all prompts. ApiError for a request that can never succeed."""
         texts = len(asked.prompts) * asked.n
         if texts > self._most:
             raise ApiError(
@@ -89,7 +89,7 @@ class Completions:
 
     def _choices(self, asked: CompletionRequest, notify: Callable[[], None]) -> list[Choice]:
         jobs = [
-            Job(
+            TextTask(
                 prompt=prompt,
                 options=asked.options,
                 sample=sample,
@@ -105,7 +105,7 @@ class Completions:
 
 @dataclasses.dataclass
 class _Answer:
-    """What goes back, in one piece or as events."""
+    """The response, in one piece or as events."""
 
     asked: CompletionRequest
     prompt_tokens: int
@@ -118,8 +118,8 @@ class _Answer:
         """All texts in one JSON object."""
         async for _ in updates:
             pass
-        if all(choice.job.finished for choice in self.choices):  # else the client has gone
-            # Elsewhere: with log-probabilities of many texts it takes seconds.
+        if all(choice.job.finished for choice in self.choices):  # else the client disconnected
+            # In another thread: log-probabilities of many texts take seconds.
             parts = await run_in_threadpool(lambda: [choice.more() for choice in self.choices])
             body = {**self.header, "choices": parts, "usage": self._usage()}
             await JSONResponse(body)(scope, receive, send)
@@ -127,7 +127,7 @@ class _Answer:
     async def stream(
         self, updates: AsyncIterator[None], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """An event for each part of a text. An error before the first has a status of its own."""
+        """An event per part of a text. An error before the first one sets the status."""
         started = False
 
         async def event(data: str) -> None:
@@ -142,7 +142,7 @@ class _Answer:
         finished = False
         try:
             async for _ in updates:
-                # Before the parts are read: what comes in the meantime is for the next update.
+                # Clear before reading the parts: later ones trigger the next update.
                 finished = all(choice.job.finished for choice in self.choices)
                 for choice in self.choices:
                     if part := choice.more():

@@ -1,4 +1,4 @@
-"""Connections: how many there may be, and how long a client may keep the server waiting."""
+"""Limits on connections, and timeouts for slow clients."""
 
 from __future__ import annotations
 
@@ -14,55 +14,55 @@ from uvicorn.server import ServerState
 from plug_jax.serving.api import ApiError
 
 MAX_CONNECTIONS = 512
-PATIENCE_SECONDS = 20.0  # for the head of a request, for its body, for the reading of an answer
-LAST_SECONDS = 2.0  # at the server's end, for what is left to be sent
+PATIENCE_SECONDS = 20.0  # each for a request's head, its body, and reading the response
+LAST_SECONDS = 2.0  # at shutdown, for remaining sends
 _LATE_SECONDS = 1.0
 
 
 class Connection(H11Protocol):
-    """uvicorn's, but its client has to go on: else it is closed after some seconds.
+    """uvicorn's connection, with timeouts for slow clients.
 
-    The server waits for the head of the next request, and for the client to read what was written.
-    uvicorn waits for ever for a head of which a byte has come, and for a client that stopped
-    reading. (For the body of a request the application waits, which can answer.)
+    They apply to the head of the next request, and to a client that does not read. uvicorn waits
+    forever for the rest of a head, and for a client that stopped reading. (The application itself
+    waits for request bodies, and can respond.)
     """
 
-    _clock: asyncio.TimerHandle | None = None  # runs while the client is waited for
+    _clock: asyncio.TimerHandle | None = None  # runs while waiting for the client
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client came. Of far too many, some are not even listened to."""
+        """A client connected; far beyond the limit it is closed at once."""
         super().connection_made(transport)
         if len(self.connections) > 2 * MAX_CONNECTIONS:
             transport.abort()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone, or was sent away."""
+        """The connection was closed."""
         super().connection_lost(exc)
         self._stop_clock()
 
     def data_received(self, data: bytes) -> None:
-        """The client sent something."""
+        """The client sent data."""
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """The answer was handed to the transport."""
+        """The response was passed to the transport."""
         super().on_response_complete()
         self._watch()
 
     def pause_writing(self) -> None:
-        """What was written is not read."""
+        """The client is not reading."""
         super().pause_writing()
         self._watch()
 
     def resume_writing(self) -> None:
-        """It was read."""
+        """The client is reading again."""
         super().resume_writing()
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no HTTP. If an answer has begun, there can be no other."""
+        """The data are not HTTP. If a response has started, there can be no other."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(ApiError(400, msg).body()).encode()
             headers = [
@@ -76,16 +76,16 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def shutdown(self) -> None:
-        """The server ends: there is a moment left for answers, and for requests that are coming.
+        """Shutdown: there is a moment left for responses and for incoming requests.
 
-        uvicorn closes a new connection at once, whose first request would get no answer.
+        uvicorn would close a new connection at once, without a response to its first request.
         """
         if self.cycle is not None:
             super().shutdown()
         self.loop.call_later(LAST_SECONDS, self.transport.abort)
 
     def _watch(self) -> None:
-        """Start or stop the clock: it is not set back by a client that goes on slowly."""
+        """Start or stop the clock; a client that continues slowly does not reset it."""
         in_hand = self.cycle is not None and not self.cycle.response_complete
         if in_hand and not self.flow.write_paused:
             self._stop_clock()
@@ -96,7 +96,7 @@ class Connection(H11Protocol):
     def _lose_patience(self, end: float) -> None:
         self._clock = None
         if self.loop.time() > end + _LATE_SECONDS:
-            self._watch()  # the server itself was held up, and may not have seen what has come
+            self._watch()  # the server itself was delayed, and may have unread data
         else:
             self.transport.abort()
 
@@ -107,7 +107,7 @@ class Connection(H11Protocol):
 
 
 def limited(app: ASGIApp, state: ServerState) -> ASGIApp:
-    """The application, which while there are too many connections refuses requests."""
+    """The application, refusing requests while there are too many connections."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if len(state.connections) <= MAX_CONNECTIONS:

@@ -1,4 +1,4 @@
-"""Texts written by one thread: they share the slots, a few tokens at a time, and may leave."""
+"""The engine thread: bounded queue, batched slots, cancellation."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from plug_jax.serving.worker import Task, Worker, failure_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
-    """A text as far as it is written."""
+class TextProgress:
+    """A text so far."""
 
     text: GeneratedText
-    finish_reason: FinishReason | None  # None: it goes on
+    finish_reason: FinishReason | None  # None: not finished
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class Job(Task):
-    """One text to write."""
+class TextTask(Task):
+    """One text to generate."""
 
     prompt: str
     options: GenerationOptions
-    sample: int = 0  # which of the texts that a request wants of the prompt
-    stop: tuple[str, ...] = ()  # strings that end the text and are no part of it
-    progress: Progress | None = None  # None: it waits
+    sample: int = 0  # index among the request's texts for the prompt
+    stop: tuple[str, ...] = ()  # strings that end the text, excluded from it
+    progress: TextProgress | None = None  # None: waiting
 
     @property
     def finished(self) -> bool:
-        """Whether the engine is done with it, for better or worse."""
+        """Whether the engine is done with it, successfully or not."""
         done = self.progress is not None and self.progress.finish_reason is not None
         return done or self.error is not None
 
 
-class Engine(Worker[Job]):
-    """Writes texts in the slots, a few tokens at a time, in a thread of its own."""
+class Engine(Worker[TextTask]):
+    """Generates texts in the slots, a few tokens at a time, in its own thread."""
 
     def __init__(self, slots: Slots, *, max_queue: int, steps: int = 4) -> None:
-        """`max_queue` texts may wait for a slot; every `steps` tokens readers hear of more.
+        """`max_queue` texts may wait for a slot; readers are notified every `steps` tokens.
 
         Raises:
             PlugError: a number is out of range.
@@ -52,14 +52,14 @@ class Engine(Worker[Job]):
         if max_queue < 0:
             raise PlugError(f"max_queue is {max_queue}; it must be 0 (none waits) or more")
         super().__init__(capacity=slots.count + max_queue)
-        self.slots = slots  # the thread's alone; their limits are for everybody
+        self.slots = slots  # only for the thread, except their limits
         self._steps = steps
-        # Of the engine's thread alone.
-        self._writing: dict[int, Job] = {}  # by slot
-        self._suspects: deque[Job] = deque()  # that were in the slots when the model failed
+        # Used only by the engine's thread.
+        self._writing: dict[int, TextTask] = {}  # by slot
+        self._suspects: deque[TextTask] = deque()  # in the slots when the model failed
 
     def check(self, prompt: str, options: GenerationOptions) -> int:
-        """Tokens of the prompt, without [CLS] and [SEP]. PlugError if it cannot be done."""
+        """Tokens of the prompt, without [CLS] and [SEP]. PlugError for an invalid request."""
         return len(self.slots.check(prompt, options)) - 2
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -74,7 +74,7 @@ class Engine(Worker[Job]):
         self._suspects.clear()
 
     def _round(self) -> None:
-        """Let go of the cancelled, admit the waiting, write some tokens."""
+        """Release cancelled texts, admit waiting ones, generate some tokens."""
         for slot in [slot for slot, job in self._writing.items() if job.cancelled]:
             self.slots.release(slot)
             del self._writing[slot]
@@ -91,15 +91,15 @@ class Engine(Worker[Job]):
             written = self.slots.advance(self._steps)
         except Exception as error:
             failure = failure_of(error)
-            if len(self._writing) == 1:  # it is this one's fault
+            if len(self._writing) == 1:  # this one caused it
                 self._finish(self._writing.popitem()[1], failure)
             self._start_over()
             return
         for slot, (text, ended) in written.items():
             self._deliver(slot, text, ended)
 
-    def _next(self) -> Job | None:
-        """The next to admit. Each suspect is written alone: one that makes the model fail shows."""
+    def _next(self) -> TextTask | None:
+        """The next to admit. Suspects are generated alone, to find the one that fails."""
         while self._suspects and (self._suspects[0].finished or self._suspects[0].cancelled):
             self._suspects.popleft()
         if self._suspects:
@@ -108,10 +108,10 @@ class Engine(Worker[Job]):
             return self._waiting.popleft() if self._waiting else None
 
     def _start_over(self) -> None:
-        """After a failure that may have spoilt the slots: what was in them is to be written again.
+        """Reset slots after a failure, and queue their texts again.
 
-        A text depends on its request alone, so what was handed out of it remains right. Raises if
-        the model does not even write a token without a prompt: then it is nobody's fault.
+        A text depends only on its request, so the parts already sent remain valid. Raises if the
+        model cannot even generate a token without a prompt: then no request is at fault.
         """
         self._suspects.extend(self._writing.values())
         self._writing.clear()
@@ -133,12 +133,12 @@ class Engine(Worker[Job]):
         del self._writing[slot]
         self._finish(job, failure)
 
-    def _progress(self, job: Job, text: GeneratedText, ended: bool) -> Progress:
-        """How far a job is with this text."""
+    def _progress(self, job: TextTask, text: GeneratedText, ended: bool) -> TextProgress:
+        """A job's progress with this text."""
         if not text.has_numbers:
             raise NoNumbersError
         known = len(job.progress.text.ids) if job.progress else 0
         shorter = stops.cut(text, job.stop, self.decode, known=known)
         if shorter is not None:
-            return Progress(shorter, "stop")
-        return Progress(text, text.finish_reason if ended else None)
+            return TextProgress(shorter, "stop")
+        return TextProgress(text, text.finish_reason if ended else None)

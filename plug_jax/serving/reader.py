@@ -1,4 +1,4 @@
-"""Texts read by one thread: those that wait are read together."""
+"""Encodes texts in one thread, batching those that wait."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from plug_jax.inference.placement import PlacedModel
 from plug_jax.inference.rows import Row
 from plug_jax.serving.worker import Task, Worker, failure_of
 
-_FIRST = "\u4e00"  # a character that every Chinese vocabulary reads as one token
+_FIRST = "\u4e00"  # a single token in every Chinese vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A work and the model that does it."""
+    """A kind of work and its model."""
 
     model: PlacedModel
     work: Work[Any, Any]
 
     def prepare(self, row: Row) -> Any:
-        """What is read of a row. PlugError for one that the work is not for."""
+        """The input for a row. PlugError for an unsuitable one."""
         return self.work.prepare(self.model, row, 0)
 
 
@@ -34,24 +34,24 @@ class ReadJob(Task):
     """One text to read."""
 
     reading: Reading
-    item: Any  # as `Reading.prepare` gives it
+    item: Any  # from `Reading.prepare`
     answer: Answer | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether there is an answer, or none will come."""
+        """Whether it has an answer, or will have none."""
         return self.answer is not None or self.error is not None
 
 
 class Reader(Worker[ReadJob]):
-    """Reads up to `batch_size` texts at a time in a thread of its own.
+    """Reads up to `batch_size` texts at a time in its own thread.
 
-    A batch has one text or `batch_size` (copies fill it), so each bucket of lengths has two
-    programs. What a text gets does not depend on its neighbours.
+    A batch has one text or `batch_size` (padded with copies), so each length bucket has two
+    programs. A text's result does not depend on its neighbours.
     """
 
     def __init__(self, *, batch_size: int, max_queue: int) -> None:
-        """`max_queue` texts may wait beside those that are read.
+        """`max_queue` texts may wait besides those being read.
 
         Raises:
             PlugError: a number is out of range.
@@ -62,10 +62,10 @@ class Reader(Worker[ReadJob]):
             raise PlugError(f"max_queue is {max_queue}; it must be 0 (none waits) or more")
         super().__init__(capacity=batch_size + max_queue)
         self.batch_size = batch_size
-        self._suspects: deque[ReadJob] = deque()  # of a batch that failed: each is read alone
+        self._suspects: deque[ReadJob] = deque()  # of a failed batch; each is read alone
 
     def warm_up(self, readings: Sequence[Reading]) -> Iterator[str]:
-        """Compile all that requests may need; say before each bucket what it is."""
+        """Compile all programs that requests may need; yield a name before each bucket."""
         for reading in readings:
             for length, item in _items_of_buckets(reading):
                 yield f"texts of up to {length} tokens"
@@ -85,7 +85,7 @@ class Reader(Worker[ReadJob]):
             answers = reading.work.answer(reading.model, full)
         except Exception as error:
             if len(jobs) > 1:
-                self._suspects.extend(jobs)  # one of them may be at fault: it will show
+                self._suspects.extend(jobs)  # find out whether one of them is at fault
                 return
             self._check_alive(reading)
             self._finish(jobs[0], failure_of(error))
@@ -98,7 +98,7 @@ class Reader(Worker[ReadJob]):
                 self._finish(job)
 
     def _next(self) -> list[ReadJob]:
-        """Those that wait for the same reading, in their order, as many as are read at a time."""
+        """Up to a batch of jobs that wait for the same reading, in order."""
         while self._suspects:
             job = self._suspects.popleft()
             if not (job.finished or job.cancelled):
@@ -112,12 +112,12 @@ class Reader(Worker[ReadJob]):
             return found
 
     def _check_alive(self, reading: Reading) -> None:
-        """Raises if the model does not even read one character: then it is nobody's fault."""
+        """Raises if the model cannot even read one character: then no request is at fault."""
         reading.work.answer(reading.model, [reading.prepare(Row({"text": _FIRST}))])
 
 
 def _items_of_buckets(reading: Reading) -> Iterator[tuple[int, Any]]:
-    """A length of each bucket, and an item of about that length."""
+    """A length in each bucket, and an item of about that length."""
     model, done = reading.model, 0
     for length in sorted({model.bucket(n) for n in range(1, model.longest + 1)}):
         item = reading.prepare(Row({"text": _FIRST * (length - 2)}))

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings and /v1/classify: from the body of a request to what is read of its texts."""
+"""POST /v1/embeddings and /v1/classify: from a request's body to its results."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from plug_jax.downstream.text_format import TextFormat
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shown
 from plug_jax.inference.encoder import EncoderModel
 from plug_jax.inference.encoding import Embedding, check_max_length
 from plug_jax.inference.fine_tuned import FineTunedModel
 from plug_jax.inference.prediction import Prediction
 from plug_jax.inference.request_options import EmbeddingOptions
 from plug_jax.inference.rows import Row
-from plug_jax.serving.api import ApiError, check_model, text_of, value_of
+from plug_jax.serving.api import (
+    ApiError,
+    check_model,
+    check_types,
+    option_error,
+    text_of,
+    unknown_field,
+    value_of,
+)
 from plug_jax.serving.clients import Shares, client_of
 from plug_jax.serving.reader import Reader, Reading, ReadJob
 from plug_jax.serving.requests import from_thread, read_json, refusals, updates_of
@@ -34,7 +42,7 @@ _FORMATS = ("float", "base64")
 
 @dataclasses.dataclass(frozen=True)
 class ReadRequest:
-    """A request that makes sense; whether the texts fit the model is not known yet."""
+    """A valid request; whether the texts fit the model is not checked yet."""
 
     reading: Reading
     rows: Sequence[Row]
@@ -42,7 +50,7 @@ class ReadRequest:
 
 
 class ReadingEndpoint(abc.ABC):
-    """An endpoint, an ASGI application: it has to hear of a client that goes away."""
+    """An endpoint, a raw ASGI application in order to notice disconnects."""
 
     def __init__(self, reader: Reader, *, model_name: str, shares: Shares) -> None:
         self._reader = reader
@@ -52,19 +60,19 @@ class ReadingEndpoint(abc.ABC):
 
     @abc.abstractmethod
     def parse(self, body: Mapping[str, Any]) -> ReadRequest:
-        """What a body without null asks for. ApiError for one that is wrong."""
+        """Parse a body without nulls. ApiError for an invalid one."""
 
     @abc.abstractmethod
     def data(self, asked: ReadRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON of one text, from the fields of its answer."""
 
     def special_tokens(self, asked: ReadRequest) -> int:
-        """How many of the tokens that answers count are of no text."""
+        """Number of special tokens in an answer's token count."""
         return 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        with refusals():  # before work is done for it
+        """Handle one request."""
+        with refusals():  # before doing any work
             self._reader.ensure_room(1)
         try:
             body = await read_json(Request(scope, receive))
@@ -76,7 +84,7 @@ class ReadingEndpoint(abc.ABC):
         check_model(given, self._model_name)
         asked = self.parse(given)
         if len(asked.rows) > self._most:
-            message = f"the request is of {len(asked.rows)} texts; at most {self._most} here"
+            message = f"the request has {len(asked.rows)} texts; at most {self._most} here"
             raise ApiError(400, message, param="input")
         changed = asyncio.Event()
         jobs = await run_in_threadpool(_jobs, asked, from_thread(changed.set))
@@ -85,7 +93,7 @@ class ReadingEndpoint(abc.ABC):
             async with contextlib.aclosing(updates):
                 async for _ in updates:
                     pass
-        if all(job.finished for job in jobs):  # else the client has gone
+        if all(job.finished for job in jobs):  # else the client disconnected
             answer = await run_in_threadpool(self._answer, asked, jobs)
             await JSONResponse(answer)(scope, receive, send)
 
@@ -104,7 +112,7 @@ class ReadingEndpoint(abc.ABC):
 
 
 class Embeddings(ReadingEndpoint):
-    """OpenAI's /v1/embeddings; `pooling`, `normalize` and `max_length` are fields of ours."""
+    """OpenAI's /v1/embeddings, plus our fields `pooling`, `normalize` and `max_length`."""
 
     def __init__(
         self, reader: Reader, encoder: EncoderModel, *, model_name: str, shares: Shares
@@ -121,15 +129,18 @@ class Embeddings(ReadingEndpoint):
             raise ApiError(400, message, param="encoding_format")
         size = self._encoder.config.hidden_size
         if value_of(body, "dimensions", int, size) != size:
-            message = f"dimensions is {body['dimensions']}; vectors of this model have {size}"
+            message = (
+                f"dimensions is {shown(body['dimensions'])}; vectors of this model have {size}"
+            )
             raise ApiError(400, message, param="dimensions")
         texts = _inputs(body)
         rows = [Row({"text": text_of(text, "input", _TEXTS)}) for text in texts]
+        check_types(body, EmbeddingOptions)
         try:
             chosen = EmbeddingOptions(**{name: body[name] for name in options & body.keys()})
             check_max_length(chosen.max_length, self._encoder.longest)
         except PlugError as error:
-            raise ApiError(400, str(error)) from error
+            raise option_error(error, options) from error
         return ReadRequest(Reading(self._encoder, Embedding(options=chosen)), rows, body)
 
     def data(self, asked: ReadRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +156,7 @@ class Embeddings(ReadingEndpoint):
 
 
 class Classify(ReadingEndpoint):
-    """Labels of texts, and of pairs, by a fine-tuned model."""
+    """Labels of texts and pairs from a fine-tuned model."""
 
     def __init__(
         self, reader: Reader, labeler: FineTunedModel, *, model_name: str, shares: Shares
@@ -159,7 +170,7 @@ class Classify(ReadingEndpoint):
         return ReadRequest(self._reading, [_row(one) for one in _inputs(body)], body)
 
     def data(self, asked: ReadRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The likeliest label, and the probability of each."""
+        """The likeliest label, and all labels' probabilities."""
         names = ("prediction", "probabilities")
         return {"object": "classification", **{name: fields[name] for name in names}}
 
@@ -169,7 +180,7 @@ class Classify(ReadingEndpoint):
 
 
 def labels_of(model: FineTunedModel) -> list[str] | None:
-    """Of a model that labels texts; None where it answers something else."""
+    """The labels of a text classification model; None for other models."""
     return list(model.format.labels) if isinstance(model.format, TextFormat) else None
 
 
@@ -200,13 +211,11 @@ def _check_names(body: Mapping[str, Any], known: set[str]) -> None:
     names = {*known, "model", "user"}
     for name in body:
         if name not in names:
-            param = name.encode("utf-8", "backslashreplace").decode()  # it may be no Unicode
-            message = f"unknown field {name!r}; there are: {', '.join(sorted(names))}"
-            raise ApiError(400, message, param=param)
+            raise unknown_field(name, names)
 
 
 def _jobs(asked: ReadRequest, notify: Callable[[], None]) -> list[ReadJob]:
-    """ApiError for a text that cannot be read."""
+    """The jobs of a request. ApiError for a text that cannot be read."""
     jobs = []
     for number, row in enumerate(asked.rows):
         try:

@@ -1,4 +1,4 @@
-"""What endpoints share: a request's body, and jobs that end early when their client has gone."""
+"""Shared by endpoints: request bodies, and cancellation on disconnect."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from plug_jax.serving.worker import (
     WorkerFailedError,
     WorkerStoppedError,
 )
+from plug_jax.strict_json import integer
 
 MAX_BODY_BYTES = 1 << 20
 T = TypeVar("T", bound=Task)
@@ -30,9 +31,9 @@ T = TypeVar("T", bound=Task)
 async def updates_of(
     worker: Worker[T], jobs: Sequence[T], changed: asyncio.Event, receive: Receive
 ) -> AsyncGenerator[None]:
-    """Submit jobs and yield whenever there is more of them, until all are finished.
+    """Submit jobs and yield whenever they have made progress, until all are finished.
 
-    It ends early when the client has gone. However it ends, the worker is rid of the jobs.
+    Ends early if the client disconnects. In any case the worker drops the jobs at the end.
 
     Raises:
         ApiError: the queue is full, the server is stopping, or the model failed.
@@ -60,7 +61,7 @@ async def updates_of(
 
 @contextlib.contextmanager
 def refusals() -> Generator[None]:
-    """What a worker raises when it takes no text, as an ApiError."""
+    """Turn a worker's refusal into an ApiError."""
     try:
         yield
     except QueueFullError as error:
@@ -71,7 +72,7 @@ def refusals() -> Generator[None]:
 
 
 def api_error(error: Exception) -> ApiError:
-    """What a client is told of an error of a worker's."""
+    """The client's error for a worker's exception."""
     if isinstance(error, NoNumbersError):
         return ApiError(500, str(error))
     if isinstance(error, PlugError):
@@ -81,16 +82,16 @@ def api_error(error: Exception) -> ApiError:
 
 
 async def read_json(request: Request) -> Any:
-    """The body. ApiError if it is too large or too slow, is not JSON, or is not said to be.
+    """The body. ApiError if it is too large or too slow, is not JSON, or has another content type.
 
-    A page of another site can post any other content type without asking the browser's leave.
+    Pages of other sites can post other content types without the browser's permission.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "Content-Type must be application/json")
     too_large = ApiError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
     if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
-        raise too_large  # none of it is read
+        raise too_large  # without reading it
     body = bytearray()
     try:
         async with asyncio.timeout(connections.PATIENCE_SECONDS):
@@ -100,25 +101,25 @@ async def read_json(request: Request) -> Any:
                     raise too_large
     except TimeoutError as error:
         seconds = connections.PATIENCE_SECONDS
-        raise ApiError(408, f"the body did not come within {seconds:.0f} seconds") from error
+        raise ApiError(408, f"the body did not arrive within {seconds:.0f} seconds") from error
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        return json.loads(body, parse_constant=_no_constant, parse_int=integer)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from error
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Return when the client has gone."""
+    """Return when the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def from_thread(function: Callable[[], None]) -> Callable[[], None]:
-    """Have the running event loop call `function`, from any thread; nothing once it is closed."""
+    """A thread-safe way to call `function` in the running event loop, until it is closed."""
     loop = asyncio.get_running_loop()
 
     def call() -> None:

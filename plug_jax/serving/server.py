@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import ipaddress
 import os
 import signal
 import socket
 import ssl
+import struct
+import sys
 import threading
 from collections.abc import Generator
 from types import FrameType
@@ -22,12 +25,25 @@ from plug_jax.serving.connections import LAST_SECONDS, Connection, limited
 from plug_jax.serving.worker import Worker
 
 GRACE_SECONDS = 10.0
+_HANDSHAKE_SECONDS = 0.2  # at shutdown, for TCP handshakes that have begun
+
+# A classic BPF program. A TCP socket's filter sees segments from the TCP header on, whose byte 13
+# holds the flags: a segment with SYN and without ACK asks for a new connection.
+_SYN, _ACK = 0x02, 0x10
+_DROP_NEW_CONNECTIONS = (
+    (0x30, 0, 0, 13),  # A = byte 13
+    (0x54, 0, 0, _SYN | _ACK),  # A &= SYN | ACK
+    (0x15, 0, 1, _SYN),  # if A != SYN, skip one instruction
+    (0x06, 0, 0, 0),  # drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass
+)
+_SO_ATTACH_FILTER = 26  # Linux; Python's socket module does not name it
 
 
 class Server(uvicorn.Server):
-    """Stops at SIGINT and SIGTERM: refuses new requests, and gives those in hand some seconds.
+    """On SIGINT or SIGTERM, refuses new requests, and gives current ones a few seconds.
 
-    A second signal ends their time.
+    A second signal ends the wait.
     """
 
     def __init__(
@@ -48,7 +64,7 @@ class Server(uvicorn.Server):
             ws="none",
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=int(2 * LAST_SECONDS),  # each connection ends before
+            timeout_graceful_shutdown=int(2 * LAST_SECONDS),  # connections close earlier
         )
         super().__init__(config)
         config.app = limited(app, self.server_state)
@@ -56,16 +72,16 @@ class Server(uvicorn.Server):
         self._grace = grace
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by a signal."""
+        """The signal handler."""
         if self.should_exit:
             self._worker.stop(0)
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called once it is to end.
+        """Called at shutdown.
 
-        Until the last text is written it still listens, so that requests which come meanwhile are
-        refused by an answer, and `/health` tells that it is stopping.
+        It keeps listening until the last text is finished, so that new requests get a response and
+        `/health` reports that it is stopping.
         """
         self._worker.stop(self._grace)
         while self._worker.ending(LAST_SECONDS):
@@ -75,7 +91,10 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def _close(self, sockets: list[socket.socket]) -> None:
-        """Listen no more, and take what the system has connected already: it would be reset."""
+        """Stop listening without resetting connections that were just made, where possible."""
+        for sock in sockets:
+            ignore_new_connections(sock)
+        await asyncio.sleep(_HANDSHAKE_SECONDS)
         connected = []
         for sock in sockets:
             with contextlib.suppress(BlockingIOError):
@@ -100,7 +119,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        """As uvicorn's, which also raises the signals once more: to be stopped is no failure."""
+        """Like uvicorn's, without re-raising the signals: stopping is not a failure."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -114,10 +133,10 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; clients that come before the server runs are kept waiting.
+    """A listening socket; clients that connect before the server runs have to wait.
 
     Raises:
-        PlugError: the port is taken or forbidden, or there is no such address here.
+        PlugError: the port is taken or forbidden, or the address is not available.
     """
     if not 0 <= port < 1 << 16:  # getaddrinfo would take it modulo 2**16
         raise PlugError(f"port is {port}; it must be between 0 (a free one) and 65535")
@@ -128,13 +147,29 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=128)
     except (OSError, UnicodeError) as error:
         number = error.errno if isinstance(error, OSError) else None
-        # What create_server says has the address once more; getaddrinfo's numbers are its own.
+        # create_server's message repeats the address; getaddrinfo has its own error numbers.
         reason = os.strerror(number) if number and number > 0 else str(error)
         raise PlugError(f"cannot listen on {host} port {port}: {reason}") from error
 
 
+def ignore_new_connections(sock: socket.socket) -> None:
+    """Make a listening socket take no further connections, but keep those it has.
+
+    Closing it resets connections that were made since the last accept. Linux alone can do this:
+    clients that connect from now on try again a second later, and are refused once the socket is
+    closed. Elsewhere it does nothing, and such a reset remains possible.
+    """
+    if sys.platform != "linux":
+        return
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in _DROP_NEW_CONNECTIONS)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HP", len(_DROP_NEW_CONNECTIONS), ctypes.addressof(buffer))
+    with contextlib.suppress(OSError):  # a kernel without it, such as some sandboxes
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
 def allowed_hosts(sock: socket.socket, host: str) -> list[str]:
-    """Names in the Host header that a browser may use for this socket; "*" beyond loopback."""
+    """Accepted Host headers for this socket; "*" beyond loopback."""
     if not is_loopback(sock):
         return ["*"]
     name = f"[{host}]" if ":" in host else host
@@ -142,33 +177,33 @@ def allowed_hosts(sock: socket.socket, host: str) -> list[str]:
 
 
 def is_loopback(sock: socket.socket) -> bool:
-    """Whether only this machine can reach it."""
+    """Whether only this machine can reach the socket."""
     return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
 
 
 def url(sock: socket.socket, host: str, *, encrypted: bool = False) -> str:
-    """Where a browser finds it."""
+    """The URL for a browser."""
     name = f"[{host}]" if ":" in host else host
     return f"{'https' if encrypted else 'http'}://{name}:{sock.getsockname()[1]}/"
 
 
 def tls_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
-    """What encrypts connections.
+    """The TLS context.
 
     Args:
-        certificate: file of the certificate and those between it and the authority (PEM).
-        key: file of its private key (PEM, not encrypted); None: it is in the same file.
+        certificate: file with the certificate and its chain (PEM).
+        key: file with its private key (PEM, unencrypted); None: in the same file.
 
     Raises:
-        PlugError: a file cannot be read, is no PEM, or the two do not belong together.
+        PlugError: a file is unreadable or not PEM, or key and certificate do not match.
     """
     for path in (certificate, key or certificate):
         try:
             open(path, "rb").close()
-        except OSError as error:  # load_cert_chain does not say which of them
+        except OSError as error:  # load_cert_chain does not say which file
             raise PlugError(f"cannot read {path} for TLS: {error.strerror}") from error
 
-    def ask() -> str:  # by default OpenSSL asks the terminal
+    def ask() -> str:  # by default OpenSSL prompts on the terminal
         raise PlugError(f"the private key in {key or certificate} is encrypted; decrypt it first")
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,4 +1,4 @@
-"""Stop strings: where a text ends because of one, and how much of a growing text is certain."""
+"""Stop strings: cutting texts, and the final part of a growing text."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from plug_jax.inference.generator import GeneratedText
 
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # the first bytes of a character decode to it
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # an incomplete character decodes to it
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the earliest stop string in `text` begins.
+    """Start of the earliest stop string in `text`.
 
     "abcde" with stops "de", "bc" -> 1
     """
@@ -20,7 +20,7 @@ def first_stop(text: str, stops: Sequence[str]) -> int | None:
 
 
 def certain(text: str, stops: Sequence[str]) -> str:
-    """`text` without an end that more tokens may turn into a stop string or another character.
+    """`text` without an ending that may still become a stop string or another character.
 
     "abcd" with stop "cde" -> "ab": an "e" would make it the whole text.
     """
@@ -44,17 +44,17 @@ def cut(
     *,
     known: int,
 ) -> GeneratedText | None:
-    """The text up to its first stop string, with the ids that it took to write it; None without.
+    """The text up to its first stop string, with the ids up to it; None without one.
 
-    It is what comes of looking after each token, however many came at a time: with ids of "x",
+    The result equals a check after every token, however many arrive at a time: with ids of "x",
     "ab", "ac" and stops "c", "ba", the text is "xa", of the first three ids ("ba" is complete with
     the third, before "c").
 
     Args:
-        text: all that is written.
-        stops: not empty strings.
+        text: the whole text so far.
+        stops: non-empty strings.
         decode: ids -> text.
-        known: so many of the first ids are known to have no stop string.
+        known: number of first ids known to have no stop string.
     """
     if first_stop(text.text, stops) is None:
         return None

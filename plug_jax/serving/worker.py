@@ -1,4 +1,4 @@
-"""One thread that owns a model: jobs wait in a bounded queue, and may be cancelled."""
+"""A thread that owns a model, with a bounded queue of cancellable jobs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from plug_jax.errors import PlugError
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE = 5.0  # seconds for what is in hand; a device that hangs must not keep the process
+_PATIENCE = 5.0  # seconds for current work; a hanging device must not keep the process alive
 _UNFINISHED = "the server stopped before the text was complete"
 
 State = Literal["ok", "stopping", "failed"]
 
 
 class QueueFullError(Exception):
-    """There is no room for a request's texts; later there may be."""
+    """There is currently no room for a request's texts."""
 
 
 class WorkerFailedError(Exception):
@@ -31,12 +31,12 @@ class WorkerFailedError(Exception):
 
 
 class WorkerStoppedError(Exception):
-    """The worker takes no texts any more."""
+    """The worker no longer accepts texts."""
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Task(abc.ABC):
-    """One text to work on. The worker's thread sets what others read, then calls `notify`."""
+    """One text to process. The worker's thread updates it, then calls `notify`."""
 
     notify: Callable[[], None]
     error: Exception | None = None
@@ -45,41 +45,41 @@ class Task(abc.ABC):
     @property
     @abc.abstractmethod
     def finished(self) -> bool:
-        """Whether the worker is done with it, for better or worse."""
+        """Whether the worker is done with it, successfully or not."""
 
 
 T = TypeVar("T", bound=Task)
 
 
 class Worker(abc.ABC, Generic[T]):
-    """Works on jobs in a thread of its own.
+    """Processes jobs in its own thread.
 
-    Used as a context manager; on leaving it, jobs in hand fail at once unless `stop` came before.
-    All methods may be called from any thread, but for those that begin with an underscore.
+    A context manager; on exit, current jobs fail at once unless `stop` was called before. All
+    methods without a leading underscore are thread-safe.
     """
 
     def __init__(self, *, capacity: int) -> None:
-        """No more than `capacity` jobs are in hand at a time, those that wait included."""
+        """At most `capacity` jobs at a time, including waiting ones."""
         self.capacity = capacity
         self._changed = threading.Condition()
-        # Under the lock. A job is in `_accepted` from `submit` until it is finished or cancelled.
+        # Guarded by the lock. A job is in `_accepted` from `submit` until finished or cancelled.
         self._accepted: set[T] = set()
         self._waiting: deque[T] = deque()
         self._deadline: float | None = None
-        self._refusal: str | None = None  # why no jobs are taken any more
+        self._refusal: str | None = None  # why jobs are no longer accepted
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
     @abc.abstractmethod
     def _round(self) -> None:
-        """Do some work. An exception is the end of the worker."""
+        """Do some work. An exception ends the worker."""
 
     def _busy(self) -> bool:
-        """Whether there is something in hand that is not among the accepted jobs."""
+        """Whether there is work besides the accepted jobs."""
         return False
 
     def _forget(self) -> None:
-        """Let go of all that is in hand."""
+        """Drop all current work."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -96,13 +96,13 @@ class Worker(abc.ABC, Generic[T]):
 
     @property
     def state(self) -> State:
-        """ "ok" while it takes jobs."""
+        """ "ok" while it accepts jobs."""
         if self._failed:
             return "failed"
         return "ok" if self._refusal is None else "stopping"
 
     def counts(self) -> tuple[int, int]:
-        """How many jobs are being worked on, and how many wait."""
+        """Numbers of active and waiting jobs."""
         with self._changed:
             return len(self._accepted) - len(self._waiting), len(self._waiting)
 
@@ -110,7 +110,7 @@ class Worker(abc.ABC, Generic[T]):
         """Queue all of the jobs, or none.
 
         Raises:
-            QueueFullError: with them there would be more than `capacity`.
+            QueueFullError: they would exceed `capacity`.
             WorkerStoppedError: it has failed, or is stopping.
         """
         with self._changed:
@@ -120,7 +120,7 @@ class Worker(abc.ABC, Generic[T]):
             self._changed.notify_all()
 
     def ensure_room(self, texts: int) -> None:
-        """Raise what `submit` would for so many jobs."""
+        """Raise what `submit` would for this many jobs."""
         with self._changed:
             if self._refusal is not None:
                 raise WorkerStoppedError(self._refusal)
@@ -128,7 +128,7 @@ class Worker(abc.ABC, Generic[T]):
                 raise QueueFullError
 
     def cancel(self, jobs: Sequence[T]) -> None:
-        """Nobody reads these jobs any more: their places are for others."""
+        """Cancel jobs that nobody reads any more, freeing their places."""
         with self._changed:
             for job in jobs:
                 job.cancelled = True
@@ -137,7 +137,7 @@ class Worker(abc.ABC, Generic[T]):
             self._changed.notify_all()
 
     def stop(self, grace: float) -> None:
-        """Take no more jobs; those in hand have `grace` seconds, or what an earlier call left."""
+        """Accept no more jobs; current ones have `grace` seconds, or an earlier call's rest."""
         with self._changed:
             deadline = time.monotonic() + grace
             self._deadline = min(deadline, self._deadline or deadline)
@@ -145,12 +145,12 @@ class Worker(abc.ABC, Generic[T]):
             self._changed.notify_all()
 
     def ending(self, overtime: float) -> bool:
-        """After `stop`: whether more may still come; not when `overtime` seconds too late."""
+        """After `stop`: whether results may still come, up to `overtime` seconds too late."""
         assert self._deadline is not None
         return self._thread.is_alive() and time.monotonic() < self._deadline + overtime
 
     def abandon(self) -> None:
-        """Fail what is in hand without waiting for the model, which may never come back."""
+        """Fail current jobs without waiting for the model, which may never return."""
         with self._changed:
             jobs = list(self._accepted)
         for job in jobs:
@@ -167,7 +167,7 @@ class Worker(abc.ABC, Generic[T]):
             self._finish_all(WorkerStoppedError(_UNFINISHED))
 
     def _has_work(self) -> bool:
-        """Wait for jobs; False when it is time to stop."""
+        """Wait for jobs; False at the end."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._accepted or self._busy() or self._deadline is not None
@@ -198,7 +198,7 @@ class Worker(abc.ABC, Generic[T]):
 
 
 def failure_of(cause: Exception) -> Exception:
-    """What a reader is told of an exception: a PlugError itself, of others that they are logged."""
+    """The exception for a job's reader: a PlugError itself, for others that they are logged."""
     if isinstance(cause, PlugError):
         return cause
     _log.error("the model failed", exc_info=cause)

@@ -1,4 +1,4 @@
-"""Our tasks as t5x reads data: a feature converter, lengths by feature, and the training data."""
+"""Our tasks for t5x: a feature converter, lengths by feature, and training data."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import seqio
 import tensorflow as tf
 from jax.experimental import multihost_utils
 
-from plug_jax.data.feature_converters import RowFeatureConverter, side_lengths
 from plug_jax.data.features import Feature, feature_lengths
-from plug_jax.data.pipeline import DatasetConfig, stream_batches
-from plug_jax.data.vocabularies import PlugVocabulary, load_vocabulary
+from plug_jax.data.pipeline.feature_converters import RowFeatureConverter, side_lengths
+from plug_jax.data.pipeline.pipeline import DatasetConfig, stream_batches
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary, load_vocabulary
 from plug_jax.errors import PlugError
 from plug_jax.field_types import typed
 from plug_jax.objectives.composition import Objectives, features_of
@@ -24,16 +24,15 @@ if TYPE_CHECKING:
 
 
 class T5xFeatureConverter(RowFeatureConverter):
-    """`RowFeatureConverter` as t5x and seqio's Evaluator make and call it.
+    """`RowFeatureConverter` with the interface of t5x and seqio's Evaluator.
 
-    The examples that it gives unpacked have a known number where theirs have one: t5x takes `len`
-    of what it evaluates.
+    Unpacked output has a known length if the input has one: t5x takes `len` of evaluation data.
     """
 
     def __init__(
         self, features: Iterable[Feature], pack: bool = True, use_custom_packing_ops: bool = False
     ) -> None:
-        """PlugError for `use_custom_packing_ops`, which t5x passes on from its DatasetConfig."""
+        """PlugError for `use_custom_packing_ops`, which t5x passes from its DatasetConfig."""
         if use_custom_packing_ops:
             raise PlugError("plug-jax packs by itself: set use_custom_packing_ops to False")
         self.features = tuple(features)
@@ -42,7 +41,7 @@ class T5xFeatureConverter(RowFeatureConverter):
     def __call__(
         self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
     ) -> tf.data.Dataset:
-        """Rows; lengths of other features, which the Evaluator adds for `targets`, are left out."""
+        """Rows; lengths of other features, which the Evaluator adds for `targets`, are ignored."""
         lengths = {k: v for k, v in task_feature_lengths.items() if k in self.TASK_FEATURES}
         rows, count = super().__call__(ds, lengths), int(ds.cardinality())
         if self.pack or count < 0:
@@ -52,9 +51,9 @@ class T5xFeatureConverter(RowFeatureConverter):
 
 @typed
 def task_feature_lengths(*, objectives: Objectives, lengths: Mapping[str, int]) -> dict[str, int]:
-    """For TASK_FEATURE_LENGTHS: that of each feature, from those of the sides.
+    """For TASK_FEATURE_LENGTHS: each feature's length, from those of the sides.
 
-    `lengths` is {"encoder": E} or {"encoder": E, "decoder": D}, in tokens a row.
+    `lengths` is {"encoder": E} or {"encoder": E, "decoder": D}, in tokens per row.
     """
     return feature_lengths(lengths, [feature.name for feature in features_of(objectives)])
 
@@ -73,10 +72,10 @@ def get_dataset(
     num_epochs: int | None = None,
     continue_from_last_checkpoint: bool = False,
 ) -> tf.data.Dataset:
-    """For `train.get_dataset_fn`: the batches that our own trainer reads, one stream a shard.
+    """For `train.get_dataset_fn`: our own trainer's batches, one stream per shard.
 
-    t5x's `utils.get_dataset` works too, and gives one shard the same rows; this makes examples in
-    batches, packs faster, and says what is wrong with a task, its lengths or its cache.
+    t5x's `utils.get_dataset` also works, with the same rows for one shard; this one makes examples
+    in batches, packs faster, and reports errors of a task, its lengths or its cache.
 
     Raises:
         PlugError: any of these, or data that are not endless.
@@ -86,7 +85,7 @@ def get_dataset(
     if cfg.batch_size % num_shards:
         raise PlugError(f"BATCH_SIZE {cfg.batch_size} does not divide into {num_shards} shards")
     seed = cfg.seed
-    if seed is None:  # as t5x does: another one every time, the same on all hosts
+    if seed is None:  # as in t5x: random, but the same on all hosts
         seed = int(multihost_utils.broadcast_one_to_all(np.int32(time.time())))
     config = DatasetConfig(
         mixture_or_task_name=cfg.mixture_or_task_name,

@@ -1,4 +1,4 @@
-"""Needs t5x. What a run says of itself in its MODEL_DIR, for plug-jax to read its checkpoints."""
+"""Needs t5x. A run's description in its MODEL_DIR, with which plug-jax reads its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from t5x import gin_utils
 
 from plug_jax.config import PlugConfig
 from plug_jax.convert.from_t5x import write_description
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 
 
 def summarize_config(
@@ -20,7 +20,7 @@ def summarize_config(
     config: PlugConfig,
     vocabulary: PlugVocabulary,
 ) -> None:
-    """For `train.summarize_config_fn`: t5x's config.gin, and `plug_jax/` beside it."""
+    """For `train.summarize_config_fn`: t5x's config.gin, and `plug_jax/` next to it."""
     gin_utils.summarize_gin_config(model_dir, summary_writer, step)
     if jax.process_index() == 0:
         write_description(model_dir, config, vocabulary)

@@ -1,4 +1,4 @@
-"""Tasks of stage 2, and of generation, as t5x's eval.py and infer.py want them."""
+"""Stage-2 and generation tasks for t5x's eval.py and infer.py."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from plug_jax.data.pipeline import find_task
+from plug_jax.data.pipeline.pipeline import find_task
 from plug_jax.errors import PlugError
 from plug_jax.field_types import typed
 
 
 @typed
 def evaluated_task(*, task: str) -> str:
-    """Register TASK_evaluated and return its name: the same examples, with what the scripts read.
+    """Register TASK_evaluated and return its name: the same examples, extended for the scripts.
 
-    `targets`, the tokens of the decoder, and a metric for seqio's Evaluator; the texts
+    Adds `targets`, the decoder's tokens, and a metric for seqio's Evaluator, and the texts
     `inputs_pretokenized` and `targets_pretokenized`, which infer.py writes.
 
     Raises:
@@ -26,7 +26,8 @@ def evaluated_task(*, task: str) -> str:
     given = find_task(task)
     if not isinstance(given, seqio.Task) or "decoder_target_tokens" not in given.output_features:
         raise PlugError(
-            f"{task!r} is no task with a text for the decoder, such as palm_text, so t5x's eval.py "
+            f"{task!r} is not a task with a text for the decoder, such as palm_text, so t5x's "
+            "eval.py "
             "and infer.py have nothing to evaluate; `plug-jax evaluate` scores any task and mixture"
         )
     name, features = f"{task}_evaluated", given.output_features
@@ -57,14 +58,14 @@ def evaluated_task(*, task: str) -> str:
 
 
 def log_likelihood(targets: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
-    """seqio's metric over scores: the mean over the decoder's tokens, in nats, and how many.
+    """seqio metric: mean score over the decoder's tokens, in nats, and their number.
 
-    `targets` are the numbers of tokens, the [SEP] that ends a text included.
+    `targets` are numbers of tokens, including the [SEP] that ends a text.
     """
     tokens = sum(targets)
     return {"log_likelihood_per_token": float(np.sum(scores)) / max(tokens, 1), "tokens": tokens}
 
 
 def _postprocess(text: str, example: Mapping[str, np.ndarray], is_target: bool) -> str | int:
-    """Of a target the number of its tokens that count: seqio gives its text, without [SEP]."""
+    """For a target, its number of counted tokens: seqio passes its text, without [SEP]."""
     return int(example["decoder_loss_weights"].sum()) if is_target else text

@@ -1,4 +1,4 @@
-"""Needs t5x. INITIAL_CHECKPOINT: a new run begins with the parameters of another one."""
+"""Needs t5x. INITIAL_CHECKPOINT: a new run starts from another one's parameters."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import jax
 from absl import logging
 from t5x import utils as t5x_utils
 
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.training.initial_checkpoint import initialize_from
 from plug_jax.training.state import StateLayout, TrainState
 
 
 class InitialCheckpoint(t5x_utils.TrainStateInitializer):
-    """For `train.train_state_initializer_cls`: what a MODEL_DIR of plug-jax has, as there.
+    """For `train.train_state_initializer_cls`: parameters from a plug-jax MODEL_DIR.
 
-    t5x's own way, a RestoreCheckpointConfig with `fallback_to_scratch`, also restores the place in
-    the other stage's data as soon as this run saves its own, and ends there.
+    t5x's own way, a RestoreCheckpointConfig with `fallback_to_scratch`, would also restore the
+    position in the other stage's data as soon as this run saves its own, and fail.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class InitialCheckpoint(t5x_utils.TrainStateInitializer):
         self._path, self._vocabulary = initial_checkpoint, vocabulary
 
     def from_scratch(self, init_rng: jax.Array) -> Any:
-        """A fresh state with the checkpoint's parameters. PlugError where they do not fit."""
+        """A new state with the checkpoint's parameters. PlugError if they do not fit."""
         state = super().from_scratch(init_rng)
         params = flax.core.unfreeze(state.params)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)

@@ -1,4 +1,4 @@
-"""Needs t5x. Our mesh in place of t5x's."""
+"""Needs t5x. Our mesh instead of t5x's."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from plug_jax.t5x_bridge.axes import rules_with_batch
 class MeshPartitioner(t5x_partitioning.PjitPartitioner):
     """For `train.partitioner`: our mesh of data x fsdp x tensor devices, and slices, and its rules.
 
-    t5x's meshes have `data` and `model` alone; of CPU devices, `model` takes all. Gradients and
-    optimizer slots lie like the parameters; our own trainer shards them over `data` as well.
+    t5x's meshes only have `data` and `model`; on CPU devices, `model` takes all. Gradients and
+    optimizer slots are sharded like parameters; our own trainer shards them over `data` as well.
     """
 
     def __init__(self, partitioner: Partitioner) -> None:

@@ -1,4 +1,4 @@
-"""Needs t5x. PlugModel, what it trains and how it writes, as t5x's scripts see a model.
+"""Needs t5x. PlugModel with its objectives and generation, as a t5x model.
 
 Axis letters: B rows, E encoder and D decoder row length, P predictions a row, N new tokens.
 """
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from t5x import metrics as t5x_metrics
 from t5x import models, optimizers
 
+from plug_jax.checkpoints.parameters import abstract_params, init_params
 from plug_jax.config import PlugConfig
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.decoding.sampling import row_rngs
 from plug_jax.errors import PlugError
 from plug_jax.inference.options import GenerationOptions, constraints_of, sampling_of
@@ -32,16 +33,15 @@ from plug_jax.objectives.masked_lm import MaskedLM
 from plug_jax.objectives.objective import Progress
 from plug_jax.t5x_bridge.axes import params_axes
 from plug_jax.t5x_bridge.data import T5xFeatureConverter
-from plug_jax.training.state import abstract_params, init_params
 
 _WEIGHT = "objective_weight/"  # float32 [B]: an objective's weight in the whole batch
 
 
 class T5xPlugModel(models.BaseModel):
-    """For MODEL: a PlugModel with the objectives of a run.
+    """For MODEL: a PlugModel with a run's objectives.
 
-    No `EncoderDecoderModel`: that has one cross-entropy, of `decoder_target_tokens`, from logits
-    that it holds whole. Which stage it is follows from the objectives.
+    Not an `EncoderDecoderModel`, which has a single cross-entropy, of `decoder_target_tokens`, from
+    full logits. The stage follows from the objectives.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class T5xPlugModel(models.BaseModel):
 
         Args:
             config: its sizes.
-            objectives: what it trains.
-            vocabulary: its pieces.
-            optimizer_def: of training; None: to infer.
-            loss_chunk: positions of a row whose logits exist at one time; 0: all.
-            generation: how `predict_batch` writes.
-            seed: gives the first parameters, and the dropout masks, that our own trainer has by
-                this RANDOM_SEED; None: by t5x's own keys.
+            objectives: its training objectives.
+            vocabulary: its vocabulary.
+            optimizer_def: for training; None for inference.
+            loss_chunk: positions per row whose logits are in memory at a time; 0: all.
+            generation: options of `predict_batch`.
+            seed: gives our own trainer's initial parameters and dropout masks with this
+                RANDOM_SEED; None: t5x's own keys.
 
         Raises:
-            PlugError: objectives that the model cannot train, or several texts a prompt.
+            PlugError: objectives that the model cannot train, or several texts per prompt.
         """
         composition.check_objectives(objectives, config)
         if generation is not None and generation.num_samples > 1:
@@ -82,11 +82,11 @@ class T5xPlugModel(models.BaseModel):
             T5xFeatureConverter, composition.features_of(objectives)
         )
 
-    # infer.py asks every model for these.
+    # Required by infer.py.
 
     @property
     def input_vocabulary(self) -> PlugVocabulary:
-        """The encoder's pieces."""
+        """The encoder's vocabulary."""
         return self._vocabulary
 
     @property
@@ -97,7 +97,7 @@ class T5xPlugModel(models.BaseModel):
     def get_initial_variables(
         self, rng: jax.Array, input_shapes: Any, input_types: Any = None
     ) -> dict[str, Any]:
-        """Fresh parameters, and their logical axes."""
+        """Initial parameters, and their logical axes."""
         del input_shapes, input_types
         rng = rng if self.seed is None else jax.random.key(self.seed)
         return {
@@ -108,10 +108,10 @@ class T5xPlugModel(models.BaseModel):
     # Training.
 
     def prepared(self, batch: Batch, progress: Progress) -> Batch:
-        """The whole batch as `loss_fn` takes it, or micro-batches of it.
+        """The whole batch for `loss_fn`, or for micro-batches of it.
 
-        t5x's `loss_fn` sees neither the step, by which an objective may end, nor the other
-        micro-batches, and a loss is a mean over all of them. So both become part of the batch.
+        t5x's `loss_fn` sees neither the step, at which an objective may end, nor the other
+        micro-batches, over which a loss is a mean. So both become part of the batch.
         """
         batch = composition.prepare(self._objectives, batch, progress)
         weights = composition.objective_weights(self._objectives, batch)
@@ -124,7 +124,7 @@ class T5xPlugModel(models.BaseModel):
     def loss_fn(
         self, params: Any, batch: Batch, dropout_rng: jax.Array
     ) -> tuple[jax.Array, dict[str, clu.metrics.Metric]]:
-        """What a (micro-)batch that was `prepared` adds to the loss of the whole, and metrics."""
+        """The share of a `prepared` (micro-)batch in the whole batch's loss, and metrics."""
         weights = {one.name: batch[_WEIGHT + one.name][0] for one in self._objectives}
         batch = {k: v for k, v in batch.items() if not k.startswith(_WEIGHT)}
         forward = composition.training_forward(
@@ -135,7 +135,7 @@ class T5xPlugModel(models.BaseModel):
         return loss, _t5x_metrics(metrics | composition.batch_metrics(batch), loss)
 
     def eval_fn(self, params: Any, batch: Batch) -> tuple[jax.Array, dict[str, clu.metrics.Metric]]:
-        """The loss, without dropout, of a batch as the task gives it, and metrics."""
+        """The loss of an unprepared batch without dropout, and metrics."""
         metrics = composition.evaluation_metrics(
             self._objectives, self.module, params, batch, chunk=self._loss_chunk
         )
@@ -148,7 +148,7 @@ class T5xPlugModel(models.BaseModel):
     def score_batch(
         self, params: Any, batch: Batch, return_intermediates: bool = False
     ) -> jax.Array:
-        """float32 [B]: the log-likelihood of what follows, or else of the masked tokens."""
+        """float32 [B]: log-likelihood of the continuation, or without one of the masked tokens."""
         if return_intermediates:
             raise PlugError("score_batch has no intermediates: leave return_intermediates out")
         kinds = (Continuation, MaskedLM)
@@ -164,10 +164,10 @@ class T5xPlugModel(models.BaseModel):
     def predict_batch_with_aux(
         self, params: Any, batch: Batch, rng: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The text after that of each row, int32 [B, N], and `scores`, its log-likelihood [B].
+        """A continuation of each row's text, int32 [B, N], and `scores`, its log-likelihood [B].
 
-        Written by the cached decoder as `plug-jax generate` does, from the encoder's text as it was
-        before masking. Texts are padded with [PAD].
+        Generated by the cached decoder like `plug-jax generate`, from the encoder's uncorrupted
+        text. Texts are padded with [PAD].
         """
         if not self._config.num_decoder_layers:
             raise PlugError("a model without a decoder writes no text: set infer.mode to 'score'")
@@ -181,8 +181,12 @@ class T5xPlugModel(models.BaseModel):
         self, params: Any, prompts: jax.Array, segment_ids: jax.Array, rng: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Tokens [B,N], lengths [B] and log-likelihoods [B]."""
-        options, v, room = self._generation, self._vocabulary, self._generation.max_new_tokens
-        programs = Programs(PlugModel(self._config, layers_apart=True), v.cls_id, v.sep_id)
+        options, v, max_decode_length = (
+            self._generation,
+            self._vocabulary,
+            self._generation.max_new_tokens,
+        )
+        programs = Programs(PlugModel(self._config, unstacked_layers=True), v.cls_id, v.sep_id)
         params = split_layers(flax.core.unfreeze(params))
         rows = [options] * (len(prompts) * options.num_beams)
         constraints = constraints_of(rows, self._config, v)
@@ -195,7 +199,7 @@ class T5xPlugModel(models.BaseModel):
                 jnp.float32(options.length_penalty),
                 jnp.float32(options.length_offset),
                 num_beams=options.num_beams,
-                room=room,
+                max_decode_length=max_decode_length,
                 penalties=options.penalties,
             )
             return found.tokens[:, 0], found.lengths[:, 0], found.log_probs[:, 0]
@@ -203,15 +207,17 @@ class T5xPlugModel(models.BaseModel):
         keys = row_rngs(jax.random.fold_in(key, options.seed), len(prompts))
         state = programs.advance(
             params,
-            programs.start(params, prompts, segment_ids, room=room, rows_per_prompt=1),
+            programs.start(
+                params, prompts, segment_ids, max_decode_length=max_decode_length, rows_per_prompt=1
+            ),
             constraints,
             sampling_of(rows, keys),
-            jnp.int32(room),
+            jnp.int32(max_decode_length),
             candidates=options.candidates(self._config),
             penalties=options.penalties,
         )
-        # With that of the [SEP] that ends the text.
-        counted = jnp.arange(room) < (state.lengths + state.stopped)[:, None]
+        # Including the [SEP] that ends the text.
+        counted = jnp.arange(max_decode_length) < (state.lengths + state.stopped)[:, None]
         return (
             state.tokens,
             state.lengths,
@@ -220,7 +226,7 @@ class T5xPlugModel(models.BaseModel):
 
 
 def _t5x_metrics(metrics: Metrics, loss: jax.Array) -> dict[str, clu.metrics.Metric]:
-    """Means as clu's, the loss a step, and the speed."""
+    """Means as clu metrics, the loss per step, and the speed."""
     found: dict[str, Any] = {
         name: clu.metrics.Average(total=mean.total, count=mean.weight)
         for name, mean in metrics.items()

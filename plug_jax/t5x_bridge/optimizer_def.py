@@ -12,15 +12,15 @@ from plug_jax.training.optimizer import OptimizerConfig, make_optimizer, make_sc
 
 
 class PlugOptimizer(optimizers.OptaxWrapper):
-    """For OPTIMIZER: AdamW, Muon or Adafactor by our schedule.
+    """For OPTIMIZER: AdamW, Muon or Adafactor with our schedule.
 
-    t5x's wrapper has a rule for the state of each transformation that it knows, and none for
-    Adafactor's and Muon's. Here a slot that is shaped like its parameter is sharded like it; what
-    is not (counts, Adafactor's rows and columns, which are small) is whole on every device.
+    t5x's wrapper has rules for the states of known transformations, but not for Adafactor's and
+    Muon's. Here a slot with its parameter's shape is sharded like it; others (counts, Adafactor's
+    rows and columns, which are small) are replicated.
     """
 
     def __init__(self, config: OptimizerConfig, train_steps: int) -> None:
-        """PlugError for options that need the parameters: only our own trainer has them."""
+        """PlugError for options that need the parameters, which only our own trainer supports."""
         default = OptimizerConfig()
         for name in ("layer_decay", "learning_rate_multipliers", "freeze"):
             if getattr(config, name) != getattr(default, name):
@@ -28,7 +28,7 @@ class PlugOptimizer(optimizers.OptaxWrapper):
         super().__init__(make_optimizer(config, make_schedule(config, train_steps)))
 
     def derive_logical_axes(self, optimizer: Any, param_logical_axes: Any) -> Any:
-        """An optimizer like the given one, with logical axes, or None, in place of arrays."""
+        """An optimizer like the given one, with logical axes, or None, instead of arrays."""
         params = flatten_dict(optimizer.state_dict()["target"], sep="/")
         axes = flatten_dict(param_logical_axes, sep="/")
 

@@ -1,4 +1,4 @@
-"""Needs t5x. Its trainer, which prepares the whole batch before the loss."""
+"""Needs t5x. A trainer that prepares the whole batch before the loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plug_jax.objectives.objective import Progress
 
 
 class T5xPlugTrainer(t5x_trainer.Trainer):
-    """For `train.trainer_cls`: t5x's, whose step begins with `T5xPlugModel.prepared`."""
+    """For `train.trainer_cls`: t5x's trainer, with `T5xPlugModel.prepared` in each step."""
 
     def __init__(self, *args: Any, total_steps: int, **kwargs: Any) -> None:
         """`total_steps` is the length of the run, for objectives that end before it."""
@@ -21,7 +21,7 @@ class T5xPlugTrainer(t5x_trainer.Trainer):
         self._total_steps = total_steps
 
     def _get_step_rng(self, step: Any) -> jax.Array:
-        """The key of dropout."""
+        """The dropout key."""
         if self._model.seed is None:
             return super()._get_step_rng(step)
         return jax.random.fold_in(jax.random.key(self._model.seed), step)

@@ -1,1 +1,1 @@
-"""How fine-tuning is made to generalise: a file for each technique, all of them off by default."""
+"""Fine-tuning techniques, one file each, all off by default."""

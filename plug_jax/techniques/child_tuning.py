@@ -1,4 +1,4 @@
-"""Child-Tuning (Xu et al., 2021, arXiv 2109.05687; AliceMind's ChildTuning): a part moves."""
+"""Child-Tuning (Xu et al., 2021, arXiv 2109.05687; AliceMind's ChildTuning): partial updates."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _SALT = zlib.crc32(b"child_tuning")
 
 @dataclasses.dataclass(frozen=True)
 class ChildTuningF:
-    """Every step each element of the gradient is multiplied by Bernoulli(p) / p, drawn anew.
+    """At every step each gradient element is multiplied by an independent Bernoulli(p) / p.
 
-    As in AliceMind's ChildTuningAdamW it is done after clipping and before the moments: weight
-    decay and moments go on where the gradient is 0.
+    As in AliceMind's ChildTuningAdamW this happens after clipping and before the moments: weight
+    decay and moments still apply where the gradient is 0.
     """
 
-    p: float = 0.3  # the part that has a gradient
+    p: float = 0.3  # the fraction with a gradient
 
     def __post_init__(self) -> None:
         check_fields(self)
         _check_part(self)
 
     def transformation(self, seed: int) -> optax.GradientTransformation:
-        """For an optimizer whose `update` is told the `step`, an int32 scalar."""
+        """For an optimizer whose `update` takes the `step`, an int32 scalar."""
 
         def update(
             updates: optax.Updates, state: Any, params: Any = None, *, step: jax.Array, **_: Any
@@ -52,12 +52,12 @@ class ChildTuningF:
 
 @dataclasses.dataclass(frozen=True)
 class ChildTuningD:
-    """Of the parameters of layers, those that matter most to the task move, and no others.
+    """Updates only those layer parameters that matter most to the task.
 
-    Before training, one pass over the training data sums the squares of each batch's gradient, each
-    tensor of a layer clipped to `clip_norm` by itself: the diagonal of the Fisher information. The
-    top p of all elements have a gradient from then on; it is not rescaled. What is in no layer
-    (embeddings, heads) always has. The mask lies with the optimizer's slots in the checkpoint.
+    Before training, one pass over the training data sums the squares of each batch's gradient, with
+    each layer's tensors clipped separately to `clip_norm`: the diagonal of the Fisher information.
+    From then on only the top p of all elements have a gradient, which is not rescaled. Parameters
+    outside layers (embeddings, heads) always have one. The mask is stored with the optimizer state.
     """
 
     p: float = 0.3
@@ -67,7 +67,7 @@ class ChildTuningD:
         _check_part(self)
 
     def transformation(self, seed: int) -> optax.GradientTransformation:
-        """Masks by its state, of which nothing is masked at first: see `with_mask`."""
+        """Masks by its state, initially nothing: see `with_mask`."""
         del seed
 
         def init(params: optax.Params) -> ChildState:
@@ -91,13 +91,13 @@ class ChildTuningD:
 
 
 class ChildState(NamedTuple):
-    """What moves."""
+    """The mask of trained elements."""
 
     child_mask: Any  # bool, like the parameters of layers
 
 
 def of_layers(tree: Any) -> dict[str, Any]:
-    """The leaves that are stacks of layers, by path."""
+    """The leaves stacked over layers, by path."""
     return {path: leaf for path, leaf in by_path(tree).items() if in_stack(path)}
 
 

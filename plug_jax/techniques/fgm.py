@@ -1,4 +1,4 @@
-"""FGM (Miyato et al., 2017, arXiv 1605.07725): train on word embeddings moved against the model."""
+"""FGM (Miyato et al., 2017, arXiv 1605.07725): adversarial perturbation of word embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import optax
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 
-# Gradient of (the trained parameters, key), and whatever comes with it.
+# (trained parameters, key) to their gradient and auxiliary outputs.
 Gradient = Callable[[Any, jax.Array], tuple[Any, Any]]
 
 _SALT = zlib.crc32(b"fgm")
@@ -22,10 +22,10 @@ _SALT = zlib.crc32(b"fgm")
 
 @dataclasses.dataclass(frozen=True)
 class Fgm:
-    """The gradient g of the batch, plus that with the table of word embeddings moved.
+    """The gradient g of the batch, plus that with perturbed word embeddings.
 
-    It is moved by epsilon * g / ||g||_2 of its own gradient, in all, and is put back before the
-    update (shell-nlp/nlp-task, and CLUE's contestants since).
+    The table is moved by epsilon * g / ||g||_2 with its own gradient g over the whole table, and
+    restored before the update (shell-nlp/nlp-task, and CLUE's contestants since).
     """
 
     epsilon: float = 1.0
@@ -36,7 +36,7 @@ class Fgm:
             raise PlugError(f"Fgm.epsilon must be positive, got {self.epsilon}")
 
     def gradient(self, plain: Gradient, params: Any, rng: jax.Array) -> tuple[Any, Any]:
-        """g(params) + g(params with the table moved), and what came with the former.
+        """g(params) + g(params with the table moved), and the former's auxiliary outputs.
 
         Raises:
             PlugError: the table is not among the trained parameters.

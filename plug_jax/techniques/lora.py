@@ -1,8 +1,7 @@
-"""LoRA (Hu et al., 2021, arXiv 2106.09685): the model stays, and small products are added to it.
+"""LoRA (Hu et al., 2021, arXiv 2106.09685): low-rank updates of a frozen model.
 
-qwix has a LoRA of its own for flax.linen. It makes its parameters inside the model's modules while
-they are traced, one for the whole of a fused projection of queries, keys and values, and has no
-merging; so this is ours.
+qwix has a LoRA for flax.linen, but it creates its parameters inside the model's modules during
+tracing, one for a whole fused projection of queries, keys and values, and cannot merge them.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 from plug_jax.parameter_paths import by_path, in_stack
 
-# Where its parameters are in the tree, beside the model's: lora/encoder/layers/attention/query/a.
+# Its parameters' place in the tree: lora/encoder/layers/attention/query/a.
 LORA = "lora"
-# What stands still; heads, the model's and those of objectives, are trained as ever.
+# Frozen parts; the model's and objectives' heads are trained.
 _BODY = ("embeddings", "encoder", "decoder")
 
 Target = Literal["query", "key", "value", "out", "wi", "wo"]
 
 
 class _Kernel(NamedTuple):
-    """A module's kernel: [layers, *inputs, *outputs]; fused ones have an axis between, for each."""
+    """A module's kernel: [layers, *inputs, *outputs]; fused ones have an axis in between."""
 
     targets: tuple[str, ...]
-    inputs: int  # axes
+    inputs: int  # number of input axes
     fused: bool = False
 
 
@@ -49,24 +48,24 @@ _KERNELS = {
 
 
 class _Adapter(NamedTuple):
-    path: str  # of its "a" and "b"
+    path: str  # path of its "a" and "b"
     inputs: int
-    part: int | None  # of the fused axis
+    part: int | None  # index on the fused axis
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """W + (alpha / rank) A B in place of W, in every layer: A [inputs, rank], B [rank, outputs].
+    """W + (alpha / rank) A B instead of W, in every layer: A [inputs, rank], B [rank, outputs].
 
-    Only A, B and heads are trained; embeddings, encoder and decoder stand still and have no
-    optimizer's slots. A is drawn uniformly from +-1 / sqrt(inputs), B is 0. The product is added to
-    the kernel before it is used, so there is no dropout between. Checkpoints hold all three apart;
-    whatever opens one to use it gets the sum.
+    Only A, B and heads are trained; embeddings, encoder and decoder are frozen and have no
+    optimizer slots. A is initialised uniformly in +-1 / sqrt(inputs), B is 0. The product is added
+    to the kernel before use, so there is no LoRA dropout. Checkpoints store W, A and B separately;
+    they are merged when opened for use.
     """
 
     rank: int = 8
     alpha: float = 16.0
-    # Of self- and cross-attention and MLP: query, key, value, out, wi (the first of the MLP), wo.
+    # In self- and cross-attention and MLP: query, key, value, out, wi (the MLP's first), wo.
     targets: tuple[Target, ...] = ("query", "value")
 
     def __post_init__(self) -> None:
@@ -78,11 +77,11 @@ class Lora:
             )
 
     def frozen(self, params: Mapping[str, Any]) -> tuple[str, ...]:
-        """The parts of the model that stand still."""
+        """The frozen parts of the model."""
         return tuple(name for name in _BODY if name in params)
 
     def abstract(self, boxed: Mapping[str, Any]) -> Any:
-        """Its parameters beside the model's, both boxed ShapeDtypeStructs with logical axes."""
+        """The model's parameters and LoRA's, as boxed ShapeDtypeStructs with logical axes."""
         leaves = {}
         for path, kernel in by_path(boxed).items():
             for adapter in self._adapters(path):
@@ -98,7 +97,7 @@ class Lora:
         return unflatten_dict(leaves, sep="/")[LORA]
 
     def init(self, boxed: Mapping[str, Any], rng: jax.Array) -> Any:
-        """Fresh float32 parameters; each depends on its path alone."""
+        """Initial float32 parameters; each depends only on its path."""
 
         def draw(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
             if path.endswith("/b"):
@@ -111,7 +110,7 @@ class Lora:
         return unflatten_dict({path: draw(path, leaf) for path, leaf in leaves.items()}, sep="/")
 
     def merge(self, params: Mapping[str, Any]) -> Any:
-        """The model's parameters alone, with the products added to its kernels."""
+        """The model's own parameters, with the products added to its kernels."""
         leaves = by_path(params)
         whole = {
             path: self.merged(path, leaf, leaves.__getitem__)
@@ -121,10 +120,10 @@ class Lora:
         return unflatten_dict(whole, sep="/")
 
     def merged(self, path: str, kernel: Any, read: Callable[[str], Any]) -> Any:
-        """A parameter, or one layer of it, with what is added; `read` gives the same of A and B."""
+        """A parameter, or one layer of it, merged; `read` gives the corresponding A and B."""
         for adapter in self._adapters(path):
             a, b = (jnp.asarray(read(f"{adapter.path}/{name}")) for name in ("a", "b"))
-            layers = a.ndim - 1 - adapter.inputs  # axes of them: 1, or 0
+            layers = a.ndim - 1 - adapter.inputs  # number of layer axes: 1 or 0
             inputs, outputs = "ij"[: adapter.inputs], "kl"[: b.ndim - 1 - layers]
             added = jnp.einsum(f"...{inputs}r,...r{outputs}->...{inputs}{outputs}", a, b)
             added *= self.alpha / self.rank
@@ -135,7 +134,7 @@ class Lora:
         return kernel
 
     def _adapters(self, path: str) -> Iterator[_Adapter]:
-        """What is added to the parameter at a path."""
+        """The adapters of the parameter at a path."""
         if not in_stack(path) or path.startswith(f"{LORA}/") or not path.endswith("/kernel"):
             return
         *parents, module, _ = path.split("/")

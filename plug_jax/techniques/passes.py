@@ -1,4 +1,4 @@
-"""Several forward passes over one batch, and how far apart what they predict is."""
+"""Several forward passes over one batch, and the divergence of their predictions."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Distributions = dict[
 
 @dataclasses.dataclass(frozen=True)
 class Passes:
-    """What a loss may run as often as it wants: the model over a batch or a slice of one."""
+    """Forward passes of the model over a batch or a slice of one."""
 
     objectives: Objectives
     model: PlugModel
     params: Any
     batch: Batch  # prepared
-    weights: Mapping[str, jax.Array]  # of each objective in the whole batch
+    weights: Mapping[str, jax.Array]  # each objective's weight in the whole batch
     chunk: int
 
     def forward(self, rng: jax.Array, perturbation: jax.Array | None = None) -> Forward:
-        """A pass in training; see `Forward`."""
+        """A training pass; see `Forward`."""
         return composition.training_forward(
             self.objectives,
             self.model,
@@ -46,15 +46,15 @@ class Passes:
         )
 
     def loss(self, forward: Forward) -> tuple[jax.Array, dict[str, Mean]]:
-        """What the objectives make of it: float32 scalar, and their metrics."""
+        """The objectives' loss, a float32 scalar, and metrics."""
         metrics = composition.metrics_of(self.objectives, forward)
         return composition.loss_of(self.objectives, metrics, self.weights), metrics
 
     def distributions(self, technique: str, forward: Forward) -> Distributions:
-        """What every objective predicts.
+        """Each objective's predicted distribution.
 
         Raises:
-            PlugError: one predicts no distribution, so `technique` is not for it.
+            PlugError: one predicts no distribution, as `technique` requires.
         """
         found = {}
         for one in self.objectives:
@@ -68,9 +68,9 @@ class Passes:
         return found
 
     def divergence(self, first: Distributions, second: Distributions) -> tuple[jax.Array, Mean]:
-        """The mean KL(p, q) + KL(q, p) of a prediction, summed over objectives as their losses are.
+        """The mean KL(p, q) + KL(q, p) per prediction, summed over objectives like their losses.
 
-        And the same as a metric.
+        Also returned as a metric.
         """
         total, metric = jnp.zeros(()), Mean(jnp.zeros(()), jnp.zeros(()))
         for one in self.objectives:
@@ -84,7 +84,7 @@ class Passes:
 def symmetric_kl(logits: jax.Array, others: jax.Array) -> jax.Array:
     """KL(p, q) + KL(q, p) in nats of softmax distributions: float [...,C] each -> float32 [...].
 
-    A class that both leave out (-inf) counts 0.
+    A class excluded by both (-inf) counts 0.
     """
     log_p, log_q = (jax.nn.log_softmax(x.astype(jnp.float32), axis=-1) for x in (logits, others))
     possible = jnp.isfinite(log_p) & jnp.isfinite(log_q)

@@ -19,9 +19,9 @@ _SALT = zlib.crc32(b"r_drop")
 
 @dataclasses.dataclass(frozen=True)
 class RDrop:
-    """loss = CE(1), CE(2) in the mean or summed + alpha * kl_scale * (KL(p, q) + KL(q, p)).
+    """loss = mean or sum of CE(1), CE(2) + alpha * kl_scale * (KL(p, q) + KL(q, p)).
 
-    p and q are what the two passes predict. Defaults are those published for CLUE's tasks
+    p and q are the predictions of two passes. Defaults are those published for CLUE's tasks
     (bojone/r-drop). As published:
 
     - translation: alpha 5, kl_scale 0.5; summaries: alpha 0.7, kl_scale 0.5 (dropreg/R-Drop)
@@ -31,7 +31,7 @@ class RDrop:
 
     alpha: float = 4.0
     kl_scale: float = 0.25
-    cross_entropy: Literal["mean", "sum"] = "mean"  # of the two passes
+    cross_entropy: Literal["mean", "sum"] = "mean"  # over the passes
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -43,9 +43,9 @@ class RDrop:
     def loss(
         self, passes: Passes, first: Forward, rng: jax.Array
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """The loss in place of that of the `first` pass, and metrics over both, with `r_drop_kl`.
+        """The loss instead of the `first` pass's, and metrics over both, with `r_drop_kl`.
 
-        `rng` is that of the first pass; the second has its own.
+        `rng` is the first pass's; the second has its own.
         """
         second = passes.forward(jax.random.fold_in(rng, _SALT))
         (loss, metrics), (again, more) = passes.loss(first), passes.loss(second)

@@ -22,16 +22,16 @@ _SALT = zlib.crc32(b"smart")
 
 @dataclasses.dataclass(frozen=True)
 class Smart:
-    """loss + weight * (KL(p, q) + KL(q, p)), q of the embeddings in the worst direction nearby.
+    """loss + weight * (KL(p, q) + KL(q, p)), with q from adversarially perturbed embeddings.
 
-    x is what the encoder reads, [B,E,M]: the sum of the embeddings, after its norm and dropout.
+    x is the encoder's input, [B,E,M]: the sum of the embeddings, after its norm and dropout.
 
         r <- noise * N(0, 1)
         r <- u / (max |u| + 1e-6), u = r + step_size * gradient of the divergence of x + r from x
 
-    the second `steps` times, with the maximum over each token's M (the inf-norm). Defaults are
-    those of mt-dnn's SmartPerturbation (namisan/mt-dnn; its command line has a step_size of 1e-5).
-    Of SMART's two parts this is the first; the other one, Bregman proximal point, is not here.
+    with `steps` repetitions of the second, and the maximum over each token's M (the inf-norm).
+    Defaults are those of mt-dnn's SmartPerturbation (namisan/mt-dnn; its command line has a
+    step_size of 1e-5). SMART's second part, Bregman proximal point, is not implemented.
     """
 
     weight: float = 1.0
@@ -48,9 +48,9 @@ class Smart:
             raise PlugError(f"Smart.steps must be 1 or more, got {self.steps}")
 
     def loss(self, passes: Passes, clean: Forward, rng: jax.Array) -> tuple[jax.Array, Mean]:
-        """What is added to the loss of the `clean` pass, and the divergence as a metric.
+        """The term added to the loss of the `clean` pass, and the divergence as a metric.
 
-        `rng` is that of the clean pass; those over perturbed embeddings have their own dropout.
+        `rng` is the clean pass's; passes over perturbed embeddings have their own dropout.
         """
         noise_rng, rng = jax.random.split(jax.random.fold_in(rng, _SALT))
         predicted = passes.distributions("Smart", clean)
@@ -58,7 +58,7 @@ class Smart:
         target = lax.stop_gradient(predicted)
 
         def divergence(perturbation: jax.Array) -> jax.Array:
-            # A sum over predictions, as in mt-dnn: the step does not depend on the batch.
+            # A sum over predictions, as in mt-dnn, so that the step does not depend on the batch.
             near = fixed.distributions("Smart", fixed.forward(rng, perturbation))
             return fixed.divergence(target, near)[1].total
 

@@ -1,4 +1,4 @@
-"""What a run has of the techniques; each one that is set is at work, and they go together."""
+"""The techniques of a run; they can be combined."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plug_jax.techniques.smart import Smart
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Techniques:
-    """None: not at work. Those of the optimizer are in `OptimizerConfig`."""
+    """None: off. Optimizer techniques are in `OptimizerConfig`."""
 
     r_drop: RDrop | None = None
     smart: Smart | None = None
@@ -27,7 +27,7 @@ class Techniques:
         check_fields(self)
 
     def model_params(self, params: Any) -> Any:
-        """What the model computes with, of the parameters that a run has."""
+        """The model's effective parameters, from the run's."""
         return params if self.lora is None else self.lora.merge(params)
 
 

@@ -1,9 +1,9 @@
-"""Checkpoints: MODEL_DIR/checkpoints/<step>/, written by orbax, each complete in itself.
+"""Checkpoints: MODEL_DIR/checkpoints/<step>/, written by orbax, each self-contained.
 
-A step holds the items `params` and `optimizer` (arrays), `data` (each process's place in its
+A step has the items `params` and `optimizer` (arrays), `data` (each process's position in its
 data), `vocabulary` (the vocabulary's own file) and `metadata` (the PlugConfig), so generation,
 evaluation and the next stage need nothing else. Orbax writes to a temporary name and renames at
-the end: an interrupted save leaves no half checkpoint.
+the end: an interrupted save leaves no partial checkpoint.
 """
 
 from __future__ import annotations
@@ -19,21 +19,10 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from plug_jax.config import PlugConfig
-from plug_jax.data.vocabularies import PlugVocabulary, save_vocabulary
-from plug_jax.errors import PlugError
-from plug_jax.field_types import check_fields
-from plug_jax.techniques.lora import Lora
-from plug_jax.training.best import Best
-from plug_jax.training.checkpoint_format import (
-    CHECKPOINTS,
-    FilesRestore,
-    FilesSave,
-    open_manager,
-)
-from plug_jax.training.checkpoint_reading import read_metadata, stored_arrays
-from plug_jax.training.checksums import CHECKSUMS
-from plug_jax.training.integrity import (
+from plug_jax.checkpoints.best import Best
+from plug_jax.checkpoints.checksums import CHECKSUMS
+from plug_jax.checkpoints.format import CHECKPOINTS, FilesRestore, FilesSave, open_manager
+from plug_jax.checkpoints.integrity import (
     Damage,
     DamagedCheckpointError,
     find_damage,
@@ -42,6 +31,14 @@ from plug_jax.training.integrity import (
     set_aside,
     steps_in,
 )
+from plug_jax.checkpoints.reading import read_metadata, stored_arrays
+from plug_jax.checkpoints.saved_model import lora_of, vocabulary_fingerprint
+from plug_jax.checkpoints.saving import Saver
+from plug_jax.config import PlugConfig
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary, save_vocabulary
+from plug_jax.errors import PlugError
+from plug_jax.field_types import check_fields
+from plug_jax.techniques.lora import Lora
 from plug_jax.training.safety import SafetyState
 from plug_jax.training.same_run import (
     check_same_heads,
@@ -49,26 +46,24 @@ from plug_jax.training.same_run import (
     check_same_model,
     check_same_task,
 )
-from plug_jax.training.saved_model import lora_of, vocabulary_fingerprint
-from plug_jax.training.saving import Saver
 from plug_jax.training.state import StateLayout, TrainState
 
-# What orbax says of arrays that are stored whole and are not those that a run wants.
+# orbax's messages for intact arrays that do not match the run's.
 _OTHER_ARRAYS = "structures do not match|not compatible with the stored shape"
 
 
 class ResumableIterator(Protocol):
-    """A data iterator whose place can be written to a directory and read back."""
+    """A data iterator whose position can be saved to a directory and restored."""
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write this process's place."""
+        """Write this process's position."""
 
     def restore(
         self, directory: str | os.PathLike[str], *, restart_changed: bool = False
     ) -> str | None:
-        """Go to the place that `save` wrote; returns what a person should know of it.
+        """Restore the position that `save` wrote; returns a note for the user, if any.
 
-        `restart_changed`: where it is in other data than these, stay at their beginning instead.
+        `restart_changed`: if it is in other data than these, start from their beginning instead.
         PlugError without it.
         """
 
@@ -77,15 +72,15 @@ class ResumableIterator(Protocol):
 class CheckpointConfig:
     """How often to save and how many to keep."""
 
-    every: int  # steps; the last step is saved too
-    keep: int | None = 3  # the newest ones; None: all
-    keep_every: int | None = None  # those of multiples of so many steps are kept for good
-    most_failures: int | None = 5  # saves in a row that fail end the run; None: it goes on
-    timeout: float = 1200.0  # seconds; a save that takes longer ends the run
-    # Where the data have changed since the checkpoint: read them from their beginning. Data that
-    # have not go on where they were, so a run that is killed and restarted may leave it set.
+    every: int  # steps; the last step is also saved
+    keep: int | None = 3  # how many of the newest; None: all
+    keep_every: int | None = None  # multiples of this many steps are kept permanently
+    most_failures: int | None = 5  # failed saves in a row that end the run; None: unlimited
+    timeout: float = 1200.0  # seconds; a longer save ends the run
+    # Read data that changed since the checkpoint from their beginning. Unchanged data continue from
+    # their position, so the setting may stay when a run is killed and restarted.
     restart_changed_data: bool = False
-    verify: bool = True  # read every byte before a run goes on, and compare with its checksums
+    verify: bool = True  # check every byte against its checksum before resuming
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -105,7 +100,7 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-    """The checkpoints of one run, written in the background while it goes on."""
+    """The checkpoints of one run, written in the background."""
 
     def __init__(
         self,
@@ -121,8 +116,8 @@ class Checkpoints:
     ) -> None:
         """Open (or make) MODEL_DIR/checkpoints.
 
-        `task` is what `task_description` says; `best`: what is kept beside the newest. `say` tells
-        a person of a save that failed.
+        `task` is a `task_description`; `best`: also keep the best. `say` reports failed saves to
+        the user.
         """
         self._lora = lora
         self._model = model
@@ -132,7 +127,7 @@ class Checkpoints:
         self._verify = config.verify
         self._vocabulary = vocabulary
         self._fingerprint = vocabulary_fingerprint(vocabulary)
-        self._interrupted: set[int] = set()  # what only interruptions made
+        self._interrupted: set[int] = set()  # saved only because of interruptions
         self._saver = Saver(
             lambda failures, barrier: open_manager(
                 epath.Path(model_dir) / CHECKPOINTS,
@@ -160,7 +155,7 @@ class Checkpoints:
         return max(steps_in(self._manager.directory), default=None)
 
     def regular_steps(self) -> list[int]:
-        """Those that the run would have, had nothing ever interrupted it."""
+        """The steps that the run would have saved without interruptions."""
         self._saver.wait()
         return sorted(set(self._manager.all_steps()) - self._interrupted)
 
@@ -169,11 +164,11 @@ class Checkpoints:
         return max((one for one in self._manager.all_steps() if one < step), default=0)
 
     def overdue(self, step: int) -> bool:
-        """Whether one should have been saved by now: it was left out."""
+        """Whether a due checkpoint was left out."""
         return step // self._every > self._last_regular // self._every
 
     def steps(self) -> list[int]:
-        """Those that are stored, and the one under way."""
+        """The stored steps, and the one being saved."""
         return list(self._manager.all_steps())
 
     def save(
@@ -185,12 +180,12 @@ class Checkpoints:
         interrupted: bool = False,
         before: Callable[[], None] | None = None,
     ) -> None:
-        """Start to save the state and the data's place; returns once the arrays are copied.
+        """Start to save the state and data position; returns once the arrays are copied.
 
-        `best_metrics`: those of its evaluation, if that is the best of the run so far.
-        `interrupted`: it is there only to go on from, and goes when the next one is there.
-        `before` writes what a checkpoint is not to outlive; the first process calls it. A save that
-        fails is said, then or when the next one starts.
+        `best_metrics`: its evaluation's, if that is the run's best so far.
+        `interrupted`: only for resuming; deleted when the next one is complete.
+        `before` writes what must be on disk before the checkpoint; the first process calls it. A
+        failed save is reported, at once or when the next one starts.
 
         Raises:
             CannotSave: too many saves in a row have failed, or this one takes too long.
@@ -219,23 +214,23 @@ class Checkpoints:
                 vocabulary=FilesSave(self._save_vocabulary),
                 metadata=ocp.args.JsonSave(metadata),
             ),
-            best_metrics or {},  # None would be warned of where the best is kept
+            best_metrics or {},  # None would cause a warning if the best is kept
             before=before,
         )
 
     def restore(
         self, layout: StateLayout, data: ResumableIterator, *, step: int | None = None
     ) -> tuple[TrainState, str | None]:
-        """The newest good checkpoint's state, straight into its shardings, and `data` at its place.
+        """Restore the newest good checkpoint's state directly into its shardings, and `data`.
 
-        And what a person should know of that place, if anything. Damaged ones that are newer are
-        passed over, renamed and named on standard error; every process takes the same one. With
-        `step` it is that one, or none.
+        Also returns a note on the data position, if any. Newer damaged ones are skipped, renamed
+        and named on standard error; every process uses the same one. With `step` it must be that
+        one.
 
         Raises:
             PlugError: the checkpoint is of another model, vocabulary or optimizer, has heads of
                 other objectives, or is of data with other settings.
-            DamagedCheckpointError: there is none that is good, or the newest may not be read.
+            DamagedCheckpointError: none is good, or the newest may not be read.
         """
         self._saver.wait()
         directory = self._manager.directory
@@ -250,7 +245,7 @@ class Checkpoints:
                 try:
                     restored = self._restore(step, layout, data)
                 except DamagedCheckpointError as error:
-                    if jax.process_count() > 1:  # the others may have read it, and wait
+                    if jax.process_count() > 1:  # the others may have read it and be waiting
                         raise
                     damage = error.damage
             if damage is None:
@@ -282,7 +277,7 @@ class Checkpoints:
         target = layout.with_shardings()
         if not (path / "data").exists():
             raise PlugError(
-                f"{where} has no place in its data to go on from, as one that was converted; name "
+                f"{where} has no data position to resume from, like a converted checkpoint; name "
                 "it as INITIAL_CHECKPOINT of a new MODEL_DIR."
             )
         check_same_lora(where, lora_of(metadata), self._lora)
@@ -292,11 +287,11 @@ class Checkpoints:
         return self._restore_state(step, layout), note
 
     def restore_state(self, layout: StateLayout, step: int) -> TrainState:
-        """The state of the checkpoint of a step, without its place in the data.
+        """The state of a step's checkpoint, without its data position.
 
         Raises:
-            PlugError: it is not of this run's parameters or optimizer.
-            DamagedCheckpointError: it is not what was written.
+            PlugError: it has other parameters or another optimizer.
+            DamagedCheckpointError: it is damaged.
         """
         self._check(step)
         return self._restore_state(step, layout)
@@ -305,7 +300,7 @@ class Checkpoints:
         path = self._manager.directory / str(step)
         target = layout.with_shardings()
         wanted = {"step": target.step, "slots": target.opt_state, "safety": target.safety}
-        if "safety" not in stored_arrays(path, "optimizer"):  # of a version that skipped nothing
+        if "safety" not in stored_arrays(path, "optimizer"):  # from a version without skipping
             del wanted["safety"]
         arrays = ocp.args.Composite(
             params=ocp.args.StandardRestore(target.params),
@@ -330,7 +325,7 @@ class Checkpoints:
         return TrainState(optimizer["step"], restored.params, optimizer["slots"], safety)
 
     def _was_interrupted(self, step: int) -> bool:
-        """Of one that is damaged it is not known."""
+        """Whether a step is an interruption's; unknown, so False, if damaged."""
         path = self._manager.directory / str(step)
         if find_damage(path, ["metadata"]) is not None:
             return False
@@ -351,7 +346,7 @@ class Checkpoints:
         self._saver.wait(last=True)
 
     def close(self) -> None:
-        """Wait for what is still being written; says what could not be."""
+        """Wait for the current save; reports a failure."""
         self._saver.close()
 
     def _save_vocabulary(self, directory: epath.Path) -> None:

@@ -1,4 +1,4 @@
-"""What a model of classification confuses, as a picture beside its checkpoint."""
+"""The confusion matrix of a classification run, as a plot."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from plug_jax import plots
 from plug_jax.atomic_files import write_whole
-from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.checkpoints.format import PlainPath
+from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.downstream.formats import Outputs
 from plug_jax.downstream.record_task import record_tasks
 from plug_jax.downstream.text_format import TextFormat
-from plug_jax.evaluation import plots
-from plug_jax.training.checkpoint_format import PlainPath
 from plug_jax.training.writers import MetricsWriter
 
 _FILE = "confusion.png"
@@ -25,17 +25,16 @@ def draw_confusion(
     writer: MetricsWriter,
     step: int,
 ) -> None:
-    """MODEL_DIR/confusion.png and TensorBoard's `validation/confusion`, of one task's labels.
+    """Write MODEL_DIR/confusion.png and TensorBoard's `validation/confusion` for one task.
 
-    `outputs` are of all examples of `data`; of other tasks, and of records without gold labels,
-    there is no picture.
+    `outputs` of all examples of `data`. Nothing is drawn for other tasks, or without gold labels.
     """
     tasks = record_tasks(data.mixture_or_task_name)
     if len(tasks) != 1 or not isinstance(tasks[0].format, TextFormat):
         return
     records = tasks[0].splits_of_records
     answers = records.answers(data.split, outputs)
-    of_split: Sequence[Any] = records.records(data.split)  # of the format's kind
+    of_split: Sequence[Any] = records.records(data.split)  # of the format's type
     counts = tasks[0].format.confusion(of_split, answers)
     if not counts.any():
         return

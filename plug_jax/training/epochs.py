@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 
 from plug_jax.data.features import ENCODER, Feature
-from plug_jax.data.pipeline import DatasetConfig, make_iterator
+from plug_jax.data.pipeline.pipeline import DatasetConfig, make_iterator
 from plug_jax.downstream.record_task import record_tasks
 
 
 def steps_of(epochs: float, rows: int, batch_size: int) -> int:
-    """So many times the steps that see all rows: the last batch of an epoch need not be full.
+    """`epochs` times the steps for all rows; the last batch of an epoch need not be full.
 
     Example: 3 epochs of 10 rows in batches of 4 are 9 steps.
     """
@@ -20,11 +20,11 @@ def steps_of(epochs: float, rows: int, batch_size: int) -> int:
 
 
 def rows_of_an_epoch(data: DatasetConfig, features: Sequence[Feature]) -> int:
-    """How many rows the data make once through, without shuffling: it reads them all.
+    """Number of rows in one pass over the data, unshuffled, by reading them all.
 
-    Of a task over records a row is an example, and they are known.
+    For tasks over records, rows are examples, and their number is known.
 
-    Without packing they are the examples that tasks give, after whatever they drop or divide.
+    Without packing, rows are the tasks' examples after all drops and splits.
     """
     tasks = record_tasks(data.mixture_or_task_name)
     if len(tasks) == 1 and not data.pack:

@@ -1,4 +1,4 @@
-"""Scoring a whole split."""
+"""Evaluation on a whole split."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from plug_jax.checkpoints.parameters import abstract_params, with_shardings
+from plug_jax.checkpoints.saved_model import open_checkpoint
+from plug_jax.compilation import Compilation, CompiledProgram, use_compilation_cache
 from plug_jax.config import PlugConfig
-from plug_jax.data import pipeline
-from plug_jax.data.file_checks import check_files
-from plug_jax.data.pipeline import DatasetConfig
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.pipeline import pipeline
+from plug_jax.data.pipeline.file_checks import check_files
+from plug_jax.data.pipeline.pipeline import DatasetConfig
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.formats import Outputs
 from plug_jax.downstream.kinds import described_format
 from plug_jax.downstream.record_task import RecordTask, check_task, read_as, record_tasks
@@ -33,14 +36,11 @@ from plug_jax.objectives.composition import (
     summarize_metrics,
 )
 from plug_jax.partitioning import Partitioner, put_batch
-from plug_jax.training.compilation import Compiled, compile_program, use_compilation_cache
 from plug_jax.training.feed import Feed
 from plug_jax.training.program import abstract_batch
-from plug_jax.training.saved_model import open_checkpoint
-from plug_jax.training.state import abstract_params, with_shardings
 from plug_jax.training.step import StepConfig, make_eval_step
 
-_MOST_KEPT = 1 << 28  # bytes of a process
+_MOST_KEPT = 1 << 28  # bytes per process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class EvaluateConfig:
     partitioner: Partitioner
     step: StepConfig
     compilation_cache_dir: str | None = None  # keeps compiled programs for later runs
-    verify_checkpoint: bool = True  # compare the arrays with their checksums
+    verify_checkpoint: bool = True  # check the arrays against their checksums
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -67,7 +67,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
     task = config.data.mixture_or_task_name
     vocabulary = pipeline.vocabulary_of(task, module=config.data.module)
     if jax.process_index() == 0:
-        check_files(config.data)  # or else a damaged one would be left out of the scores
+        check_files(config.data)  # otherwise damaged files would be left out of the metrics
     objectives, of_records = config.objectives, bool(record_tasks(task))
     if saved.task is not None and of_records:
         vocabulary = saved.vocabulary()
@@ -88,7 +88,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
 
 
 class Evaluator:
-    """Scores parameters on every example of a split, with one compiled step."""
+    """Evaluates parameters on every example of a split, with one compiled step."""
 
     def __init__(
         self,
@@ -102,22 +102,23 @@ class Evaluator:
     ) -> None:
         """`data.num_epochs` should be 1: each example once, the same corruption every time.
 
-        With `keep_batches` the data are read once, for the first scoring, and then kept in the
-        memory of the host, unless they take more than 256 MiB of a process.
+        With `keep_batches` the data are read once, for the first evaluation, and kept in host
+        memory, unless they take more than 256 MiB per process.
         """
         partitioner.check_batch(data.batch_size)
         self._model, self._data, self._partitioner = model, data, partitioner
         self._objectives, self._features = objectives, features_of(objectives)
         self._step = step
-        self._compiled: Compiled | None = None
+        self._compilation = Compilation(lambda: self._lowered, partitioner.context)
+        self._told = False  # whether its compilation was reported
         self._opened: Feed | None = None
         self._keep = keep_batches
-        self._kept: list[dict[str, np.ndarray]] | None = None  # all, once they are read
+        self._kept: list[dict[str, np.ndarray]] | None = None  # all batches, once read
         provider = pipeline.find_task(data.mixture_or_task_name)
         self._task = provider if isinstance(provider, RecordTask) else None
 
     def read_ahead(self) -> None:
-        """Read the first batch now, for the next scoring: what is wrong with it shows at once."""
+        """Read the first batch now, for the next evaluation, so that errors show at once."""
         if self._opened is None:
             self._opened = self._open()
             self._opened.read_ahead()
@@ -130,15 +131,19 @@ class Evaluator:
             sharding=self._partitioner.batch_sharding,
         )
 
-    def compiled(self) -> Compiled:
-        """The step; the first call compiles it."""
-        if self._compiled is None:
-            with self._partitioner.context():
-                self._compiled = compile_program(lambda: self._lowered)
-        return self._compiled
+    def compile_ahead(self) -> None:
+        """Begin to compile the step; the first evaluation waits for it."""
+        self._compilation.start()
+
+    def newly_compiled(self) -> CompiledProgram | None:
+        """The step if compiled since the last call; raises the error of a failed compilation."""
+        if self._told or not self._compilation.done:
+            return None
+        self._told = True
+        return self._compilation.result()
 
     def metric_names(self) -> set[str]:
-        """What a scoring will give, which takes no compiling."""
+        """The metric names of an evaluation, without compiling."""
         with self._partitioner.context():
             metrics, outputs = self._lowered.out_info
         nothing = jax.tree.map(lambda one: np.ones(one.shape, one.dtype), metrics)
@@ -166,11 +171,11 @@ class Evaluator:
         return step.lower(params, batch)
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """Metrics by name, each a weighted mean over the split; and those of a `RecordTask`."""
+        """Metrics by name, each a weighted mean over the split, and those of a `RecordTask`."""
         return self.scored(params)[0]
 
     def scored(self, params: Any) -> tuple[dict[str, float], Outputs]:
-        """Metrics as of a call, and `outputs`."""
+        """The metrics of a call, and `outputs`."""
         scores, outputs = self._run(params)
         values = summarize_metrics(self._objectives, add(scores))
         values.pop("tokens")
@@ -179,11 +184,12 @@ class Evaluator:
         return values, outputs
 
     def outputs(self, params: Any) -> Outputs:
-        """What the predictions of a split are made of, by name: [n, ...] of its n examples."""
+        """The outputs for predictions on a split, by name: [n, ...] for its n examples."""
         return self._run(params)[1]
 
     def _run(self, params: Any) -> tuple[list[Metrics], Outputs]:
-        step = self.compiled().call
+        doing("compiling", watched=False)
+        step = self._compilation.result().call
         results: collections.deque[Any] = collections.deque()
         scores, outputs = [], []
 
@@ -197,15 +203,15 @@ class Evaluator:
                 batch = put_batch(rows, self._partitioner.batch_sharding)
                 doing(f"evaluating, batch {len(scores) + len(results) + 1}")
                 results.append(step(params, batch))
-                if len(results) > 2:  # the host prepares the next batch, but does not run away
+                if len(results) > 2:  # prefetch the next batch, but not more
                     read()
             while results:
                 read()
-        # Examples of several tasks have numbers of their own: there is no one order of them.
+        # Examples of several tasks are numbered separately, without a common order.
         return scores, _of_examples(outputs) if self._task is not None else {}
 
     def _rows(self) -> Iterator[dict[str, np.ndarray]]:
-        """What this process reads of each batch."""
+        """This process's rows of each batch."""
         if self._kept is not None:
             yield from self._kept
             return
@@ -223,7 +229,7 @@ class Evaluator:
 
 
 def _of_examples(batches: Sequence[Outputs]) -> Outputs:
-    """Outputs of batches in the order of their examples; rows that are none are left out."""
+    """Outputs of batches in the order of their examples, without empty rows."""
     if not batches[0]:
         return {}
     joined = {name: np.concatenate([one[name] for one in batches]) for name in batches[0]}

@@ -1,4 +1,4 @@
-"""Batches on the devices: each process reads the rows that its own devices hold."""
+"""Device feeding: each process reads the rows that its own devices hold."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jax.sharding import NamedSharding
 
 from plug_jax import partitioning
 from plug_jax.config import PlugConfig
-from plug_jax.data import pipeline
-from plug_jax.data.batches import Counts, add_counts
 from plug_jax.data.features import Feature
-from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.data.pipeline import pipeline
+from plug_jax.data.pipeline.batches import Counts, add_counts
+from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.errors import PlugError
-from plug_jax.training.processes import of_all_processes
+from plug_jax.hosts.processes import of_all_processes
 
 
 class Feed(Iterator[dict[str, jax.Array]]):
-    """Iterates over batches: global arrays, [batch_size, row length] of each feature of a row."""
+    """Iterates over batches: global arrays, [batch_size, row length] for each row feature."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Feed(Iterator[dict[str, jax.Array]]):
         model: PlugConfig,
         sharding: NamedSharding,
     ) -> None:
-        """Rows hold `features`; `sharding` is a batch's, rows over devices.
+        """Rows have `features`; `sharding` is the batch's, rows over devices.
 
         Raises PlugError if the data cannot be opened or shared, and later, from `__next__`, for an
         example that does not fit its row or the model.
@@ -46,26 +46,26 @@ class Feed(Iterator[dict[str, jax.Array]]):
         )
         check_example_lengths(data, model)
         self._model, self._sharding = model, sharding
-        self._ahead: dict[str, np.ndarray] | None = None  # read, and not yet asked for
+        self._ahead: dict[str, np.ndarray] | None = None  # read, but not yet returned
 
     def __iter__(self) -> Self:
         """The iterator itself."""
         return self
 
     def __next__(self) -> dict[str, jax.Array]:
-        """The next batch, on its way to the devices."""
+        """The next batch, being copied to the devices."""
         return partitioning.put_batch(self._next_rows(), self._sharding)
 
     def rows(self) -> Iterator[dict[str, np.ndarray]]:
-        """What this process reads of each batch that follows: [rows, row length] by feature."""
+        """This process's rows of each following batch: [rows, row length] by feature."""
         with contextlib.suppress(StopIteration):
             while True:
                 yield self._next_rows()
 
     def read_ahead(self) -> None:
-        """Read the next batch now, for `__next__` to give: what is wrong with it shows at once.
+        """Read the next batch now, for `__next__`, so that errors show at once.
 
-        The place cannot be saved before that.
+        The position cannot be saved until it is returned.
         """
         if self._ahead is None:
             self._ahead = self._read()
@@ -81,17 +81,17 @@ class Feed(Iterator[dict[str, jax.Array]]):
         return batch
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write the place in the data; of processes that read the same rows, the first does."""
-        assert self._ahead is None, "the place is after a batch that nobody had"
+        """Save the data position; if several processes read the same rows, the first does."""
+        assert self._ahead is None, "the data position is after a batch that nobody had"
         if self._share.leader:
             self._batches.save(directory)
 
     def restore(
         self, directory: str | os.PathLike[str], *, restart_changed: bool = False
     ) -> str | None:
-        """Go to the place that `save` wrote; returns what a person should know of it.
+        """Restore the position that `save` wrote; returns a note for the user, if any.
 
-        `restart_changed`: where it is in other data than these, stay at their beginning instead.
+        `restart_changed`: if it is in other data than these, start from their beginning instead.
         PlugError without it.
         """
         self._ahead = None
@@ -107,31 +107,31 @@ class Feed(Iterator[dict[str, jax.Array]]):
         self._batches.restore(directory)
         if found is None:
             return (
-                "the checkpoint is of a version that kept neither the settings of its data nor "
-                "what they dropped: going on as if they were these, counting from 0"
+                "the checkpoint is from a version that saved neither its data settings nor its "
+                "drop counts: continuing as if the settings were these, with counts from 0"
             )
         return None
 
     def counts(self) -> Counts:
-        """What all processes together "dropped" and "changed" on the way to the newest place.
+        """What all processes together "dropped" and "changed" up to the newest position.
 
-        That is the one last saved or restored, over the whole run; see `BatchIterator.counts`. The
-        same on each process.
+        That is the position last saved or restored, over the whole run; see `BatchIterator.counts`.
+        Equal on all processes.
         """
         return add_counts(of_all_processes(self._batches.counts() if self._share.leader else {}))
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """The part of every batch that a process reads: the `index`-th of `count` equal ones."""
+class DataShare:
+    """A process's shard of every batch: the `index`-th of `count` equal ones."""
 
     index: int
     count: int
-    leader: bool  # whether it is the first of the processes with this share
+    leader: bool  # whether it is the first process with this share
 
 
 def rows_by_process(sharding: NamedSharding) -> dict[int, frozenset[int]]:
-    """The rows that the devices of each process hold, of a batch with one row for each device."""
+    """The rows on each process's devices, for a batch with one row per device."""
     size = sharding.num_devices
     rows: dict[int, set[int]] = collections.defaultdict(set)
     indices: Mapping[Any, Any] = sharding.devices_indices_map((size,))
@@ -140,41 +140,41 @@ def rows_by_process(sharding: NamedSharding) -> dict[int, frozenset[int]]:
     return {process: frozenset(held) for process, held in rows.items()}
 
 
-def share_of(process: int, rows: Mapping[int, frozenset[int]]) -> Share:
-    """What `process` reads, when every process holds `rows`.
+def share_of(process: int, rows: Mapping[int, frozenset[int]]) -> DataShare:
+    """The share that `process` reads, given all processes' `rows`.
 
-    With the tensor axis across processes several of them hold, and so read, the same rows. Rows of
-    a process need not be neighbours: a mesh follows the wires of a slice, not its hosts.
+    If the tensor axis spans processes, several of them hold, and so read, the same rows. A
+    process's rows need not be adjacent: a mesh follows the topology of a slice, not its hosts.
 
-    Example: of {0: {0, 1}, 1: {0, 1}, 2: {2, 3}, 3: {2, 3}} the last process has the second of two
-    shares, and is not the first to read it.
+    Example: in {0: {0, 1}, 1: {0, 1}, 2: {2, 3}, 3: {2, 3}} the last process has the second of two
+    shares, and is not its leader.
 
     Raises:
-        PlugError: two processes hold some rows in common and some not.
+        PlugError: two processes hold partly the same rows.
     """
     shares = sorted(set(rows.values()), key=min)
     if sum(map(len, shares)) != len(frozenset().union(*shares)):
         raise PlugError(
-            "this mesh cuts a batch into rows that hosts hold in part together and in part apart; "
-            "choose the tensor axis so that it divides the devices of a host, or the reverse"
+            "on this mesh hosts share only some of the rows of a batch; choose a tensor axis "
+            "that divides the number of devices per host, or is a multiple of it"
         )
     mine = rows[process]
     first = min(other for other, held in rows.items() if held == mine)
-    return Share(shares.index(mine), len(shares), leader=process == first)
+    return DataShare(shares.index(mine), len(shares), leader=process == first)
 
 
 def check_example_lengths(data: DatasetConfig, model: PlugConfig) -> None:
     """PlugError if a task of `data` may give an example with more tokens than the model's table.
 
-    Rows may be longer: positions begin anew with each of the examples in one. A task that is not
-    one of ours does not say how long its examples are; `check_positions` finds those in batches.
+    Rows may be longer: positions restart with each example. Other people's tasks do not declare
+    example lengths; `check_positions` checks their batches.
     """
     for task in seqio.get_subtasks(pipeline.find_task(data.mixture_or_task_name)):
         lengths = {
             side: min(most, data.feature_lengths.get(side, most))
             for side, most in getattr(task, "max_lengths", {}).items()
         }
-        # A decoder alone reads both, one after another.
+        # A decoder alone reads both, concatenated.
         if lengths and not model.num_encoder_layers:
             lengths = {" and ".join(lengths): sum(lengths.values())}
         for side, longest in lengths.items():

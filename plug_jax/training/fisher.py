@@ -1,4 +1,4 @@
-"""Child-Tuning D's pass over the training data: which parameters matter most to a task."""
+"""Child-Tuning D's pass over the training data, to find the most important parameters."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _SALT = zlib.crc32(b"fisher")
 
 
 def fisher_of(config: TrainConfig, program: TrainProgram, params: Any) -> Leaves:
-    """The sum over all batches of the training data of each parameter's squared gradient.
+    """The sum of each parameter's squared gradient over all training batches.
 
-    float32, of the trained parameters of layers. Every tensor of a layer is clipped by itself
-    first. AliceMind divides by the number of batches, which changes no order.
+    float32, for the trained parameters of layers. Every tensor of a layer is first clipped
+    separately. AliceMind divides by the number of batches, which does not change the order.
     """
     once = dataclasses.replace(config.train_data, num_epochs=1, shuffle=False)
     feed = Feed(
@@ -57,13 +57,13 @@ def fisher_of(config: TrainConfig, program: TrainProgram, params: Any) -> Leaves
 
 
 def top_mask(values: Leaves, part: float) -> dict[str, jax.Array]:
-    """True at the largest of all values >= 0, `part` of them: those from numpy's percentile on.
+    """True at the largest `part` of all values >= 0: those from numpy's percentile on.
 
-    That value is found by halving the range of floats, whose bits are ordered as they are.
+    The threshold is found by bisection over floats, whose bits have the same order.
     """
 
     @jax.jit
-    def counts(values: Leaves, bits: jax.Array) -> Any:  # by layer: int32 holds no more
+    def counts(values: Leaves, bits: jax.Array) -> Any:  # by layer, to fit int32
         return {
             path: jnp.sum(_bits(leaf) >= bits, axis=tuple(range(1, leaf.ndim)))
             for path, leaf in values.items()
@@ -115,7 +115,7 @@ def _fisher_step(config: TrainConfig, program: TrainProgram) -> Callable[..., Le
 
 
 def _clipped(stacked: jax.Array, limit: float) -> jax.Array:
-    """Each layer of [layers,...] scaled down to a norm of `limit` (0: as it is)."""
+    """Each layer of [layers,...] scaled down to norm `limit` (0: unchanged)."""
     if not limit:
         return stacked
     axes = tuple(range(1, stacked.ndim))

@@ -1,4 +1,4 @@
-"""How much of a run's time was training, over all its starts, and what the rest was spent on."""
+"""Goodput: the share of a run's time spent training, over all restarts, and where the rest went."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from plug_jax.atomic_files import write_whole
-from plug_jax.training.saving import REFUSALS
+from plug_jax.checkpoints.saving import REFUSALS
 
 GOODPUT_FILE = "goodput.json"
 
@@ -20,12 +20,12 @@ CAUSES = {
     "step": "training steps that count",
     "data_wait": "the devices waited for data",
     "evaluation": "evaluation",
-    "save": "saves, as far as training waited for them",
+    "save": "saves that training waited for",
     "restore": "reading the checkpoint",
     "compile": "tracing and compiling",
     "start_up": "opening data and model",
     "lost": "steps that no checkpoint kept, trained again",
-    "down": "between a start's last sign of life and the next start",
+    "down": "from a start's last sign of life to the next start",
 }
 _NOTHING = dict.fromkeys(CAUSES, 0.0)
 _SECONDS_BETWEEN_WRITES = 30.0
@@ -33,16 +33,16 @@ _SECONDS_BETWEEN_WRITES = 30.0
 
 @dataclasses.dataclass
 class _Start:
-    """One process of a run, from its start to its last sign of life."""
+    """One process of a run, from its start to its last heartbeat."""
 
     heard: float  # seconds since 1970
-    first_step: int | None = None  # the checkpoint's that it went on from
+    first_step: int | None = None  # of the checkpoint from which it resumed
     last_step: int = 0
     ended: bool = False  # at the end of the run, not by a kill
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict(_NOTHING))
 
     def lose_after(self, step: int) -> None:
-        """The steps after `step` have to be trained again."""
+        """Count the steps after `step` as lost, since they must be repeated."""
         if self.first_step is not None and self.last_step > max(step, self.first_step):
             steps = self.last_step - self.first_step
             lost = (self.last_step - max(step, self.first_step)) / steps * self.seconds["step"]
@@ -51,15 +51,15 @@ class _Start:
 
 
 class Goodput:
-    """Attributes each second of this process to a cause, and adds those of the ones before it.
+    """Attributes each second of this process to a cause, and adds those of earlier processes.
 
-    MODEL_DIR/goodput.json holds the sums. It is written anew as a whole every half minute and after
-    each save, so a kill leaves at most that much to be counted as `down`.
+    MODEL_DIR/goodput.json has the sums. It is rewritten atomically every half minute and after each
+    save, so a kill turns at most that much into `down`.
     """
 
     def __init__(self, model_dir: epath.Path, *, writes: bool) -> None:
         """Nothing is written before `resumed`, and only if `writes`."""
-        self._path = model_dir / GOODPUT_FILE  # which may be deleted
+        self._path = model_dir / GOODPUT_FILE  # may be deleted
         self._writes = writes
         self._past, self._past_starts, self._open = _read(self._path) if writes else _nothing()
         now = time.time()
@@ -70,7 +70,7 @@ class Goodput:
         self._since = self._written = time.monotonic()
 
     def resumed(self, step: int) -> None:
-        """This process goes on from the checkpoint of `step`; 0: from the beginning."""
+        """This process resumes from the checkpoint of `step`; 0: from the beginning."""
         self._start.first_step = self._start.last_step = step
         for one in self._open:
             one.lose_after(step)
@@ -96,7 +96,7 @@ class Goodput:
     def data_wait(self, idle: Callable[[], bool]) -> Iterator[None]:
         """Time within counts as `data_wait` if the devices are `idle` at its end.
 
-        Then it is the most that they can have waited. Else the wait was hidden by the step.
+        Then it is an upper bound on their idle time. Otherwise the step hid the wait.
         """
         self._account()
         yield
@@ -106,7 +106,7 @@ class Goodput:
             self._cause = before
 
     def stepping(self) -> None:
-        """From now on what is not a part of its own is training."""
+        """From now on all time outside other parts is training."""
         self._account()
         self._cause = "step"
 
@@ -117,7 +117,7 @@ class Goodput:
             self.write()
 
     def write(self, *, ended: bool = False) -> None:
-        """Write the file; one that cannot be written now holds it all when it can."""
+        """Write the file; after a failure the next write has everything."""
         self._account()
         self._start.heard, self._start.ended = time.time(), ended
         self._written = time.monotonic()
@@ -151,7 +151,7 @@ class Goodput:
         return {"goodput/goodput": summary["goodput"], **shares}
 
     def table(self) -> str:
-        """Lines for a person."""
+        """A table for the terminal."""
         summary = self.summary()
         whole = sum(summary["seconds"].values())
         starts = f"{summary['starts']} starts" if summary["starts"] > 1 else "1 start"
@@ -163,7 +163,7 @@ class Goodput:
         return "\n".join(lines)
 
     def _starts(self) -> list[_Start]:
-        """Those that are not in the sums yet; this one only if it trains."""
+        """Starts not yet in the sums, including this one if it trains."""
         return self._open if self._start.first_step is None else [*self._open, self._start]
 
     def _account(self) -> None:
@@ -176,14 +176,14 @@ _Past = tuple[dict[str, float], int, list[_Start]]
 
 
 def _read(path: epath.Path) -> _Past:
-    """The sums, of how many starts they are, and the starts that are not in them yet."""
+    """The sums, their number of starts, and starts not yet in them."""
     if not path.exists():
         return _nothing()
     try:
         kept = json.loads(path.read_text())
         starts = [_Start(**one) for one in kept["open"]]
         return dict(_NOTHING) | kept["seconds"], kept["starts"], starts
-    except (ValueError, TypeError, KeyError):  # a machine that lost power: it counts from here
+    except (ValueError, TypeError, KeyError):  # after a power loss: start counting anew
         return _nothing()
 
 

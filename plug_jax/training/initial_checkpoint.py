@@ -1,4 +1,4 @@
-"""INITIAL_CHECKPOINT: a run that starts from the parameters of another one, or converted ones."""
+"""INITIAL_CHECKPOINT: starting from another run's, or converted, parameters."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from plug_jax.checkpoints.parameters import HEADS
+from plug_jax.checkpoints.saved_model import open_checkpoint, vocabulary_fingerprint
 from plug_jax.config import Attention, PlugConfig, RematPolicy
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.errors import PlugError
 from plug_jax.field_types import typed
 from plug_jax.techniques.lora import LORA
 from plug_jax.training.same_run import what_is_told
-from plug_jax.training.saved_model import open_checkpoint, vocabulary_fingerprint
-from plug_jax.training.state import HEADS, StateLayout, TrainState, init_state
+from plug_jax.training.state import StateLayout, TrainState, init_state
 
 if TYPE_CHECKING:
     from plug_jax.training.program import TrainConfig, TrainProgram
@@ -29,7 +30,7 @@ def first_state(
     vocabulary: PlugVocabulary,
     task: Mapping[str, Any] | None,
 ) -> tuple[TrainState, str | None]:
-    """The state that a run begins with, and what a person should know of it, if anything."""
+    """A run's first state, and a note for the user, if any."""
     layout = program.layout
     state = init_state(
         program.model, config.objectives, program.optimizer, layout, seed=config.seed
@@ -49,18 +50,18 @@ def initialize_from(
     vocabulary: PlugVocabulary,
     task: Mapping[str, Any] | None = None,
 ) -> tuple[TrainState, str | None]:
-    """Stage 1 -> stage 2: `state` with every parameter of the checkpoint at `path` taken over.
+    """Stage 1 -> stage 2: `state` with all parameters of the checkpoint at `path`.
 
-    The checkpoint is one of a run, or converted; its arrays become float32. A decoder, and heads of
-    objectives, that it does not have keep their fresh values; those that this run does not have
-    stay behind; so do heads that were trained for another `task` (`task_description`).
-    Otherwise the trees must be the same. Optimizer and step start anew.
+    The checkpoint is a run's, or converted; its arrays become float32. A decoder, and objectives'
+    heads, that it lacks keep their initial values; those that this run lacks are left out, as are
+    heads trained for another `task` (`task_description`). Otherwise the trees must be equal.
+    Optimizer and step start anew.
 
     Returns:
-        The state, and a line about what began anew or stayed behind, if anything did.
+        The state, and a line about initialised and left out parts, if any.
 
     Raises:
-        PlugError: any leaf that is missing, superfluous or of another shape; another vocabulary.
+        PlugError: any leaf that is missing, unexpected or of another shape; another vocabulary.
     """
     saved = open_checkpoint(path)
     needed = saved.vocabulary_path
@@ -90,14 +91,14 @@ def initialize_from(
     taken_over = unflatten_dict({name: shardings[name] for name in source}, sep="/")
     loaded = flatten_dict(saved.params(taken_over, "float32"), sep="/")
     params = flatten_dict(state.params, sep="/") | loaded
-    notes = [f"{', '.join(sorted(fresh))} of this run begins anew"] if fresh else []
-    notes += [f"{', '.join(sorted(left))} of the checkpoint stays behind"] if left else []
+    notes = [f"{', '.join(sorted(fresh))} of this run is newly initialised"] if fresh else []
+    notes += [f"{', '.join(sorted(left))} of the checkpoint is not used"] if left else []
     note = f"INITIAL_CHECKPOINT {saved.path}: {'; '.join(notes)}" if notes else None
     return dataclasses.replace(state, params=unflatten_dict(params, sep="/")), note
 
 
 def _optional_parts(params: Mapping[str, Any]) -> set[str]:
-    """Which of the parts that a model may lack are there: "decoder", "lora", "heads/NAME"."""
+    """The optional parts present: "decoder", "lora", "heads/NAME"."""
     return {"decoder", LORA} & params.keys() | {f"{HEADS}/{name}" for name in params.get(HEADS, ())}
 
 
@@ -125,10 +126,10 @@ def encoder_of(
     attention: Attention = "dot",
     remat_policy: RematPolicy = "none",
 ) -> PlugConfig:
-    """The model of a checkpoint without a decoder, as fine-tuning wants it.
+    """A checkpoint's model without its decoder, for fine-tuning.
 
-    `dropout_rate` is that of embeddings, of each residual branch and of attention. Raises PlugError
-    where there is no checkpoint.
+    `dropout_rate` applies to embeddings, residual branches and attention. Raises PlugError if there
+    is no checkpoint.
     """
     return dataclasses.replace(
         open_checkpoint(checkpoint).config,

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and notices of maintenance end a run after a step, the same on every process."""
+"""Ctrl-C, SIGTERM and maintenance notices stop a run after the same step on every process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from plug_jax.hosts.peers import Peers, peers
 
 
 class Interrupts:
-    """Whether the run should stop, and since when it is known."""
+    """Whether the run should stop, and since when."""
 
     def __init__(self, others: Peers | None) -> None:
         self._others = others
-        self._came: tuple[str, int, float] | None = None  # reason, status, at
+        self._came: tuple[str, int, float] | None = None  # reason, status, time
 
     def note(self, reason: str, number: signal.Signals) -> None:
-        """Stop after the step under way, as if by this signal. The first reason counts."""
+        """Stop after the current step, as if by this signal. The first reason counts."""
         if self._came is None:
-            status = 128 + number  # as a shell says it
+            status = 128 + number  # as in a shell
             self._came = (reason, status, time.monotonic())
             if self._others is not None:
                 self._others.stop(reason, status)
@@ -33,8 +33,7 @@ class Interrupts:
     def after(self, step: int) -> bool:
         """Whether to stop after this step; call it after each in turn.
 
-        Of several processes it is enough that one is told; all agree on a step that none has
-        passed.
+        It is enough if one process is told; all agree on a step that none has passed.
         """
         if self._others is None:
             return self._came is not None
@@ -46,7 +45,7 @@ class Interrupts:
         return True
 
     def error(self, step: int, *, saved: bool) -> Interrupted:
-        """What to raise after `step`; it is not `saved` where there was nothing new to save."""
+        """The exception after `step`, which is not `saved` if there was nothing new to save."""
         assert self._came is not None
         reason, status, came = self._came
         return Interrupted(reason, status, step=step, came=came if saved else None)
@@ -54,9 +53,9 @@ class Interrupts:
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[Interrupts]:
-    """Within, signals and notices ask the run to stop; a second signal of a kind is not held back.
+    """Within the context, signals and notices stop the run; a repeated signal acts as usual.
 
-    Signals reach the main thread only; elsewhere they do what they did.
+    Signals are only handled in the main thread; elsewhere they act as before.
     """
     made = Interrupts(peers())
     with contextlib.ExitStack() as stack:
@@ -70,7 +69,7 @@ def interrupts() -> Iterator[Interrupts]:
 
 @contextlib.contextmanager
 def ended_by_termination() -> Iterator[None]:
-    """Within, SIGTERM raises `Interrupted`, as Ctrl-C raises KeyboardInterrupt."""
+    """Within the context, SIGTERM raises `Interrupted`, as Ctrl-C raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -84,7 +83,7 @@ def ended_by_termination() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handled(number: signal.Signals, react: Callable[[], None]) -> Iterator[None]:
-    """The first such signal that comes calls `react`; a second one does as before."""
+    """The first such signal calls `react`; a second one acts as before."""
 
     def note(number: int, frame: FrameType | None) -> None:
         signal.signal(number, previous)

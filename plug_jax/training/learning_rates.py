@@ -17,19 +17,19 @@ from plug_jax.techniques.lora import LORA
 def learning_rate_scales(
     layer_decay: float, multipliers: Mapping[str, float], params: Mapping[str, Any]
 ) -> Any:
-    """What the learning rate of each parameter is multiplied by: a tree of float32 like `params`.
+    """Learning rate multipliers: a tree of float32 like `params`.
 
-    float32 [layers,1,...] for an array of a stack, float32 [] for another one. None: all are 1.
+    float32 [layers,1,...] for stacked arrays, float32 [] for others. None: all are 1.
 
-    Layer-wise decay is ELECTRA's (google-research/electra, `_get_layer_lrs`): with n layers, what
-    is at depth k gets layer_decay ** (n + 2 - k). Embeddings are at depth 0, layer i at i + 1, and
-    all heads, those of the model (mlm_head, pooler, sentence_head) and of objectives, at n + 2. A
-    decoder goes on where the encoder ends: its layers count too, and its layer i is at
-    num_encoder_layers + i + 1. The norm after a stack's last layer is at the depth of the next.
-    LoRA's parameters are where those are that they change.
+    Layer-wise decay is ELECTRA's (google-research/electra, `_get_layer_lrs`): with n layers, depth
+    k gets layer_decay ** (n + 2 - k). Embeddings are at depth 0, layer i at i + 1, and all heads,
+    the model's (mlm_head, pooler, sentence_head) and the objectives', at n + 2. A decoder continues
+    where the encoder ends: its layers count too, and its layer i is at num_encoder_layers + i + 1.
+    The norm after a stack's last layer is at the depth of the next layer. LoRA's parameters are at
+    the depth of the kernels that they update.
 
     Raises:
-        PlugError: a multiplier of parameters that are not there.
+        PlugError: a multiplier for missing parameters.
     """
     if layer_decay == 1.0 and not multipliers:
         return None
@@ -43,7 +43,7 @@ def learning_rate_scales(
 
 
 def scale_by(scales: Any) -> optax.GradientTransformation:
-    """Updates times `scales`, a tree like theirs."""
+    """Multiplies updates by `scales`, a tree like theirs."""
 
     def update(updates: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         del params

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
 from plug_jax.atomic_files import write_whole
-from plug_jax.data.vocabularies import save_vocabulary
+from plug_jax.checkpoints.format import PlainPath
+from plug_jax.checkpoints.saving import writing
+from plug_jax.compilation import CompiledProgram
+from plug_jax.data.vocabularies.vocabulary import save_vocabulary
 from plug_jax.downstream.formats import Outputs
 from plug_jax.hosts.activity import doing
 from plug_jax.hosts.supervision import Start, tell
@@ -18,8 +22,6 @@ from plug_jax.hosts.watchdog import watched
 from plug_jax.metrics import Mean, add
 from plug_jax.objectives.composition import summarize_metrics
 from plug_jax.techniques.lora import LORA
-from plug_jax.training.checkpoint_format import PlainPath
-from plug_jax.training.compilation import compile_program
 from plug_jax.training.confusions import draw_confusion
 from plug_jax.training.interrupts import Interrupts, interrupts
 from plug_jax.training.model_dir import held
@@ -27,7 +29,6 @@ from plug_jax.training.opening import OpenRun, check_run, open_run, with_chosen_
 from plug_jax.training.profiling import StepProfile
 from plug_jax.training.program import TrainConfig
 from plug_jax.training.safeguard import Safeguard
-from plug_jax.training.saving import writing
 from plug_jax.training.timing import StepTimer
 from plug_jax.training.writers import (
     MetricsWriter,
@@ -40,16 +41,16 @@ from plug_jax.training.writers import (
 def train(config: TrainConfig) -> dict[str, float]:
     """Train to the end, from the newest checkpoint in MODEL_DIR if there is one.
 
-    Ctrl-C, SIGTERM or a notice of maintenance end the run after the step under way with a
-    checkpoint; the same command goes on from there, and gives the losses that an uninterrupted run
-    would have given. A run that is done is left as it is.
+    Ctrl-C, SIGTERM or a maintenance notice end the run after the current step with a checkpoint;
+    the same command resumes from there, with the losses of an uninterrupted run. A finished run is
+    not changed.
 
     Returns:
         The last evaluation's metrics by name; without `eval_data`, the last step's.
 
     Raises:
-        PlugError: configuration, data or checkpoint that do not fit each other; ModelDirInUse:
-            another run writes in MODEL_DIR.
+        PlugError: configuration, data or checkpoint that do not match; ModelDirInUse: another run
+            writes to MODEL_DIR.
         Interrupted: after the checkpoint of an interrupted run is written.
     """
     with watched(config.watchdog, config.model_dir), contextlib.ExitStack() as stack:
@@ -58,19 +59,33 @@ def train(config: TrainConfig) -> dict[str, float]:
         return _Trainer(open_run(config, stack), stack).run()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pause:
+    """What is due after a step while the devices wait."""
+
+    evaluate: bool
+    save: bool
+    end_profile: bool
+    stop: bool  # it was interrupted
+    last: bool
+
+
 class _Trainer:
-    """The loop over a run's steps, and what is written of them."""
+    """The loop over a run's steps, and its outputs."""
 
     def __init__(self, opened: OpenRun, stack: contextlib.ExitStack) -> None:
         self._config, self._program = opened.config, opened.program
+        self._compilation = opened.compilation
         self._feed, self._evaluate = opened.feed, opened.evaluate
         self._checkpoints, self._best = opened.checkpoints, opened.best
         self._goodput, self._progress = opened.goodput, opened.progress
         self._state, self._start = opened.state, opened.step
-        # Of several processes the first writes.
+        # Only the first process writes.
         self._writes = jax.process_index() == 0
         self._model_dir = PlainPath.of(opened.config.model_dir)
         self._writer: MetricsWriter | None = None
+        self._values: dict[str, float] = {}  # the last metrics
+        self._unread: tuple[int, dict[str, Mean]] | None = None  # to be logged
         self._is_done = opened.is_done
         if not self._is_done:
             self._begin(opened, stack)
@@ -91,10 +106,10 @@ class _Trainer:
         return values
 
     def _begin(self, opened: OpenRun, stack: contextlib.ExitStack) -> None:
-        """What is done once where steps are left; nothing is written before it is checked."""
+        """One-time work if steps remain; nothing is written before the checks."""
         check_run(opened)
         self._goodput.resumed(self._start)
-        # An evaluation that a run left out when it was interrupted.
+        # An evaluation left out because of an interruption.
         self._to_score = self._is_scored_at(self._start) and not any(
             (record["step"], record["split"]) == (self._start, "validation")
             for record in opened.records
@@ -117,7 +132,7 @@ class _Trainer:
         return self._best is not None and self._best.exhausted
 
     def _already_done(self) -> dict[str, float]:
-        """The metrics of a run that is at its end; makes up for a summary that was not written."""
+        """The metrics of a finished run; makes up for a missing summary."""
         self._progress.say(f"nothing to do: {self._config.model_dir} is at step {self._start}")
         summary = read_summary(self._model_dir)
         if summary is not None and summary["step"] == self._start:
@@ -133,13 +148,9 @@ class _Trainer:
         return values
 
     def _train(self, interrupted: Interrupts) -> dict[str, float]:
-        """The steps that are left; returns the last metrics."""
+        """Run the remaining steps; returns the last metrics."""
         config, total = self._config, self._config.steps
-        with self._goodput.part("compile"):
-            train_step = compile_program(self._program.lower)
-            self._progress.say(f"training step {train_step}")
-            if self._evaluate:
-                self._progress.say(f"evaluation step {self._evaluate.compiled()}")
+        train_step = self._compile()
         self._goodput.stepping()
         guard = Safeguard(
             config.safety,
@@ -149,66 +160,31 @@ class _Trainer:
             writer=self._writer,
             say=self._progress.say,
         )
-        values: dict[str, float] = {}
         if self._to_score:
             self._score(self._start)
-        to_log: tuple[int, dict[str, Mean]] | None = None
         for step in range(self._start + 1, total + 1):
-            with self._profile.step(step):
-                doing(f"waiting for the data of step {step}")
-                with self._timer.part("data_wait"), self._goodput.data_wait(self._timer.idle):
-                    batch = next(self._feed)
-                doing(f"step {step}")
-                with self._timer.part("dispatch"):
-                    self._state, metrics = train_step.call(self._state, batch)
-            self._timer.dispatched(metrics["tokens"])
+            metrics = self._step(train_step, step)
             guard.skips.dispatched(step, metrics)
-            # Metrics are read one step late: the devices already have their next work.
-            if to_log is not None:
-                values = self._log(*to_log)
-                to_log = None
-            # Where the run goes back, and what it saves but for an interruption, depends on the
-            # steps alone: one that is resumed does the same.
+            # Metrics are read one step late, when the devices already have their next work.
+            self._read()
+            # Rollbacks and saves, except an interruption's, depend only on the steps, so a resumed
+            # run does the same.
             logged = (step - 1) % config.log_every == 0
             if logged:
                 self._state = guard.heal(self._state, step, upto=step - 1)
-            stop = interrupted.after(step) and step < total
             if step % config.log_every == 0 or step == total:
-                to_log = (step, metrics)
-            evaluate = self._is_scored_at(step)
-            due = step % config.checkpoint.every == 0 or (
-                logged and self._checkpoints.overdue(step)
+                self._unread = (step, metrics)
+            pause = _Pause(
+                evaluate=self._is_scored_at(step),
+                save=step % config.checkpoint.every == 0
+                or (logged and self._checkpoints.overdue(step)),
+                end_profile=self._profile.ends_at(step),
+                stop=interrupted.after(step) and step < total,
+                last=step == total,
             )
-            save = due or step == total or stop
-            traced = self._profile.ends_at(step)
-            if not (evaluate or save or traced):
+            if not any(dataclasses.astuple(pause)):
                 continue
-            self._timer.finish()
-            if to_log is not None:
-                values = self._log(*to_log)
-                to_log = None
-            with self._timer.paused():
-                if traced:
-                    self._profile.close()
-                if evaluate or due or step == total:
-                    self._state = guard.heal(self._state, step, upto=step, check=True)
-                else:
-                    guard.note(step)
-                best_metrics = None
-                # What an early stop depends on is not left out; the rest is made up for.
-                if evaluate and (self._best or not stop):
-                    values, outputs = self._score(step)
-                    if config.best and self._best and self._best.add(step, values):
-                        best_metrics = {config.best.metric: values[config.best.metric]}
-                    if best_metrics or (self._best is None and step == total):
-                        self._draw(step, outputs)
-                # While updates are skipped there is nothing new to save.
-                due = due and not guard.skips.in_a_row
-                regular = due or step == total or best_metrics or self._waited_enough
-                saved = regular or (stop and guard.is_finite(self._state))
-                if saved:
-                    doing(f"saving step {step}")
-                    self._save(step, best_metrics, interrupted=not regular)
+            saved = self._pause(step, pause, guard)
             if self._waited_enough:
                 assert config.best is not None
                 self._progress.say(
@@ -216,16 +192,84 @@ class _Trainer:
                     f"{config.best.metric}"
                 )
                 break
-            if stop:
-                self._progress.say(
-                    f"interrupted: saving the checkpoint of step {step}"
-                    if saved
-                    else f"interrupted: step {step} is not saved, its parameters are not finite"
-                )
-                self._checkpoints.finish()
-                saved = self._checkpoints.latest_step() == step
-                raise interrupted.error(step, saved=saved)
-        return values
+            if pause.stop:
+                self._stop(step, interrupted, saved=saved)
+        return self._values
+
+    def _compile(self) -> CompiledProgram:
+        """The train step, compiled while the run was opened; now the evaluation step begins."""
+        doing("compiling", watched=False)
+        with self._goodput.part("compile"):
+            train_step = self._compilation.result()
+        self._progress.say(f"training step {train_step}")
+        if self._evaluate:
+            self._evaluate.compile_ahead()
+        return train_step
+
+    def _step(self, train_step: CompiledProgram, step: int) -> dict[str, Mean]:
+        """Dispatch one step; returns its metrics, still on their way from the devices."""
+        with self._profile.step(step):
+            doing(f"waiting for the data of step {step}")
+            with self._timer.part("data_wait"), self._goodput.data_wait(self._timer.idle):
+                batch = next(self._feed)
+            doing(f"step {step}")
+            with self._timer.part("dispatch"):
+                self._state, metrics = train_step.call(self._state, batch)
+        self._timer.dispatched(metrics["tokens"])
+        return metrics
+
+    def _read(self) -> None:
+        """Log the metrics of the step before, and the end of the evaluation's compilation."""
+        if self._unread is not None:
+            self._values = self._log(*self._unread)
+            self._unread = None
+        if self._evaluate and (compiled := self._evaluate.newly_compiled()):
+            self._progress.say(f"evaluation step {compiled}")
+
+    def _pause(self, step: int, pause: _Pause, guard: Safeguard) -> bool:
+        """Evaluate and save as due; returns whether it saved."""
+        self._timer.finish()
+        self._read()
+        with self._timer.paused():
+            if pause.end_profile:
+                self._profile.close()
+            if pause.evaluate or pause.save or pause.last:
+                self._state = guard.heal(self._state, step, upto=step, check=True)
+            else:
+                guard.note(step)
+            best_metrics = None
+            # Early stopping needs its evaluation; others are made up for later.
+            if pause.evaluate and (self._best or not pause.stop):
+                best_metrics = self._compare(step)
+            # While updates are being skipped there is nothing new to save.
+            due = pause.save and not guard.skips.in_a_row
+            regular = bool(due or pause.last or best_metrics or self._waited_enough)
+            saved = regular or (pause.stop and guard.is_finite(self._state))
+            if saved:
+                doing(f"saving step {step}")
+                self._save(step, best_metrics, interrupted=not regular)
+        return saved
+
+    def _compare(self, step: int) -> dict[str, float] | None:
+        """Score the model; returns the best checkpoint's metric if this is the best so far."""
+        self._values, outputs = self._score(step)
+        best_metrics = None
+        best = self._config.best
+        if best and self._best and self._best.add(step, self._values):
+            best_metrics = {best.metric: self._values[best.metric]}
+        if best_metrics or (self._best is None and step == self._config.steps):
+            self._draw(step, outputs)
+        return best_metrics
+
+    def _stop(self, step: int, interrupted: Interrupts, *, saved: bool) -> NoReturn:
+        """End the run after `step`; if `saved`, its checkpoint is being written."""
+        self._progress.say(
+            f"interrupted: saving the checkpoint of step {step}"
+            if saved
+            else f"interrupted: step {step} is not saved, its parameters are not finite"
+        )
+        self._checkpoints.finish()
+        raise interrupted.error(step, saved=self._checkpoints.latest_step() == step)
 
     def _is_scored_at(self, step: int) -> bool:
         if self._evaluate is None or step == 0:
@@ -272,18 +316,18 @@ class _Trainer:
             self._writer.write_scalars(step, self._goodput.scalars())
 
     def _draw(self, step: int, outputs: Outputs) -> None:
-        """What the model that is kept confuses, if it tells labels apart."""
+        """The confusion matrix of the kept model, if it is a classifier."""
         data = self._config.eval_data
         if self._writer is not None and data is not None and outputs:
             draw_confusion(data, outputs, self._model_dir, self._writer, step)
 
     def _model_params(self) -> Any:
-        """What the model computes with."""
+        """The model's effective parameters."""
         return self._state.params if self._merge is None else self._merge(self._state.params)
 
     @functools.cached_property
     def _merge(self) -> Callable[[Any], Any] | None:
-        """Adds LoRA's products, into the shardings that the model wants; None without LoRA."""
+        """A function that merges LoRA into the model's shardings; None without LoRA."""
         lora = self._config.techniques.lora
         if lora is None:
             return None

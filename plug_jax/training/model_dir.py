@@ -1,4 +1,4 @@
-"""A MODEL_DIR to write in, which one run at a time has."""
+"""The lock on MODEL_DIR: one run at a time writes to it."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from plug_jax.atomic_files import is_remote
 from plug_jax.errors import PlugError
 
 LOCK_FILE = "run.lock"
-# Directories and files of a run that are added to; others are written anew.
+# Appended files and directories of a run; others are rewritten.
 _WRITTEN_IN = ("checkpoints", "tensorboard", "vocabulary", "metrics.jsonl", LOCK_FILE)
-# What file systems answer that have no locks.
+# Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 class ModelDirInUse(PlugError):
-    """Another run writes in this MODEL_DIR."""
+    """Another run writes to this MODEL_DIR."""
 
     status: ClassVar[int] = 76
 
 
 @contextlib.contextmanager
 def held(model_dir: epath.Path) -> Iterator[None]:
-    """Make MODEL_DIR if it is not there; within, no other run writes in it.
+    """Make MODEL_DIR if it is missing; within the context, no other run writes to it.
 
-    The lock is the system's on MODEL_DIR/run.lock, which says who has it: it ends with the process,
-    however that ends, on all machines that share the file system. The first process of a run takes
-    it for all. Stores such as gs://, and file systems without locks, have none.
+    The lock is the system's on MODEL_DIR/run.lock, which names its holder. It ends with the
+    process, however that ends, and holds on all machines that share the file system. The first
+    process of a run takes it for all. Stores such as gs://, and file systems without locks, have
+    none.
 
     Raises:
         ModelDirInUse: another run has it; the message names its host and process.
-        PlugError: MODEL_DIR is no directory, or cannot be written to.
+        PlugError: MODEL_DIR is not a directory, or cannot be written to.
     """
     _check(model_dir)
     if jax.process_index() > 0:
@@ -53,7 +54,7 @@ def held(model_dir: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(model_dir: epath.Path) -> Iterator[None]:
-    """Within, no other process writes in a MODEL_DIR that is there; see `held`."""
+    """Within the context, no other process writes to an existing MODEL_DIR; see `held`."""
     if is_remote(model_dir):
         yield
         return
@@ -68,7 +69,7 @@ def alone(model_dir: epath.Path) -> Iterator[None]:
 
 
 def _lock(path: str) -> int:
-    """The open file, locked and filled in."""
+    """The open lock file, locked and with its holder's name."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -83,7 +84,7 @@ def _lock(path: str) -> int:
                 raise
         if _is_at(path, descriptor):
             break
-        os.close(descriptor)  # of a run that ended, and took it away, in between
+        os.close(descriptor)  # of a run that ended and removed it in between
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     this = {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
     os.ftruncate(descriptor, 0)
@@ -92,7 +93,7 @@ def _lock(path: str) -> int:
 
 
 def _is_at(path: str, descriptor: int) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Whether an open file is still the one at that path."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -102,7 +103,7 @@ def _is_at(path: str, descriptor: int) -> bool:
 def _in_use(model_dir: str, holder: bytes) -> str:
     try:
         run = "process {pid} on {host}, since {since}".format(**json.loads(holder))
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):  # empty, or not our format
         run = "it has just started"
     return (
         f"MODEL_DIR {model_dir} is in use by another run: {run}. Wait for it, end it, or choose "
@@ -111,7 +112,7 @@ def _in_use(model_dir: str, holder: bytes) -> str:
 
 
 def _check(model_dir: epath.Path) -> None:
-    """PlugError unless files can be made there, and in what a run has there already."""
+    """PlugError unless files can be created there, and in a run's existing directories."""
     try:
         model_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -139,5 +140,5 @@ def _check_store(model_dir: epath.Path) -> None:
     try:
         probe.write_text("")
         probe.unlink()
-    except Exception as error:  # of whatever library epath has for the store
+    except Exception as error:  # any class, from epath's library for the store
         raise PlugError(f"MODEL_DIR {model_dir} cannot be written to: {error}") from error

@@ -1,4 +1,4 @@
-"""Where in a step numbers stop being finite: by module of the model, and by parameter."""
+"""Finds where a step's numbers become non-finite, by module and by parameter."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _NOTED = "numbers"
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """What an array holds: how many numbers, how many of them not finite, and the largest |x|."""
+    """Statistics of an array: numbers, non-finite numbers, and the largest |x|."""
 
-    where: str  # a path, with the layer as gin names it: encoder/layers:3/mlp
+    where: str  # a path, with the layer in gin's notation: encoder/layers:3/mlp
     size: int
     not_finite: int
     largest: float  # of the finite ones
@@ -39,17 +39,17 @@ class Numbers:
 
 @dataclasses.dataclass(frozen=True)
 class StepNumbers:
-    """Those of a step, each part in the order in which it is computed."""
+    """Statistics of a step, each part in order of computation."""
 
     parameters: list[Numbers]
-    forward: list[Numbers]  # what modules give, the first pass over the batch
-    losses: dict[str, float]  # what is minimised, as "loss", and its terms
-    gradients: list[Numbers]  # of the parameters that are trained
-    rows: list[int]  # of the batch, where the first module that gives such numbers gives them
+    forward: list[Numbers]  # module outputs, in the first pass over the batch
+    losses: dict[str, float]  # the total, as "loss", and its terms
+    gradients: list[Numbers]  # of trained parameters
+    rows: list[int]  # rows of the batch in which the first non-finite module has such numbers
 
     @property
     def first(self) -> str | None:
-        """Where the first number that is not finite is, None if all are."""
+        """Where the first non-finite number is; None if all are finite."""
         parts = {
             "the parameter": self.parameters,
             "the output of": self.forward,
@@ -68,10 +68,10 @@ class StepNumbers:
 def numbers_of_step(
     config: TrainConfig, program: TrainProgram, state: TrainState, batch: Batch
 ) -> StepNumbers:
-    """What the next step computes from `state` and `batch` [B, ...], within the mesh's context.
+    """Statistics of the next step from `state` and `batch` [B, ...], within the mesh's context.
 
-    Its micro-batches are gone through one by one, up to the first with such numbers. Of FGM's two
-    gradients it is the first, and of several passes over the batch too.
+    Micro-batches are run one by one, up to the first with non-finite numbers. With FGM's two
+    gradients, or several passes over the batch, the first one is analysed.
     """
     micro_batches = config.step.micro_batches
     order: list[str] = []
@@ -97,9 +97,9 @@ def numbers_of_step(
 
 
 def _analysis(config: TrainConfig, program: TrainProgram, order: list[str]) -> Callable[..., Any]:
-    """(state, batch, micro-batch) -> what `_counted` makes of everything, by part and path.
+    """(state, batch, micro-batch) -> `_counted` of everything, by part and path.
 
-    Tracing it fills `order` with the paths of modules as they are done.
+    Tracing it fills `order` with the paths of modules as they finish.
     """
     trained, micro_batches = program.layout.trained, config.step.micro_batches
 
@@ -139,7 +139,7 @@ def _analysis(config: TrainConfig, program: TrainProgram, order: list[str]) -> C
 
 
 class _Watched:
-    """A `PlugModel` whose modules note their numbers when it is applied."""
+    """A `PlugModel` whose modules record their numbers when it is applied."""
 
     def __init__(self, model: PlugModel, order: list[str]) -> None:
         self.config = model.config
@@ -167,7 +167,7 @@ class _Watched:
 
 
 def _counted(x: jax.Array) -> dict[str, jax.Array]:
-    """Of each x[i]: how many numbers, how many not finite, and the largest |x| of the finite."""
+    """For each x[i]: numbers, non-finite numbers, and the largest finite |x|."""
     rest = tuple(range(1, x.ndim))
     finite = jnp.isfinite(x)
     return {
@@ -178,7 +178,7 @@ def _counted(x: jax.Array) -> dict[str, jax.Array]:
 
 
 def _counted_by_path(tree: Any) -> dict[str, dict[str, jax.Array]]:
-    """Of each leaf, or of each layer of a stack: [layers, 1], else [1, 1]."""
+    """For each leaf, or each layer of a stack: [layers, 1], else [1, 1]."""
 
     def counted(path: str, leaf: jax.Array) -> dict[str, jax.Array]:
         layers = leaf if in_stack(path) else leaf[None]
@@ -188,7 +188,7 @@ def _counted_by_path(tree: Any) -> dict[str, dict[str, jax.Array]]:
 
 
 def _listed(counted: Mapping[str, Mapping[str, np.ndarray]]) -> list[Numbers]:
-    """`counted` by path; where it is of a stack, [layers, ...] each."""
+    """`counted` as a list; [layers, ...] each for stacks."""
     found = []
     for path, values in counted.items():
         before, stack, after = path.partition(STACK)
@@ -207,7 +207,7 @@ def _listed(counted: Mapping[str, Mapping[str, np.ndarray]]) -> list[Numbers]:
 
 
 def _by_layers(numbers: list[Numbers]) -> list[Numbers]:
-    """In the order of computing: of a stack one layer after the other."""
+    """In order of computation: a stack layer by layer."""
     first: dict[str, int] = {}
     for place, one in enumerate(numbers):
         first.setdefault(one.where.partition(STACK)[0], place)
@@ -222,7 +222,7 @@ def _by_layers(numbers: list[Numbers]) -> list[Numbers]:
 def _rows(
     forward: Mapping[str, Mapping[str, np.ndarray]], index: int, micro_batches: int, rows: int
 ) -> list[int]:
-    """The rows of the batch that the first module with numbers that are not finite has them in."""
+    """The batch rows in which the first non-finite module has non-finite numbers."""
     for path, values in forward.items():
         bad = values["not_finite"]
         bad = bad.sum(axis=0) if in_stack(path) else bad

@@ -1,8 +1,8 @@
-"""Muon, for the matrices within the layers; Adam for all else.
+"""Muon for the matrices within the layers, Adam for everything else.
 
-Muon (Jordan et al. 2024) moves a matrix by its momentum with all singular values made about one.
-The update is then scaled to the root mean square that Adam's has, 0.2 (Liu et al., arXiv
-2502.16982): so one learning rate, and one weight decay, serve both.
+Muon (Jordan et al. 2024) updates a matrix by its orthogonalised momentum, with all singular values
+about one. The update is then scaled to the root mean square of Adam's, 0.2 (Liu et al., arXiv
+2502.16982), so that one learning rate and one weight decay serve both.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from plug_jax.parameter_paths import in_stack
 
 _ADAMS_RMS = 0.2
-# Axes of a kernel without that of the layers, those contracted and those of the output. Those in
-# neither are of matrices of their own: queries, keys and values are three, whatever their heads.
+# Input and output axes of a kernel, without the layer axis. Other axes index separate matrices:
+# queries, keys and values are three, with all heads in one.
 _DIMENSIONS = {
     "qkv": MuonDimensionNumbers((0,), (2, 3)),  # [M,3,H,K]
     "key_value": MuonDimensionNumbers((0,), (2, 3)),  # [M,2,H,K]
@@ -33,9 +33,9 @@ _DIMENSIONS = {
 def muon_and(
     adam: optax.GradientTransformation, *, beta: float, moment_dtype: Any = None
 ) -> optax.GradientTransformation:
-    """Muon's updates, without learning rate, of matrices within layers; `adam`'s of the rest.
+    """Muon's updates, without learning rate, for matrices within layers; `adam`'s for the rest.
 
-    Embeddings, output layers, biases, norms and LoRA's matrices are the rest.
+    The rest is embeddings, output layers, biases, norms and LoRA's matrices.
     """
     muon = optax.chain(
         scale_by_muon(beta=beta, mu_dtype=moment_dtype, weight_dimension_numbers=dimension_numbers),
@@ -53,7 +53,7 @@ def muon_and(
 
 
 def _with_adams_rms(updates: Any, params: Any) -> Any:
-    """Singular values of one are a root mean square of 1 / sqrt(the longer side)."""
+    """Unit singular values give a root mean square of 1 / sqrt(the longer side)."""
     del params
 
     def scaled(update: jax.Array, dimensions: MuonDimensionNumbers) -> jax.Array:
@@ -64,7 +64,7 @@ def _with_adams_rms(updates: Any, params: Any) -> Any:
 
 
 def dimension_numbers(params: Any) -> Any:
-    """Which axes of each parameter are a matrix's, a tree like `params`; None: it is Adam's."""
+    """The matrix axes of each parameter, a tree like `params`; None for Adam."""
 
     def of(path: Any, _: Any) -> MuonDimensionNumbers | None:
         names = [key.key for key in path]

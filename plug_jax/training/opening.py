@@ -1,4 +1,4 @@
-"""A run before its first step: its data, checkpoints and state are opened, and looked through."""
+"""Opens a run before its first step: data, checkpoints and state."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import jax
 
-from plug_jax.data import pipeline
+from plug_jax.checkpoints.best import BestSoFar
+from plug_jax.checkpoints.format import PlainPath
+from plug_jax.compilation import Compilation, use_compilation_cache
 from plug_jax.data.drops import reset_counts
-from plug_jax.data.vocabularies import PlugVocabulary
+from plug_jax.data.pipeline import pipeline
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.record_task import check_task, record_counts, task_description
 from plug_jax.hosts.activity import doing
 from plug_jax.objectives.composition import features_of
 from plug_jax.techniques.child_tuning import ChildTuningD, with_mask
-from plug_jax.training.best import BestSoFar
-from plug_jax.training.checkpoint_format import PlainPath
 from plug_jax.training.checkpointing import Checkpoints
-from plug_jax.training.compilation import use_compilation_cache
 from plug_jax.training.evaluate import Evaluator, check_vocabulary
 from plug_jax.training.feed import Feed
 from plug_jax.training.fisher import fisher_of, top_mask
@@ -32,30 +32,31 @@ from plug_jax.training.writers import ProgressReport, read_metrics
 
 @dataclasses.dataclass
 class OpenRun:
-    """What a run reads, trains and writes, at the step that it goes on from."""
+    """A run's inputs, state and outputs, at the step from which it resumes."""
 
     config: TrainConfig  # in steps
     program: TrainProgram
+    compilation: Compilation  # of the program; it has begun if steps remain
     vocabulary: PlugVocabulary
     feed: Feed
     evaluate: Evaluator | None
     checkpoints: Checkpoints
     best: BestSoFar | None
     state: TrainState
-    records: list[dict[str, Any]]  # of metrics.jsonl, up to its step
-    is_new: bool  # not from a checkpoint of its own
-    notes: list[str]  # what a person should know
+    records: list[dict[str, Any]]  # of metrics.jsonl, up to this step
+    is_new: bool  # not resumed from its own checkpoint
+    notes: list[str]  # for the user
     goodput: Goodput
     progress: ProgressReport
 
     @property
     def step(self) -> int:
-        """The one that it goes on from, 0 for a new run."""
+        """The step from which it resumes, 0 for a new run."""
         return int(self.state.step)
 
     @property
     def is_done(self) -> bool:
-        """Whether that is its last."""
+        """Whether that is the last step."""
         return self.step >= self.config.steps or (self.best is not None and self.best.exhausted)
 
 
@@ -63,9 +64,9 @@ def open_run(config: TrainConfig, stack: contextlib.ExitStack) -> OpenRun:
     """Open what `config` names; `stack` closes it.
 
     Raises:
-        PlugError: configuration, data or checkpoint that do not fit each other.
+        PlugError: configuration, data or checkpoint that do not match.
     """
-    writes = jax.process_index() == 0  # of several processes the first writes and reports
+    writes = jax.process_index() == 0  # the first process writes and reports
     model_dir = PlainPath.of(config.model_dir)
     goodput = Goodput(model_dir, writes=writes)
     use_compilation_cache(config.compilation_cache_dir)
@@ -90,9 +91,12 @@ def open_run(config: TrainConfig, stack: contextlib.ExitStack) -> OpenRun:
     )
     stack.callback(checkpoints.close)
     latest = checkpoints.latest_step()
-    # Before the processes meet to restore: then the first one may write that file anew.
+    # Before the processes meet to restore, after which the first one may rewrite that file.
     records = read_metrics(model_dir)
     check_space(config, program.layout.abstract, start=latest or 0)
+    compilation = Compilation(program.lower, config.partitioner.context)
+    if latest is None or latest < config.steps:
+        compilation.start()
     if latest is not None:
         with goodput.part("restore"):
             state, note = checkpoints.restore(program.layout, feed)
@@ -110,6 +114,7 @@ def open_run(config: TrainConfig, stack: contextlib.ExitStack) -> OpenRun:
     return OpenRun(
         config=config,
         program=program,
+        compilation=compilation,
         vocabulary=vocabulary,
         feed=feed,
         evaluate=evaluate,
@@ -125,7 +130,7 @@ def open_run(config: TrainConfig, stack: contextlib.ExitStack) -> OpenRun:
 
 
 def _open_data(config: TrainConfig) -> tuple[Feed, Evaluator | None]:
-    reset_counts()  # of this process: an earlier run is not this one's
+    reset_counts()  # an earlier run in this process does not count
     feed = Feed(
         config.train_data,
         features_of(config.objectives),
@@ -146,10 +151,10 @@ def _open_data(config: TrainConfig) -> tuple[Feed, Evaluator | None]:
 
 
 def check_run(run: OpenRun) -> None:
-    """Say what a person should know of a run that trains, and read its first batches.
+    """Print a training run's notes, and read its first batches.
 
     Raises:
-        PlugError: they cannot be made, or of files that are damaged.
+        PlugError: they cannot be made, or files are damaged.
     """
     config = run.config
     for data in filter(None, (config.train_data, config.eval_data)):
@@ -161,7 +166,7 @@ def check_run(run: OpenRun) -> None:
 
 
 def with_chosen_parameters(run: OpenRun) -> TrainState:
-    """Its state; of a new run with Child-Tuning D, after a pass over its data that chooses them."""
+    """Its state; for a new run with Child-Tuning D, after the selection pass over its data."""
     child_tuning = run.config.techniques.child_tuning
     if not run.is_new or not isinstance(child_tuning, ChildTuningD):
         return run.state

@@ -34,12 +34,12 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     epsilon: float = 1e-8
-    moment_dtype: MomentDtype = "float32"  # of AdamW's and Muon's: bfloat16 is half the memory
-    muon_beta: float = 0.95  # the momentum of matrices with "muon"; their rate is learning_rate too
+    moment_dtype: MomentDtype = "float32"  # for AdamW and Muon; bfloat16 halves the memory
+    muon_beta: float = 0.95  # momentum of matrices with "muon", which also use learning_rate
     # By parts of the model, see learning_rates.py and plug_jax.parameter_paths.
-    layer_decay: float = 1.0  # each layer's learning rate over that of the layer above; 1: the same
+    layer_decay: float = 1.0  # ratio of a layer's learning rate to that of the layer above
     learning_rate_multipliers: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    freeze: tuple[str, ...] = ()  # such as ("embeddings", "encoder/layers:0-5"): never moves
+    freeze: tuple[str, ...] = ()  # frozen parts, such as ("embeddings", "encoder/layers:0-5")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -79,11 +79,11 @@ def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
     elif config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, remaining)
     elif config.schedule == "rsqrt":
-        # Also called for the warm-up, with steps below 0, and then not used.
+        # Also called during warm-up, with steps below 0 and an unused result.
         decay = lambda step: peak * (warmup / jnp.maximum(step + warmup, 1)) ** 0.5  # noqa: E731
     else:
         decay = optax.constant_schedule(peak)
-    # The first step already moves: step n of the warm-up runs at (n + 1) / warmup of the peak.
+    # The first step is not zero: step n of the warm-up has (n + 1) / warmup of the peak.
     rise = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     return optax.join_schedules([rise, decay], [warmup])
 
@@ -98,14 +98,14 @@ def make_optimizer(
     """Clipping by the global norm, then AdamW, Adafactor or Muon, with decoupled weight decay.
 
     `scales` multiply the learning rate: a tree like the parameters (None: 1 everywhere). `masking`
-    is done to clipped gradients. `update` takes the `step`, an int32 scalar, by which the schedule
-    goes and which that may need.
+    applies to clipped gradients. `update` takes the `step`, an int32 scalar, for the schedule and
+    `masking`.
     """
     steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if masking is not None:
         steps.append(masking)
     if config.name == "adafactor":
-        # The step is the schedule's alone, as in T5X: no scaling by the parameter's size.
+        # Only the schedule scales updates, as in T5X: not the parameter's size.
         steps += [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)]
     else:
         adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
@@ -124,7 +124,7 @@ def make_optimizer(
 
 
 def scale_by_learning_rate(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """optax's, by the `step` that `update` is told, if any: its own count lacks skipped updates."""
+    """Like optax's, with the `step` passed to `update`, as its own count lacks skipped updates."""
     by_count = optax.scale_by_learning_rate(schedule)
 
     def update(
@@ -143,11 +143,11 @@ def scale_by_learning_rate(schedule: optax.Schedule) -> optax.GradientTransforma
 
 
 def bfloat16_moments(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`adam`, its moments kept in bfloat16 between the steps; each update is made in float32.
+    """`adam` with moments stored in bfloat16 between steps; updates are computed in float32.
 
-    They are rounded up or down at random, so that what is kept is right on average: with b2 = 0.999
-    a step changes the second moment by less than half of bfloat16's spacing (0.4%), and rounding
-    to the nearest would never let it fall.
+    They are rounded stochastically, so that stored values are unbiased: with b2 = 0.999 a step
+    changes the second moment by less than half of bfloat16's spacing (0.4%), and rounding to
+    nearest would never let it decrease.
     """
 
     def init(params: optax.Params) -> optax.OptState:
@@ -172,17 +172,17 @@ def bfloat16_moments(adam: optax.GradientTransformation) -> optax.GradientTransf
 
 
 def round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 -> one of the two nearest bfloat16, the likelier the nearer: right on average.
+    """Stochastic rounding of float32 to one of the two nearest bfloat16 values, unbiased.
 
-    Adds 16 random bits below those that bfloat16 keeps, and cuts: 1 + 1/512, a quarter of the way
-    from 1 to the next, becomes 1 + 1/128 once in four times and else 1.
+    Adds 16 random bits below those that bfloat16 keeps, and truncates: 1 + 1/512, a quarter of the
+    way from 1 to the next, becomes 1 + 1/128 with probability 1/4, else 1.
     """
     bits = lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16)
     return lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
 def decay_mask(params: Any) -> Any:
-    """True at the leaves that weight decay applies to: kernels, LoRA's too, and embeddings."""
+    """True at leaves with weight decay: kernels, including LoRA's, and embeddings."""
 
     def decays(path: Any, _: Any) -> bool:
         name = path[-1].key

@@ -1,4 +1,4 @@
-"""What can be known of a run before anything is compiled, so that no hours are lost to it."""
+"""Preflight checks: errors that can be found before the first step."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import jax
 from etils import epath
 
 from plug_jax.atomic_files import is_remote
-from plug_jax.data.file_checks import check_files
+from plug_jax.checkpoints.format import CHECKPOINTS, PlainPath
+from plug_jax.data.pipeline.file_checks import check_files
 from plug_jax.errors import PlugError
-from plug_jax.training.checkpoint_format import CHECKPOINTS, PlainPath
 from plug_jax.training.evaluate import Evaluator
 from plug_jax.training.feed import Feed
 from plug_jax.training.program import TrainConfig
 
 
 def check_data(config: TrainConfig, feed: Feed, evaluator: Evaluator | None) -> None:
-    """PlugError unless a first batch can be made of both splits, of files that are whole.
+    """PlugError unless a first batch can be made of both splits, from undamaged files.
 
-    Both batches are the first that training and scoring get. The first process looks at the files.
-    And unless a scoring gives the metric by which the best checkpoint is kept.
+    The batches are the first of training and evaluation. The first process checks the files. Also
+    PlugError unless evaluations have the metric for the best checkpoint.
     """
     for data in filter(None, (config.train_data, config.eval_data)):
         if jax.process_index() == 0:
@@ -35,10 +35,10 @@ def check_data(config: TrainConfig, feed: Feed, evaluator: Evaluator | None) -> 
 
 
 def check_space(config: TrainConfig, state: Any, *, start: int) -> None:
-    """PlugError unless MODEL_DIR's disk has room for the checkpoints that are to come.
+    """PlugError unless MODEL_DIR's disk has room for the coming checkpoints.
 
-    `state` is a tree of ShapeDtypeStructs, of all that a checkpoint holds; `start` the step that
-    the run goes on from. Of a store such as gs://, and of quotas, nothing is known.
+    `state`: ShapeDtypeStructs of everything in a checkpoint; `start`: the step from which the run
+    resumes. Stores such as gs://, and quotas, cannot be checked.
     """
     if is_remote(config.model_dir) or start >= config.steps or jax.process_index() > 0:
         return
@@ -49,13 +49,14 @@ def check_space(config: TrainConfig, state: Any, *, start: int) -> None:
     if size * count > free:
         raise PlugError(
             f"{model_dir} has room for {_text(free)}, and the {count} checkpoints to come need "
-            f"{_text(size * count)}, {_text(size)} each: one is written before an older one goes. "
+            f"{_text(size * count)}, {_text(size)} each: one is written before an older one is "
+            "deleted. "
             "Make room, keep fewer (CheckpointConfig.keep), or choose another MODEL_DIR"
         )
 
 
 def _to_come(config: TrainConfig, model_dir: epath.Path, start: int) -> int:
-    """By how many the checkpoints will grow before old ones make room for new ones."""
+    """How many checkpoints will be added before old ones are removed."""
     every, keep = config.checkpoint.every, config.checkpoint.keep
     saves = -(-config.steps // every) - start // every
     if keep is None:

@@ -1,4 +1,4 @@
-"""A trace of some steps, for TensorBoard's profile plugin or xprof."""
+"""Profiler traces of some steps, for TensorBoard's profile plugin or xprof."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class StepProfile:
     """Writes a trace of the steps `first` to `last` into a directory."""
 
     def __init__(self, directory: str, steps: tuple[int, int] | None) -> None:
-        """`steps`: (first, last), both traced; None for no trace. Nothing is written before."""
+        """`steps`: (first, last), both traced; None for no trace."""
         self._directory = directory
         self._first, self._last = steps or (1, 0)
         self._tracing = False
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Within, step `number` is prepared and dispatched. A trace begins before its first one."""
+        """The context in which step `number` is prepared and dispatched; starts a due trace."""
         if self._first <= number <= self._last and not self._tracing:
             jax.profiler.start_trace(self._directory)
             self._tracing = True
@@ -27,11 +27,11 @@ class StepProfile:
             yield
 
     def ends_at(self, number: int) -> bool:
-        """Whether the trace is complete when step `number` is finished: time to `close`."""
+        """Whether the trace is complete after step `number`, so that it is time to `close`."""
         return self._tracing and number >= self._last
 
     def close(self) -> None:
-        """Write what was traced, if anything. What devices still do is not in it."""
+        """Write the trace, if any, without unfinished device work."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""What a run computes, before any array exists: the loop runs it, the planner compiles it."""
+"""A run's program, defined before any array exists: the loop runs it, `plan` compiles it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import flax.linen as nn
 import jax
 import optax
 
+from plug_jax.checkpoints.best import Best
+from plug_jax.checkpoints.parameters import abstract_params
 from plug_jax.config import PlugConfig
 from plug_jax.data.features import Feature, feature_lengths, row_features
-from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 from plug_jax.hosts.watchdog import WatchdogConfig
@@ -27,13 +29,12 @@ from plug_jax.objectives.composition import (
 from plug_jax.partitioning import Partitioner
 from plug_jax.techniques.techniques import NO_TECHNIQUES, Techniques
 from plug_jax.training import optimizer as optimizer_lib
-from plug_jax.training.best import Best
 from plug_jax.training.checkpointing import CheckpointConfig
 from plug_jax.training.epochs import rows_of_an_epoch, steps_of
 from plug_jax.training.learning_rates import learning_rate_scales
 from plug_jax.training.optimizer import OptimizerConfig
 from plug_jax.training.safety import DEFAULT_SAFETY, SafetyConfig
-from plug_jax.training.state import StateLayout, abstract_params, state_layout
+from plug_jax.training.state import StateLayout, state_layout
 from plug_jax.training.step import StepConfig, make_train_step
 from plug_jax.training.trained import Trained
 
@@ -53,21 +54,21 @@ class TrainConfig:
     optimizer: OptimizerConfig
     step: StepConfig
     checkpoint: CheckpointConfig
-    train_steps: int | None = None  # or else `epochs`
-    epochs: float | None = None  # how often all examples are seen; they are counted first
+    train_steps: int | None = None  # alternative to `epochs`
+    epochs: float | None = None  # passes over all examples, which are counted first
     eval_every: int
     log_every: int = 10
     seed: int = 0
     initial_checkpoint: str | None = None  # parameters to start from when MODEL_DIR has none
     techniques: Techniques = NO_TECHNIQUES
-    best: Best | None = None  # keep the best checkpoint by a metric, and perhaps stop early
-    safety: SafetyConfig = DEFAULT_SAFETY  # which updates are skipped, and when the run goes back
+    best: Best | None = None  # keep the best checkpoint by a metric; early stopping
+    safety: SafetyConfig = DEFAULT_SAFETY  # skipped updates and rollbacks
     watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
-    profile_steps: tuple[int, int] | None = None  # (first, last) to trace into MODEL_DIR/profile
+    profile_steps: tuple[int, int] | None = None  # (first, last) to trace to MODEL_DIR/profile
     compilation_cache_dir: str | None = None  # keeps compiled programs for later runs
-    # The gin text that it is made of, which goes to MODEL_DIR/config.gin.
+    # Its gin text, written to MODEL_DIR/config.gin.
     config_gin: str | None = dataclasses.field(default=None, compare=False)
-    # XLA's options for the train step, such as a mesh/ file has for its chips.
+    # XLA options for the train step, such as from a mesh/ file.
     compiler_options: Mapping[str, str | bool | int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +77,10 @@ class TrainConfig:
         check_rows(self.objectives, pack=self.train_data.pack)
         if self.eval_data is not None:
             check_rows(self.objectives, pack=self.eval_data.pack, predict=True)
+        if not self.model_dir.strip():
+            raise PlugError(
+                f"MODEL_DIR is {self.model_dir!r}; name the directory that the run is to write"
+            )
         texts = texts_a_row(self.objectives)
         if (self.train_steps is None) == (self.epochs is None):
             raise PlugError(
@@ -120,12 +125,12 @@ class TrainConfig:
 
     @property
     def steps(self) -> int:
-        """How many, once it is known (see `in_steps`)."""
+        """Number of steps, once known (see `in_steps`)."""
         assert self.train_steps is not None, "epochs were not counted"
         return self.train_steps
 
     def in_steps(self) -> TrainConfig:
-        """The same run, its length in steps; of one in epochs, the data are read once for it."""
+        """The same run with its length in steps; for epochs this reads the data once."""
         if self.epochs is None:
             return self
         rows = rows_of_an_epoch(self.train_data, features_of(self.objectives))
@@ -135,7 +140,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainProgram:
-    """The jitted step of a run, and what it is made of."""
+    """The jitted step of a run, and its parts."""
 
     model: PlugModel
     optimizer: optax.GradientTransformation
@@ -144,7 +149,7 @@ class TrainProgram:
     train_step: Any  # jitted (state, batch) -> (state, metrics); the state is donated
 
     def trace(self) -> Any:
-        """The step as jax traces it at the first call of `train_step`: `.jaxpr`, `.lower()`."""
+        """The step as traced by the first call of `train_step`: `.jaxpr`, `.lower()`."""
         return self.train_step.trace(self.layout.with_shardings(), self.batch)
 
     def lower(self) -> jax.stages.Lowered:
@@ -156,8 +161,8 @@ class TrainProgram:
 def train_program(config: TrainConfig) -> TrainProgram:
     """Build the program; call it, and use it, within `config.partitioner.context()`.
 
-    Neither data nor a device's memory are touched, so the mesh may be of devices that can only be
-    compiled for. Raises PlugError when the mesh does not divide the model or the batch.
+    Uses neither data nor device memory, so the mesh may consist of devices that are only compiled
+    for. Raises PlugError if the mesh does not divide the model or the batch.
     """
     partitioner, data = config.partitioner, config.train_data
     partitioner.check_batch(data.batch_size, config.step.micro_batches)
@@ -209,7 +214,7 @@ def train_program(config: TrainConfig) -> TrainProgram:
 def abstract_batch(
     data: DatasetConfig, features: Sequence[Feature], partitioner: Partitioner
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a batch of `data` will be: rows [B, row length] of what a row has of `features`."""
+    """The shapes of a batch of `data`: rows [B, row length] for the row features of `features`."""
     rows = {one.name: one.dtype for one in row_features(features)}
     return {
         name: jax.ShapeDtypeStruct(

@@ -1,4 +1,4 @@
-"""A run up to one of its steps, again: from its newest checkpoint before that, and only reading."""
+"""Replays a run up to a step from the newest checkpoint before it, without writing."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from plug_jax.data import pipeline
+from plug_jax.checkpoints.format import PlainPath
+from plug_jax.compilation import use_compilation_cache
+from plug_jax.data.pipeline import pipeline
 from plug_jax.downstream.record_task import check_task, task_description
 from plug_jax.errors import PlugError
 from plug_jax.objectives.composition import features_of
 from plug_jax.techniques.child_tuning import ChildTuningD
-from plug_jax.training.checkpoint_format import PlainPath
 from plug_jax.training.checkpointing import Checkpoints
-from plug_jax.training.compilation import use_compilation_cache
 from plug_jax.training.feed import Feed
 from plug_jax.training.initial_checkpoint import first_state
 from plug_jax.training.module_numbers import StepNumbers, numbers_of_step
@@ -25,18 +25,18 @@ from plug_jax.training.writers import read_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Replayed:
-    """A step of a run, and what was in it."""
+    """A step of a run, with its state and batch."""
 
     step: int
-    batch: Mapping[str, np.ndarray]  # [B, row length] of each feature, as the task gives it
+    batch: Mapping[str, np.ndarray]  # [B, row length] of each feature, unprepared
     numbers: StepNumbers
 
 
 def replay(config: TrainConfig, step: int, *, say: Callable[[str], None]) -> Replayed:
-    """Do the steps before `step` again, and look into it; MODEL_DIR is left as it is.
+    """Repeat the steps before `step`, and return its inputs; MODEL_DIR is not changed.
 
     Raises:
-        PlugError: the run has no such step, or its way there cannot be gone again.
+        PlugError: the run has no such step, or the steps before it cannot be repeated.
     """
     use_compilation_cache(config.compilation_cache_dir)
     task = config.train_data.mixture_or_task_name
@@ -78,7 +78,7 @@ def replay(config: TrainConfig, step: int, *, say: Callable[[str], None]) -> Rep
 
 
 def _check_way(config: TrainConfig, start: int, step: int) -> None:
-    """PlugError where the run did more between the two than steps over batches."""
+    """PlugError if the run did more between these steps than train on batches."""
     for record in read_metrics(config.model_dir):
         if record["split"] == "rollback" and start < record["step"] < step:
             raise PlugError(

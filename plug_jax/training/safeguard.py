@@ -1,8 +1,8 @@
-"""What the host makes of skipped updates: it notes each, and takes the run back after too many.
+"""Host-side handling of skipped updates: recording, and rollback after too many.
 
-Parameters and slots then become those of an earlier checkpoint. The step, and with it the place in
-the data, the schedule and the phase, goes on: so no batch since that checkpoint is seen again, no
-record is written twice, and the learning rate is what it would have been.
+A rollback replaces parameters and slots by those of an earlier checkpoint. The step, and with it
+data position, schedule and phase, continues: so no batch since that checkpoint is seen again, no
+record is written twice, and the learning rate is unaffected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plug_jax.training.safety import SafetyConfig, SafetyState, all_finite
 from plug_jax.training.state import StateLayout, TrainState
 from plug_jax.training.writers import MetricsWriter
 
-_LINES = 10  # that say what was skipped; what comes after them is in metrics.jsonl
+_LINES = 10  # printed for skipped updates; later ones are only in metrics.jsonl
 
 
 class NotFinite(PlugError):
@@ -32,28 +32,28 @@ class NotFinite(PlugError):
 
 
 class Skips:
-    """The skipped updates of a run, as far as the host has read of them."""
+    """The skipped updates of a run, as far as the host has read them."""
 
     def __init__(self, config: SafetyConfig, step: int, safety: SafetyState) -> None:
-        """Of a run that is after `step`."""
+        """Start after `step`."""
         self._config = config
         self._pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self.goes_on(step, safety)
 
     def goes_on(self, step: int, safety: SafetyState) -> None:
-        """The run goes on after `step` with this; what was not read of the steps before is not."""
+        """The run continues after `step` with `safety`; unread earlier steps are dropped."""
         self._pending.clear()
         self._step, self.in_a_row = step, int(safety.in_a_row)
         self._rollbacks = int(safety.rollbacks)
         self._went_back = int(safety.rolled_back_at), int(safety.rolled_back_to)
 
     def dispatched(self, step: int, metrics: Mapping[str, Mean]) -> None:
-        """A step was dispatched, which gives these metrics: nothing is waited for."""
+        """Record a dispatched step's metrics, without waiting for it."""
         totals = {name: metrics[name].total for name in ("skipped_in_a_row", "loss", "grad_norm")}
         self._pending.append((step, totals))
 
     def read(self, upto: int) -> dict[int, dict[str, float]]:
-        """By step what was skipped up to this one and not yet read: its loss and gradient's norm.
+        """Unread skipped updates up to this step: loss and gradient norm by step.
 
         Waits for the step.
         """
@@ -70,17 +70,17 @@ class Skips:
 
     @property
     def too_many(self) -> bool:
-        """Whether the run has to go back."""
+        """Whether the run must roll back."""
         return self.in_a_row >= self._config.skipped_in_a_row
 
     def targets(self, checkpoints: Iterable[int]) -> list[int]:
-        """The checkpoints to go back to, the best first.
+        """The checkpoints to roll back to, in order of preference.
 
-        They are from before the updates that were skipped; and where none was made since the run
-        last went back, from before the one that it then went to, which was no good.
+        They are from before the skipped updates; if no update succeeded since the last rollback,
+        also from before its checkpoint, which was no good.
 
         Raises:
-            NotFinite: there is none, or the run has gone back as often as it may.
+            NotFinite: there is none, or the limit of rollbacks is reached.
         """
         start = self._step - self.in_a_row
         at, to = self._went_back
@@ -99,14 +99,14 @@ class Skips:
             "gradients were not finite or far off (metrics.jsonl has them as 'skipped'), or "
             f"parameters are not finite; and {why}. Usually LEARNING_RATE is too high or the "
             "warm-up too short (OptimizerConfig.warmup_fraction): change them and start the same "
-            "command again, which goes on from the newest checkpoint. If batches are to blame, "
+            "command again, which resumes from the newest checkpoint. If batches are to blame, "
             f"`plug-jax debug-nans --step {start + 1}` with the run's gin files shows what is in "
             "one and where its first number that is not finite comes from"
         )
 
 
 class Safeguard:
-    """Skipped updates and rollbacks of a run under way."""
+    """Skipped updates and rollbacks during a run."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Safeguard:
         writer: MetricsWriter | None,
         say: Callable[[str], None],
     ) -> None:
-        """Compiles what checks a state before it is saved; within the mesh's context."""
+        """Compiles the check of states before saving; within the mesh's context."""
         self.skips = Skips(config, int(state.step), state.safety)
         self._layout, self._checkpoints = layout, checkpoints
         self._writer, self._say, self._said = writer, say, 0
@@ -127,11 +127,11 @@ class Safeguard:
         self._check = check.lower((abstract.params, abstract.opt_state)).compile()
 
     def is_finite(self, state: TrainState) -> bool:
-        """Whether parameters and slots all are; only such a state is saved."""
+        """Whether all parameters and slots are finite; only such a state is saved."""
         return bool(self._check((state.params, state.opt_state)))
 
     def note(self, upto: int) -> None:
-        """Log the updates that were skipped up to a step, and say so the first times."""
+        """Log the updates skipped up to a step, and print the first ones."""
         for step, values in self.skips.read(upto).items():
             if self._writer:
                 self._writer.write(step, "skipped", values)
@@ -140,20 +140,20 @@ class Safeguard:
                 continue
             shown = f"loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}"
             more = "; the next ones are in metrics.jsonl alone" if self._said == _LINES else ""
-            self._say(f"STEP {step} WAS SKIPPED, its update is not made: {shown}{more}")
+            self._say(f"STEP {step} WAS SKIPPED, its update was not applied: {shown}{more}")
 
     def heal(self, state: TrainState, step: int, *, upto: int, check: bool = False) -> TrainState:
-        """The state to go on with after `step`: this one, or that of an earlier checkpoint.
+        """The state to continue with after `step`: this one, or an earlier checkpoint's.
 
-        Goes back where, up to the step `upto`, too many updates were skipped in a row, and with
-        `check` where parameters or slots are not finite.
+        Rolls back if too many updates in a row were skipped up to the step `upto`, and with `check`
+        if parameters or slots are not finite.
 
         Raises:
-            NotFinite: it cannot.
+            NotFinite: it cannot roll back.
         """
         self.note(upto)
         if self.skips.too_many:
-            self.note(step)  # a good one may have come meanwhile
+            self.note(step)  # a good update may have followed
         if not self.skips.too_many and not (check and not self.is_finite(state)):
             return state
         safety = jax.device_get(state.safety)
@@ -170,8 +170,8 @@ class Safeguard:
         state = _gone_back(found, safety, self._layout, step=step, to=target)
         self.skips.goes_on(step, state.safety)
         self._say(
-            f"BACK TO THE CHECKPOINT OF STEP {target}: the run goes on after step {step} with its "
-            f"parameters, and with new batches (the {int(state.safety.rollbacks)}. time)"
+            f"BACK TO THE CHECKPOINT OF STEP {target}: the run continues after step {step} with "
+            f"its parameters, and with new batches (rollback number {int(state.safety.rollbacks)})"
         )
         if self._writer:
             self._writer.write(step, "rollback", {"to": target})
@@ -181,9 +181,9 @@ class Safeguard:
 def _gone_back(
     state: TrainState, safety: SafetyState, layout: StateLayout, *, step: int, to: int
 ) -> TrainState:
-    """`state`, of checkpoint `to`, as that of the run after `step`, where its safety was `safety`.
+    """`state` of checkpoint `to` as the run's state after `step`, where its safety was `safety`.
 
-    What losses and gradients usually are goes back with the parameters.
+    Running statistics of losses and gradients roll back with the parameters.
     """
 
     def merge(then: SafetyState, now: SafetyState) -> tuple[jax.Array, SafetyState]:

@@ -1,7 +1,7 @@
-"""Which updates are made: none of a loss or a gradient that is not finite, or far off the usual.
+"""Skips updates whose loss or gradient is not finite or is an outlier.
 
-Everything here is done on the devices, within the step, and depends on the state and the batch
-alone: the host learns of it when it reads the metrics, and a resumed run decides the same.
+Everything here happens on the devices, within the step, and depends only on the state and batch:
+the host learns of it when it reads metrics, and a resumed run decides the same.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 from plug_jax.metrics import Mean
 
-WINDOW = 128  # steps whose losses a new one is compared with
-_KNOWN = 32  # losses that there must be before one can be far off
-_MEMORY = 0.97  # of the running mean of gradient norms, a step
-_SIGMA = 1.4826  # standard deviations of a normal law in one median absolute deviation
+WINDOW = 128  # number of recent losses to compare with
+_KNOWN = 32  # minimum number of losses before one can be an outlier
+_MEMORY = 0.97  # decay per step of the running mean of gradient norms
+_SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 
 
 @dataclasses.dataclass(frozen=True)
 class SafetyConfig:
-    """What is skipped, what is clipped, and when the run goes back to an earlier checkpoint."""
+    """When updates are skipped or clipped, and when the run rolls back."""
 
-    skipped_in_a_row: int = 5  # updates skipped in a row that send the run back
-    rollbacks: int = 10  # of the whole run; the next one ends it
-    # A loss so many deviations above the median of the last 128 is skipped too; 0: none is. The
-    # deviation is 1.4826 times the median absolute one.
+    skipped_in_a_row: int = 5  # roll back after this many skipped updates in a row
+    rollbacks: int = 10  # limit for the whole run; the next one ends it
+    # A loss this many deviations above the median of the last 128 is also skipped; 0: off. The
+    # deviation is 1.4826 times the median absolute deviation.
     loss_spike: float = 0.0
     # Gradients are scaled down to so many times their usual norm (AdaGC's way: Wang et al., 2025,
     # arXiv 2502.11034), a running mean of what it was after that; 0: they are not.
@@ -58,25 +58,25 @@ DEFAULT_SAFETY = SafetyConfig()
 
 @flax.struct.dataclass
 class SafetyState:
-    """What the decisions depend on; saved with the parameters. Scalars but for `losses`."""
+    """The state behind the decisions, saved with the parameters. Scalars except `losses`."""
 
-    skipped: Any  # int32: updates that were not made
-    in_a_row: Any  # int32: those since the last one that was
-    rollbacks: Any  # int32: how often the run went back
-    rolled_back_at: Any  # int32: the step of the last time, -1 before
-    rolled_back_to: Any  # int32: the checkpoint that it went to, -1 before
-    norm: Any  # float32: running mean of the gradient's norm, 0 before the first
-    losses: Any  # float32 [WINDOW]: the finite losses of the last steps, NaN where there is none
+    skipped: Any  # int32: skipped updates
+    in_a_row: Any  # int32: skipped updates since the last successful one
+    rollbacks: Any  # int32: number of rollbacks
+    rolled_back_at: Any  # int32: the step of the last rollback, -1 without one
+    rolled_back_to: Any  # int32: its checkpoint, -1 without one
+    norm: Any  # float32: running mean of the gradient norm, 0 before the first
+    losses: Any  # float32 [WINDOW]: the last finite losses, NaN for empty places
 
     @classmethod
     def start(cls) -> SafetyState:
-        """That of a run that begins, and of a checkpoint that has none."""
+        """The initial state, also for checkpoints without one."""
         zero, none = np.zeros((), np.int32), np.full((), -1, np.int32)
         losses = np.full(WINDOW, np.nan, np.float32)
         return cls(zero, zero, zero, none, none, np.zeros((), np.float32), losses)
 
     def metrics(self) -> dict[str, Mean]:
-        """What is logged once there is any: `skipped`, and of these `skipped_in_a_row`."""
+        """Metrics once updates were skipped: `skipped` and `skipped_in_a_row`."""
         counts = {"skipped": self.skipped, "skipped_in_a_row": self.in_a_row}
         return {
             name: Mean(count.astype(jnp.float32), (count > 0).astype(jnp.float32))
@@ -87,14 +87,14 @@ class SafetyState:
 def judge(
     config: SafetyConfig, state: SafetyState, step: jax.Array, loss: jax.Array, norm: jax.Array
 ) -> tuple[jax.Array, SafetyState]:
-    """Whether the update is made, a bool scalar, and the state after the step.
+    """Whether to apply the update, a bool scalar, and the state after the step.
 
-    `loss` is the batch's and `norm` its gradient's, float32 scalars; `step` the steps done before.
+    `loss` of the batch and `norm` of its gradient, float32 scalars; `step`: steps done before.
     """
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     good = finite if config.loss_spike == 0 else finite & ~_is_spike(config, state.losses, loss)
     skipped = 1 - good.astype(jnp.int32)
-    # Spikes are among the losses too: where the loss stays high, that is soon the usual.
+    # Spikes are included in the losses, so that a permanently higher loss soon becomes normal.
     losses = jnp.where(finite, state.losses.at[step % WINDOW].set(loss), state.losses)
     used = norm * clipping(config, state, norm)
     running = jnp.where(state.norm > 0, _MEMORY * state.norm + (1 - _MEMORY) * used, used)
@@ -108,7 +108,7 @@ def judge(
 
 
 def clipping(config: SafetyConfig, state: SafetyState, norm: jax.Array) -> jax.Array:
-    """What to multiply a gradient of this `norm` with: a float32 scalar up to 1."""
+    """The factor for a gradient with this `norm`: a float32 scalar of at most 1."""
     if config.norm_spike == 0:
         return jnp.ones(())
     limit = config.norm_spike * state.norm
@@ -119,7 +119,7 @@ def _is_spike(config: SafetyConfig, losses: jax.Array, loss: jax.Array) -> jax.A
     median = jnp.nanmedian(losses)
     deviation = _SIGMA * jnp.nanmedian(jnp.abs(losses - median))
     known = jnp.sum(jnp.isfinite(losses)) >= _KNOWN
-    # Where most losses are the same, the deviation says nothing.
+    # If most losses are equal, the deviation is meaningless.
     return known & (deviation > 0) & (loss > median + config.loss_spike * deviation)
 
 

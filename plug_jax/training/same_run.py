@@ -1,16 +1,16 @@
-"""What a run has to share with the checkpoint that it goes on from."""
+"""Checks that a checkpoint belongs to the run that resumes from it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from plug_jax.checkpoints.parameters import HEADS
 from plug_jax.config import PlugConfig
 from plug_jax.errors import PlugError
 from plug_jax.techniques.lora import Lora
-from plug_jax.training.state import HEADS
 
-# They change how the model is computed or trained, not what it is.
+# Fields that change how the model is computed or trained, not the model itself.
 _FREE_FIELDS = frozenset(
     {
         "dropout_rate",
@@ -46,7 +46,7 @@ def check_same_model(
 
 
 def check_same_lora(where: str, there: Lora | None, here: Lora | None) -> None:
-    """PlugError where LoRA came, went, or is another one."""
+    """PlugError if LoRA was added, removed, or changed."""
     if there != here:
         raise PlugError(
             f"{where} was trained with {there or 'no Lora'}, and this run has {here or 'none'}. "
@@ -56,7 +56,7 @@ def check_same_lora(where: str, there: Lora | None, here: Lora | None) -> None:
 
 
 def check_same_heads(where: str, stored: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-    """PlugError where objectives that bring a head of their own came or went."""
+    """PlugError if objectives with their own heads were added or removed."""
     there, here = (sorted(tree.get(HEADS, ())) for tree in (stored, params))
     if there != here:
         raise PlugError(
@@ -67,7 +67,7 @@ def check_same_heads(where: str, stored: Mapping[str, Any], params: Mapping[str,
 
 
 def what_is_told(task: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What the numbers of a head stand for: the part of a task's description that decides it."""
+    """The part of a task's description that determines the meaning of a head's outputs."""
     task = task or {}
     names = ("kind", "labels", "types", "choices", "candidates", "mean", "deviation", "pooler")
     return {name: task[name] for name in names if name in task}
@@ -76,7 +76,7 @@ def what_is_told(task: Mapping[str, Any] | None) -> Mapping[str, Any]:
 def check_same_task(
     where: str, stored: Mapping[str, Any] | None, task: Mapping[str, Any] | None
 ) -> None:
-    """PlugError where the numbers of a head stood for something else."""
+    """PlugError if a head's outputs had another meaning."""
     there, here = what_is_told(stored), what_is_told(task)
     differences = [
         f"{name} is {there.get(name)} there and {here.get(name)} here"

@@ -11,15 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from plug_jax.checkpoints.parameters import abstract_params, init_params, with_shardings
 from plug_jax.models.plug import PlugModel
-from plug_jax.objectives.composition import Objectives, abstract_heads, init_heads
+from plug_jax.objectives.composition import Objectives
 from plug_jax.partitioning import Partitioner
-from plug_jax.techniques.lora import LORA, Lora
+from plug_jax.techniques.lora import Lora
 from plug_jax.training.safety import SafetyState
 from plug_jax.training.trained import EVERYTHING, Trained
-
-# Where the parameters of the objectives' own heads are in the tree, beside the model's.
-HEADS = "heads"
 
 
 @flax.struct.dataclass
@@ -43,16 +41,9 @@ class StateLayout:
     lora: Lora | None = None
 
     def with_shardings(self) -> TrainState:
-        """ShapeDtypeStructs that carry their sharding: what a checkpoint is restored into."""
+        """ShapeDtypeStructs with shardings, as targets for restoring a checkpoint."""
         state: TrainState = with_shardings(self.abstract, self.shardings)
         return state
-
-
-def with_shardings(tree: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs like the leaves of a tree, that carry these shardings."""
-    return jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings
-    )
 
 
 def state_layout(
@@ -93,7 +84,7 @@ def init_state(
     *,
     seed: int,
 ) -> TrainState:
-    """A fresh state, made in place on its devices: none ever holds the whole of it."""
+    """An initial state, created directly on its devices: none ever holds all of it."""
 
     def init() -> TrainState:
         params = init_params(model, jax.random.key(seed), objectives, layout.lora)
@@ -101,30 +92,3 @@ def init_state(
         return TrainState(jnp.zeros((), jnp.int32), params, slots)
 
     return jax.jit(init, out_shardings=layout.shardings)()
-
-
-def abstract_params(model: PlugModel, objectives: Objectives = (), lora: Lora | None = None) -> Any:
-    """The parameter tree as ShapeDtypeStructs, still boxed with its logical axes.
-
-    Under `heads` are those that the objectives bring, if any, and under `lora` LoRA's.
-    """
-    params = jax.eval_shape(lambda: _boxed_params(model, jax.random.key(0)))
-    heads = abstract_heads(objectives, model.config)
-    params = {**params, HEADS: heads} if heads else params
-    return params if lora is None else {**params, LORA: lora.abstract(params)}
-
-
-def init_params(
-    model: PlugModel, rng: jax.Array, objectives: Objectives = (), lora: Lora | None = None
-) -> Any:
-    """Fresh parameters, a tree of float32 arrays."""
-    params = nn.unbox(_boxed_params(model, rng))
-    heads = init_heads(objectives, model.config, rng)
-    params = {**params, HEADS: heads} if heads else params
-    if lora is None:
-        return params
-    return {**params, LORA: lora.init(abstract_params(model), rng)}
-
-
-def _boxed_params(model: PlugModel, rng: jax.Array) -> Any:
-    return model.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]

@@ -27,7 +27,7 @@ from plug_jax.training.trained import EVERYTHING, Trained
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]
 EvalStep = Callable[[Any, Batch], tuple[dict[str, Mean], dict[str, jax.Array]]]
-# Of (a part of the parameters, batch, key): what is minimised, and its metrics.
+# (trained parameters, batch, key) to the loss and its metrics.
 Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, dict[str, Mean]]]
 
 
@@ -36,7 +36,7 @@ class StepConfig:
     """How a batch is turned into an update."""
 
     micro_batches: int = 1  # gradients are summed over this many slices of the batch
-    loss_chunk: int = 0  # positions of a row whose logits exist at one time; 0: all
+    loss_chunk: int = 0  # positions per row whose logits are in memory at a time; 0: all
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -60,13 +60,13 @@ def make_train_step(
     techniques: Techniques = NO_TECHNIQUES,
     safety: SafetyConfig = DEFAULT_SAFETY,
 ) -> TrainStep:
-    """The step (state, batch) -> (state, metrics). Dropout's randomness is folded from the step.
+    """The step (state, batch) -> (state, metrics). Dropout keys are derived from the step.
 
-    Where the loss or the gradient is not finite, parameters and slots stay as they were, to the
-    bit, and only the step goes on: see `plug_jax.training.safety`.
+    If the loss or the gradient is not finite, parameters and slots stay bitwise unchanged, and only
+    the step is incremented: see `plug_jax.training.safety`.
 
-    Gradients take `grad_shardings` (None: one device), and so does what micro-batches add them up
-    in. Gradients and updates are of the `trained` part of the parameters.
+    Gradients and their accumulators over micro-batches have `grad_shardings` (None: one device).
+    Gradients and updates cover the `trained` part of the parameters.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
@@ -96,7 +96,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, part, step=state.step)
 
         def made(new: Any, old: Any) -> Any:
-            # Element by element, so that each array is still written over the donated one.
+            # Elementwise, so that each array still reuses its donated buffer.
             return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
 
         params = trained.put(state.params, made(optax.apply_updates(part, updates), part))
@@ -113,7 +113,7 @@ def make_train_step(
 
 
 def make_eval_step(model: PlugModel, objectives: Objectives, config: StepConfig) -> EvalStep:
-    """The step (params, batch) -> (metrics, what predictions are made of)."""
+    """The step (params, batch) -> (metrics, outputs for predictions)."""
 
     def eval_step(params: Any, batch: Batch) -> tuple[dict[str, Mean], dict[str, jax.Array]]:
         return composition.evaluate(objectives, model, params, batch, chunk=config.loss_chunk)
@@ -124,7 +124,7 @@ def make_eval_step(model: PlugModel, objectives: Objectives, config: StepConfig)
 def loss_of(
     techniques: Techniques, passes: Passes, rng: jax.Array
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """What is minimised: the loss of the objectives, and what techniques add to it."""
+    """The total loss: the objectives', plus the techniques' terms."""
     first = passes.forward(rng)
     if techniques.r_drop is None:
         total, metrics = passes.loss(first)
@@ -144,7 +144,7 @@ def gradients(
     micro_batches: int,
     grad_shardings: Any,
 ) -> tuple[Any, dict[str, Mean]]:
-    """Gradient of the summed loss by `part` of the parameters, and its metrics.
+    """Gradient of the summed loss with respect to `part` of the parameters, and its metrics.
 
     Each objective is divided by its weight in the whole batch, so any number of micro-batches
     gives the same gradient.
@@ -152,7 +152,7 @@ def gradients(
 
     def share(part: Any, batch: Batch, rng: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
         total, metrics = loss(part, batch, rng)
-        # Micro-batches hold shares of the loss: their sum is the batch's.
+        # Micro-batches have shares of the loss, which sum to the batch's.
         metrics["loss"] = Mean(total, jnp.full((), 1.0 / micro_batches))
         return total, metrics
 
@@ -181,7 +181,7 @@ def gradients(
 def divided(batch: Batch, micro_batches: int) -> Batch:
     """Rows [B, ...] as [micro_batches, B / micro_batches, ...].
 
-    Neighbouring rows go to different micro-batches: no row has to leave its device.
+    Neighbouring rows go to different micro-batches, so that no row leaves its device.
     """
 
     def split(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Where the time of the steps goes, and how many tokens a second it makes."""
+"""Host-side step timing, and tokens per second."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from plug_jax.metrics import Mean
 
 
 class StepTimer:
-    """Times steps as the host sees them, which prepares a step while the devices do the last one.
+    """Host-side step timing; the host prepares step n+1 while devices run n.
 
-    Seconds by `read`, each an average over the steps that were finished since it was last called:
+    `read` returns seconds, averaged over the steps finished since the last call:
 
-    - `data_wait_seconds`: until the host has its rows of the next batch and has begun to copy them
-      to its devices, in `part("data_wait")`;
-    - `dispatch_seconds`: in the call of the compiled step, which returns before the devices have
-      done it (a CPU may wait here for the step before), in `part("dispatch")`;
-    - `device_wait_seconds`: after that, until the devices have finished the step *before* this one;
-    - `step_seconds`: from one step's end to the next's. The rest is the host's own, mostly logging.
+    - `data_wait_seconds`: until the host has its rows of the next batch and has started to copy
+      them to its devices, in `part("data_wait")`;
+    - `dispatch_seconds`: in the call of the compiled step, which returns before the devices finish
+      it (a CPU may wait here for the previous step), in `part("dispatch")`;
+    - `device_wait_seconds`: after that, until the devices have finished the *previous* step;
+    - `step_seconds`: from the end of one step to the end of the next. The rest is host work, mostly
+      logging.
 
     So `device_wait_seconds` near `step_seconds` means that the devices are never idle, and
-    `data_wait_seconds` near it that they starve. The first step, which warms up, only starts the
-    clock; what happens in `paused` (evaluation, checkpoints) is not counted.
+    `data_wait_seconds` near it that they starve. The first step, a warm-up, only starts the clock;
+    time in `paused` (evaluation, checkpoints) is not counted.
     """
 
     def __init__(self) -> None:
@@ -37,18 +38,18 @@ class StepTimer:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time spent within counts as `name`."""
+        """Count the time within as `name`."""
         started = time.monotonic()
         yield
         self._parts[name] += time.monotonic() - started
 
     def dispatched(self, tokens: Mean) -> None:
-        """A step was dispatched; `tokens` is its metric. Waits for the step before."""
+        """A step was dispatched; `tokens` is its metric. Waits for the previous step."""
         self.finish()
         self._under_way = tokens
 
     def finish(self) -> None:
-        """Wait for the step that is under way, if one is."""
+        """Wait for the current step, if any."""
         if self._under_way is None:
             return
         with self.part("device_wait"):
@@ -60,12 +61,12 @@ class StepTimer:
         self._under_way = None
 
     def idle(self) -> bool:
-        """Whether the devices have nothing to do: they have finished the step under way."""
+        """Whether the devices are idle: they have finished the current step."""
         return all(leaf.is_ready() for leaf in jax.tree.leaves(self._under_way))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Wait for the step that is under way; time spent within does not count."""
+        """Wait for the current step; time within does not count."""
         self.finish()
         started = time.monotonic()
         yield
@@ -75,7 +76,7 @@ class StepTimer:
     def read(self) -> dict[str, float]:
         """The four times and `tokens_per_second`, since the last call.
 
-        Before a second step is finished `tokens_per_second` is 0 and the times are left out.
+        Before a second step is finished, `tokens_per_second` is 0 and times are omitted.
         """
         steps = len(self._finished)
         if self._since is None or not steps:

@@ -1,4 +1,4 @@
-"""Which of the parameters a run trains: what is frozen has no gradient and no optimizer's slots."""
+"""Which parameters are trained: frozen ones have no gradient and no optimizer slots."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ Index = slice | np.ndarray  # of layers
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The trained part of a parameter tree, and the way back from it to the whole.
+    """The trained part of a parameter tree, and its insertion into the whole.
 
-    Arrays that are frozen are left out of the part, and of a stack it has those layers that move.
-    So the gradient, and all that an optimizer does or keeps, is of the part alone.
+    Frozen arrays are omitted, and stacks only have their trained layers. So gradients, updates and
+    optimizer state cover only this part.
     """
 
     frozen: frozenset[str] = frozenset()  # paths of whole arrays
-    layers: Mapping[str, Index] = dataclasses.field(
-        default_factory=dict
-    )  # those that move, by path
+    layers: Mapping[str, Index] = dataclasses.field(default_factory=dict)  # trained layers, by path
 
     @classmethod
     def of(cls, freeze: Iterable[str], params: Mapping[str, Any]) -> Trained:
-        """All of `params` (arrays or their shapes) but what the patterns `freeze` cover.
+        """All of `params` (arrays or their shapes) except those covered by the patterns `freeze`.
 
         Raises:
             PlugError: a pattern that covers nothing, or nothing is left.
@@ -48,7 +46,7 @@ class Trained:
         )
 
     def select(self, tree: Any) -> Any:
-        """The tree without the leaves that are frozen as a whole."""
+        """The tree without completely frozen leaves."""
         if not self.frozen:
             return tree
         kept = {path: leaf for path, leaf in by_path(tree).items() if path not in self.frozen}
@@ -65,7 +63,7 @@ class Trained:
         return unflatten_dict(taken, sep="/")
 
     def put(self, params: Any, part: Any) -> Any:
-        """`params` with the trained part in its place."""
+        """`params` with the trained part replaced by `part`."""
         if not self.frozen and not self.layers:
             return part
         whole, moved = by_path(params), flatten_dict(part, sep="/")
@@ -79,7 +77,7 @@ EVERYTHING = Trained()
 
 
 def _index(moving: np.ndarray) -> Index:
-    """A slice where it can be, which costs no gather."""
+    """A slice if possible, which needs no gather."""
     layers = np.flatnonzero(moving)
     first, last = int(layers[0]), int(layers[-1])
     return slice(first, last + 1) if last - first + 1 == layers.size else layers

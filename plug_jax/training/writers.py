@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl, TensorBoard, and the person who watches."""
+"""Metric writers: metrics.jsonl, TensorBoard, and progress on the terminal."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Item = TypeVar("Item", contravariant=True)
 class MetricsWriter:
     """Appends to MODEL_DIR/metrics.jsonl and writes TensorBoard events; one process only.
 
-    What cannot be written, as on a full disk, waits for the next time; `sync` tells of it.
+    Records that cannot be written, as on a full disk, wait for the next attempt; `sync` raises.
     """
 
     def __init__(self, model_dir: str | os.PathLike[str], *, start_step: int) -> None:
-        """Open for writing; what an earlier run logged beyond `start_step` is dropped.
+        """Open for writing; records of an earlier run beyond `start_step` are dropped.
 
-        Those steps are trained again after the newest checkpoint, so each step stands once.
+        These steps are repeated after the newest checkpoint, so each step is recorded once.
         """
         self._path = os.path.join(os.fspath(model_dir), METRICS_FILE)
         events = EventFiles(os.path.join(os.fspath(model_dir), "tensorboard"))
@@ -51,7 +51,7 @@ class MetricsWriter:
         self.go_on_from(start_step)
 
     def go_on_from(self, step: int) -> None:
-        """Drop what was logged after `step`, whose checkpoint the run has gone back to."""
+        """Drop records after `step`, from whose checkpoint the run resumes."""
         if self._lines is not None:
             self._lines.close()
         _cut(self._path, step)
@@ -66,15 +66,15 @@ class MetricsWriter:
         self._events.add(scalars(step, {f"{split}/{k}": v for k, v in values.items()}))
 
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Figures for TensorBoard alone, which another run of the same steps would not repeat."""
+        """Values only for TensorBoard, which a repetition of the steps would not reproduce."""
         self._events.add(scalars(step, values))
 
     def write_image(self, step: int, name: str, png: bytes) -> None:
-        """A picture, for TensorBoard alone."""
+        """An image, only for TensorBoard."""
         self._events.add(picture(step, name, png))
 
     def sync(self) -> None:
-        """Wait until all of it is on the disk: a checkpoint is not to outlive its records.
+        """Wait until everything is on disk, so that no checkpoint exists without its records.
 
         Raises:
             OSError: some of it cannot be written.
@@ -91,20 +91,20 @@ class MetricsWriter:
 
 
 class _File(Protocol[Item]):
-    """What things are appended to, each as a whole or not at all."""
+    """A file with atomic appends."""
 
     def append(self, item: Item, /) -> None:
-        """OSError where that is not possible."""
+        """Append an item, or raise OSError."""
 
     def sync(self) -> None:
-        """Wait until all of it is on the disk."""
+        """Wait until everything is on disk."""
 
     def close(self) -> None:
         """Close the file."""
 
 
 class _Backlog(Generic[T]):
-    """A file, and what waits for it to be writable again."""
+    """A file, and items that wait until it is writable again."""
 
     def __init__(self, file: _File[T]) -> None:
         self._file = file
@@ -144,7 +144,7 @@ class _LocalLines:
     def append(self, line: bytes) -> None:
         try:
             written = self._file.write(line)
-            while written < len(line):  # the disk is nearly full, or a signal came
+            while written < len(line):  # the disk is nearly full, or a signal arrived
                 written += self._file.write(line[written:])
         except OSError as error:
             os.ftruncate(self._file.fileno(), self._size)
@@ -159,15 +159,15 @@ class _LocalLines:
 
 
 class _RemoteLines:
-    """An object of a store such as gs://, which TensorFlow writes anew with each line."""
+    """An object in a store such as gs://, rewritten by TensorFlow with each line."""
 
     def __init__(self, path: str) -> None:
-        # Of all ways to open a gs:// file, TensorFlow's is the one whose flush reaches the store.
+        # For gs:// only the flush of TensorFlow's own files reaches the store.
         self._file = tf.io.gfile.GFile(path, "a")
 
     def append(self, line: bytes) -> None:
         self._file.write(line.decode())
-        with contextlib.suppress(OSError):  # it keeps the line, and the next flush brings it
+        with contextlib.suppress(OSError):  # the line is kept for the next flush
             self.sync()
 
     def sync(self) -> None:
@@ -185,7 +185,7 @@ def _open_lines(path: str) -> _File[bytes]:
 
 
 def _cut(path: str, step: int) -> None:
-    """Leave only records of metrics.jsonl up to `step`, if there are others, or half of one."""
+    """Cut metrics.jsonl after `step`, if there are later records or an incomplete one."""
     file = epath.Path(path)
     if file.exists():
         kept = [r for r in read_metrics(file.parent) if r["step"] <= step]
@@ -195,42 +195,57 @@ def _cut(path: str, step: int) -> None:
 
 
 def read_metrics(model_dir: str | os.PathLike[str]) -> list[dict]:
-    """The records of MODEL_DIR/metrics.jsonl in order; empty where there is none.
+    """The records of MODEL_DIR/metrics.jsonl in order; empty without one.
 
-    A last line that a killed run left unfinished is left out; null is NaN. PlugError for a line
-    that is no record.
+    An incomplete last line of a killed run is ignored; null is NaN. PlugError for a line that is
+    not a record.
     """
     path = epath.Path(model_dir) / METRICS_FILE
     if not path.exists():
         return []
     records = []
-    # A line that a machine left unfinished when it crashed may hold any bytes.
+    # An incomplete line after a machine crash may have any bytes.
     *lines, _ = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
             if line:
-                records.append(_with_nan(json.loads(line)))
-        except ValueError as error:
+                records.append(_record(json.loads(line)))
+        except (ValueError, RecursionError) as error:
             raise PlugError(
-                f"{path}, line {number}, is no record of a step: {line[:40]!r}. Take the line out; "
-                "no run needs it to go on, but one that keeps its best checkpoint looks there for "
+                f"{path}, line {number}, is not a record of a step: {line[:40]!r}. Take the line "
+                "out; "
+                "no run needs it to resume, but one that keeps its best checkpoint looks there for "
                 "its scores"
             ) from error
     return records
 
 
+def _record(value: Any) -> dict[str, Any]:
+    """A record. ValueError for anything that `append` would not write."""
+    is_record = isinstance(value, dict) and type(value.get("step")) is int and "split" in value
+    if not is_record or isinstance(value.get("loss"), str | list | dict):
+        raise ValueError("no record")
+    return _with_nan(value)
+
+
 def write_summary(model_dir: epath.Path, summary: Mapping[str, Any]) -> None:
-    """Write MODEL_DIR/summary.json, as a whole or not at all."""
+    """Write MODEL_DIR/summary.json atomically."""
     write_whole(model_dir / _SUMMARY_FILE, strict_json.dumps(summary, indent=2) + "\n")
 
 
 def read_summary(model_dir: epath.Path) -> dict[str, Any] | None:
-    """What `write_summary` wrote, metrics that are null being NaN; None where there is none."""
+    """What `write_summary` wrote, with null metrics as NaN; None if it is missing.
+
+    A file that is not a valid summary counts as missing.
+    """
     path = model_dir / _SUMMARY_FILE
     if not path.exists():
         return None
-    summary: dict[str, Any] = json.loads(path.read_text())
-    return {**summary, "metrics": _with_nan(summary["metrics"])}
+    try:
+        summary: dict[str, Any] = json.loads(path.read_bytes())
+        return {**summary, "step": int(summary["step"]), "metrics": _with_nan(summary["metrics"])}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
 def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,7 +253,7 @@ def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ProgressReport:
-    """A progress bar on a terminal, a line now and then elsewhere: loss, tokens/s and ETA."""
+    """A progress bar on a terminal, periodic lines elsewhere: loss, tokens/s and ETA."""
 
     SECONDS_BETWEEN_LINES = 10.0
 

@@ -1,4 +1,4 @@
-"""`plug-jax bench decode` and `bench int8`, on models of no size."""
+"""`plug-jax bench decode` and `bench int8` on minimal models."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.inference_model import CONFIG, lively_model
 
 
 class Scripted(Way):
-    """Writes what it is told to, and notes when."""
+    """Writes a fixed text, and records its calls."""
 
     def __init__(self, name, text, calls):
         self.name, self.tokens, self._text, self._calls = name, 4, text, calls
@@ -51,7 +51,7 @@ def test_passes_are_interleaved_after_a_first_call_of_each():
 
 
 def test_medians_and_ranges():
-    speed = decode.Speed("a", 60, (1.0, 6.0, 2.0), (4.0, 5.0, 9.0), 7.0)
+    speed = decode.DecodeSpeed("a", 60, (1.0, 6.0, 2.0), (4.0, 5.0, 9.0), 7.0)
     assert speed.to_json() == {
         "tokens_per_second": 30.0,
         "tokens_per_second_range": [10.0, 60.0],

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh, as far as it goes without a GPU."""
+"""benchmarks/gpu.sh in dry-run mode, without a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "gpu.sh"
 
 @pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
-    """Each part leaves its result, and none fails."""
+    """Each part writes its result, and none fails."""
     run = subprocess.run(
         [SCRIPT, tmp_path / "out", "--dry-run"],
         env={**os.environ, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},

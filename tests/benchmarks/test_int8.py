@@ -1,4 +1,4 @@
-"""What `plug-jax bench int8` says of a model, where it can be known."""
+"""`plug-jax bench int8` on models whose figures are known."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a long run holds on to."""
+"""Resource growth in a long run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_slopes_are_of_the_second_half() -> None:
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_run_holds_on_to_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Memory and threads still warm up in so few steps; files do not add up."""
+    """Memory and threads still warm up in so few steps, but the number of files must not grow."""
     options = ["--steps", "120", "--eval_every", "20", "--save_every", "20", "--json"]
     assert main(["bench", "soak", *options, "--directory", str(tmp_path)]) == 0
     results = json.loads(capsys.readouterr().out)

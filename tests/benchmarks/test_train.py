@@ -1,4 +1,4 @@
-"""`plug-jax bench train`, on a model of no size."""
+"""`plug-jax bench train` on a minimal model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from plug_jax.benchmarks import train
 from plug_jax.cli.main import main
-from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.planning.flops import model_flops
 from tests.training.program_runs import run_config
 
@@ -35,7 +35,7 @@ def test_rates_are_of_the_median_round() -> None:
         segments = np.zeros((8, 24), np.int32)
         segments.flat[:real] = 1
         batches.append({"encoder_segment_ids": segments, "encoder_input_tokens": segments})
-    found = train.Speed(config, batches, (9.0, 4.0, 1.0)).to_json()
+    found = train.TrainSpeed(config, batches, (9.0, 4.0, 1.0)).to_json()
     flops = model_flops(config.model, config.objectives, {"encoder": 24}, 8).train_step
     assert found == {
         "step_seconds": [1.25, 2.0, 3.25],
@@ -72,7 +72,7 @@ def test_a_run_without_data_is_timed(capsys: pytest.CaptureFixture[str]) -> None
     assert 0.5 * ours["tokens_per_second"] < ours["real_tokens_per_second"]
     parameters = 4 * 3 * 16 * 200  # bytes of the word table and its two moments
     assert ours["device_bytes"] > parameters and ours["compile_seconds"] > 0
-    assert ours["mfu"] is None  # nobody publishes a CPU's peak
+    assert ours["mfu"] is None  # there is no published peak for a CPU
 
 
 def test_mfu_is_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_run_that_is_not_in_pytorch_is_refused(
 
 def test_other_measurements_take_no_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "soak", "--gin.TRAIN_STEPS=3"]) == 2
-    assert "bench soak takes options, no gin settings" in capsys.readouterr().err
+    assert "bench soak takes options, not gin settings" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["bench", "soak", "stray"])
 

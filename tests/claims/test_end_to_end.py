@@ -1,4 +1,4 @@
-"""Claims from the texts to the report, with a few steps a run."""
+"""The claims from texts to report, with a few steps per run."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ FEW_STEPS = [
     "--gin.TRAIN_STEPS=2",
     "--gin.EVAL_EVERY=2",
     "--gin.LOG_EVERY=1",
-    "--gin.BATCH_SIZE=8",  # a row for each of the tests' devices
+    "--gin.BATCH_SIZE=8",  # a row per test device
 ]
 
 
@@ -32,18 +32,18 @@ def few_held_out_texts(monkeypatch):
 
 @pytest.mark.slow
 def test_two_claims(tmp_path, monkeypatch, capfd, few_held_out_texts):
-    monkeypatch.chdir(Path(__file__).parents[2])  # so that the command's own is undone
+    monkeypatch.chdir(Path(__file__).parents[2])  # so that the change made by the command is undone
     command = ["--output", str(tmp_path), "--claims", "be", *FEW_STEPS]
     assert main(command) == 0
     trained = capfd.readouterr().out.count("== ")
-    assert trained == 5  # structbert, plugged, scratch, scratch_as_plugged, decoder_alone: once
+    assert trained == 5  # structbert, plugged, scratch, scratch_as_plugged, decoder_alone
     found = json.loads((tmp_path / "claims.json").read_text())
     values = found["e"]["quantities"][0]["values"]
     assert set(values) == {"scratch", "plugged", "decoder_alone"}
     assert found["b"]["quantities"][0]["values"]["scratch"] == values["scratch"]
     assert (tmp_path / "claim_e.png").exists()
 
-    assert main(command) == 0  # all is there
+    assert main(command) == 0  # everything is there
     assert "== " not in capfd.readouterr().out
     assert json.loads((tmp_path / "claims.json").read_text()) == found
 
@@ -51,7 +51,7 @@ def test_two_claims(tmp_path, monkeypatch, capfd, few_held_out_texts):
     assert "holds a run of other settings" in capfd.readouterr().err
 
     assert main(["--output", str(tmp_path), "--report", *FEW_STEPS]) == 0
-    assert "(d) perplexity at 8" in capfd.readouterr().err  # which is not trained
+    assert "(d) perplexity at 8" in capfd.readouterr().err  # not trained
 
 
 def test_what_is_not_there(capsys):

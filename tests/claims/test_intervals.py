@@ -1,4 +1,4 @@
-"""Intervals over seeds, by hand."""
+"""Confidence intervals over seeds, against values computed by hand."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from claims.intervals import estimate, paired
 
 
 def test_worked_example():
-    """Deviation 1, standard error 1 / sqrt(3), and Student's 97.5% point of 2 degrees, 4.3027."""
+    """Deviation 1, standard error 1 / sqrt(3), and Student's t for 97.5%, 2 df: 4.3027."""
     found = estimate([1.0, 2.0, 3.0])
     assert (found.mean, found.seeds) == (2.0, 3)
     assert found.low == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)

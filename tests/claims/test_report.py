@@ -1,4 +1,4 @@
-"""What the report makes of scores."""
+"""The report from given scores."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_values_means_and_differences():
     perplexity, accuracy = find(CLAIM, SCORED)
     assert perplexity.values == {"ours": [10.0, 12.0, 14.0], "theirs": [20.0, 22.0, 24.1]}
     assert perplexity.differences["theirs"].mean == pytest.approx(-10.033, abs=1e-3)
-    assert accuracy.values["ours"] == [50.0, 60.0, 70.0]  # in percent, of the run that scored it
+    assert accuracy.values["ours"] == [50.0, 60.0, 70.0]  # in percent, from the run that was scored
     assert perplexity.better("theirs") is True
     assert accuracy.better("theirs") is None
 

@@ -1,4 +1,4 @@
-"""The claims name runs that there are."""
+"""The claims refer to existing runs."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def test_a_claim_compares_what_is_scored(letter):
 
 @pytest.mark.parametrize("name", ARMS)
 def test_an_arm_begins_with_one_before_it(name):
-    """So that none waits for itself."""
+    """So that none depends on itself."""
     arm, before = ARMS[name], list(ARMS)[: list(ARMS).index(name)]
     if isinstance(arm, Members):
         assert set(arm.arms) <= set(before)

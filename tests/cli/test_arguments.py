@@ -1,4 +1,4 @@
-"""Options under the names that people try, and arguments that are no text."""
+"""Common alternative spellings of options, and arguments that are not valid text."""
 
 import argparse
 import subprocess
@@ -74,7 +74,7 @@ def test_the_commands_say_which_option_was_meant(name, capsys):
 def test_arguments_are_utf8_or_the_first_that_is_not_is_named():
     typed = ["--prompt", "天气\N{GRINNING FACE}"]
     assert decoded(typed) == typed
-    # As Python reads them where the locale is C.
+    # As Python decodes them in the C locale.
     assert decoded([t.encode().decode("ascii", "surrogateescape") for t in typed]) == typed
     with pytest.raises(PlugError, match=r"argument 2 is not UTF-8: '\\udccc\\udcec'"):
         decoded(["--prompt", "天气".encode("gbk")[:2].decode("utf-8", "surrogateescape")])
@@ -113,13 +113,13 @@ def test_a_terminal_without_a_character_gets_its_escape(encoding):
             "vocab --output x --gin.VOCAB_SIZE=80",
             "--gin.VOCAB_SIZE=80: plug-jax vocab takes options",
         ),
-        ("vocab --output x --gin.VOCAB_SIZE=80", "no gin settings; did you mean --vocab_size?"),
+        ("vocab --output x --gin.VOCAB_SIZE=80", "not gin settings; did you mean --vocab_size?"),
         ("inspect --list --gin.a.B.split=3", "did you mean --split?"),
         (
             "convert import-hf --input a --output b --gin.X=3",
-            "no gin settings; see plug-jax convert",
+            "not gin settings; see plug-jax convert",
         ),
-        ("bench data --gin.X=3", "--gin.X=3: plug-jax bench data takes options, no gin"),
+        ("bench data --gin.X=3", "--gin.X=3: plug-jax bench data takes options, not gin"),
     ],
 )
 def test_gin_settings_of_a_command_that_has_options_alone(command, message, capsys):

@@ -1,4 +1,4 @@
-"""What `plug-jax cache` says, and how it fails."""
+"""`plug-jax cache`: output and errors."""
 
 import builtins
 import sys
@@ -12,7 +12,7 @@ from tests.cached_corpus import task_of, vocabulary_of, write_corpus
 
 @pytest.fixture
 def registered(tmp_path):
-    """A registered task over two files, of which 5 documents are long enough and 2 differ."""
+    """A registered task over two files: 5 documents are long enough, and 2 of them are distinct."""
     long, other = "一丁" * 10 + "。", "七万" * 10 + "。"
     source = write_corpus(tmp_path / "corpus", [[long, long, "一"], [other, long, other]])
     task = task_of(source, vocabulary_of(tmp_path), name="cli_small")
@@ -34,14 +34,14 @@ def test_it_says_what_is_in_the_cache_and_next_time_that_it_is_there(registered,
     first, second = run(), run()
     assert f"train: 2 of 2 files written to {tmp_path}/cli_small" in first
     for line in (
-        "documents: 6, of which used: 2",
+        "documents: 6, used: 2",
         "tokens: 42 in 2 sentences",
         "dropped: 3 (exact_duplicate)",
         "dropped: 1 (too_short_text)",
     ):
         assert line in first
         assert line in second
-    assert f"train: complete already in {tmp_path}/cli_small" in second
+    assert f"train: already complete in {tmp_path}/cli_small" in second
     assert "written" not in second
 
 
@@ -67,7 +67,7 @@ def test_flags_of_beam_pass_through(registered, tmp_path, monkeypatch, capsys):
         (["--deduplicate=near", "--near_threshold=0"], "must lie between 0 and 1"),
         (["--deduplicate=near", "--near_threshold=2"], "must lie between 0 and 1"),
         (["--workers=0"], "--workers must be at least 1, not 0"),
-        (["stray"], "'stray' belongs to no option"),
+        (["stray"], "'stray' does not belong to an option"),
         (["--split=train"], "has an option --split"),
         (["--splits=train,test"], "has no split 'test', only train, validation"),
         (["--module=no_such_module"], "'no_such_module' cannot be imported"),

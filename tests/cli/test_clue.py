@@ -1,4 +1,4 @@
-"""`plug-jax clue`: what it prints, and its status."""
+"""`plug-jax clue`: output and exit status."""
 
 import json
 import shutil
@@ -114,7 +114,7 @@ def test_half_of_a_split_is_an_error(tmp_path, data_dir, capsys):
 
 
 def test_score_has_this_form(tmp_path, capsys):
-    # EM: A alone, of three. F1: 1 of A; 4/7 of B (see test_metrics); C shares 九米, two of three
+    # EM: only A, of three. F1: A has 1; B 4/7 (see test_metrics); C shares 九米, two of three
     # tokens of both, which is 2/3. Their mean is (1 + 4/7 + 2/3) / 3 = 47/63 = 0.746032.
     answers = {"A": ("九米", "九米。"), "B": ("甲乙丙丁", "甲丙丁"), "C": ("有九米", "九米长")}
     qas = [
@@ -146,7 +146,7 @@ def test_scores_of_a_zip_have_the_means_of_the_boards(tmp_path, data_dir, capsys
     arguments = ("score", "--data", data_dir, "--predictions", tmp_path / "dev.zip")
     status, found = run_json(capsys, *arguments)
     assert status == 0
-    # Always "1": half of the six lines of each. 一米 is no answer, and of the two characters of one
+    # Always "1": half of the six rows of each. 一米 is no answer, and of the two characters of one
     # answer to each question it shares 米: precision and recall 1/2.
     assert found["tasks"]["afqmc"] == found["tasks"]["csl"] == {"metrics": {"accuracy": 50.0}}
     others = ["tnews10", "iflytek", "cmnli", "ocnli", "cluewsc10"]
@@ -167,7 +167,7 @@ def test_validate_has_status_1_for_mistakes(tmp_path, data_dir, capsys):
     expected = {"valid": True, "predictions": {"tnews11_predict.json": 6}, "mistakes": []}
     assert run_json(capsys, *arguments) == (0, expected)
     status, out, _ = run(capsys, *arguments)
-    assert (status, out) == (0, "tnews11_predict.json: 6 predictions\nno mistake was found\n")
+    assert (status, out) == (0, "tnews11_predict.json: 6 predictions\nno mistakes were found\n")
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("a/ocnli_predict.json", b"")
     status, found = run_json(capsys, *arguments)
@@ -179,5 +179,5 @@ def test_validate_has_status_1_for_mistakes(tmp_path, data_dir, capsys):
     ]
     status, out, _ = run(capsys, *arguments)
     assert status == 1
-    assert "mistake: a/ocnli_predict.json: it lies in a folder" in out
+    assert "mistake: a/ocnli_predict.json: it is in a folder" in out
     assert out.endswith("do not upload it as it is\n")

@@ -1,4 +1,4 @@
-"""The demo of fine-tuning on a few reviews, with a tiny encoder."""
+"""The fine-tuning demo on a few reviews, with a tiny encoder."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from plug_jax.cli import demo_finetune
 from plug_jax.cli.main import main
-from plug_jax.data import demo_reviews
-from plug_jax.data.demo_reviews import Review
+from plug_jax.data.sources import demo_reviews
+from plug_jax.data.sources.demo_reviews import Review
+from plug_jax.demo import finetuning
 from plug_jax.finetuning import sweeps
 from tests.downstream.tiny_encoder import write_encoder
 
-# Bad and good words that the vocabulary of the tiny encoder has.
+# Bad and good words in the tiny encoder's vocabulary.
 WORDS = {"neg": "不", "pos": "都"}
 
 
@@ -38,8 +38,8 @@ def test_it_trains_compares_and_goes_on(
     stage1 = write_encoder(tmp_path / "stage1")
     (stage1 / "summary.json").write_text(json.dumps({"step": 1, "metrics": {}}))
     monkeypatch.setattr(demo_reviews, "read_reviews", few_reviews)
-    monkeypatch.setattr(demo_finetune, "LEARNING_RATES", (3e-3, 1e-9))
-    monkeypatch.setattr(demo_finetune, "SEEDS", (0, 1))
+    monkeypatch.setattr(finetuning, "LEARNING_RATES", (3e-3, 1e-9))
+    monkeypatch.setattr(finetuning, "SEEDS", (0, 1))
     command = ["demo-finetune", f"--output={tmp_path}", "--gin.EPOCHS=None"]
     command += ["--gin.TRAIN_STEPS=30", "--gin.EVAL_EVERY=15", "--gin.BATCH_SIZE=8"]
     command += ["--gin.TASK_FEATURE_LENGTHS={'encoder': 64}", "--gin.MAX_LENGTH=32"]
@@ -48,23 +48,23 @@ def test_it_trains_compares_and_goes_on(
     train = sweeps.Sweep._train
 
     def once(self: sweeps.Sweep, run: sweeps.SweptRun, say: object) -> None:
-        """Breaks off before the third run."""
+        """Interrupted before the third run."""
         if len(trained) == 2:
             trained.append("broken off")
             raise KeyboardInterrupt
         trained.append(run.name)
         train(self, run, say)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(demo_finetune, "_JOBS", 1)
+    monkeypatch.setattr(finetuning, "_JOBS", 1)
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
-    monkeypatch.setenv("XLA_FLAGS", "")  # its runs have one device, as they would without tests
+    monkeypatch.setenv("XLA_FLAGS", "")  # its runs get one device, as outside the tests
     monkeypatch.setattr(sweeps.Sweep, "_train", once)
     assert main(command) == 130
     assert not (directory / "report.md").exists()
     baseline = (directory / "baseline.json").read_bytes()
     assert main(command) == 0
     assert (directory / "baseline.json").read_bytes() == baseline
-    # Of each beginning: both learning rates with the first seed, and the better one with the other.
+    # From each initial encoder: both learning rates with seed 0, the better one with seed 1.
     assert [name for name in trained if name != "broken off"] == 2 * [
         "LEARNING_RATE=0.003,RANDOM_SEED=0",
         "LEARNING_RATE=1e-09,RANDOM_SEED=0",
@@ -74,7 +74,7 @@ def test_it_trains_compares_and_goes_on(
     assert summary["pretrained"]["learning_rate"] == 0.003
     assert summary["pretrained"]["test"] == [100.0, 100.0]
     assert summary["baseline"]["test"] == 100.0
-    assert summary["pretraining_helps"] is False  # as good without
+    assert summary["pretraining_helps"] is False  # equally good without it
     assert summary["reviews"]["lines"] == 240
     tests = few_reviews().splits["test"]
     lines = (directory / "predictions.jsonl").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""What `plug-jax doctor` finds right and wrong."""
+"""`plug-jax doctor`: what it reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place where packages can be installed, by name and release."""
+    """A directory for installed packages, by name and version."""
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 

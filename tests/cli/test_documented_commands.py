@@ -1,4 +1,4 @@
-"""Every command that documentation shows is one that the program takes, and runs on small data."""
+"""Every documented command is accepted by the program, and runs on small data."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from tests.stored_model import write_stored_model
 
 COMMANDS = documented()
 
-# Where each command has read its options, settings and files, and begins its work.
+# Where each command has read its options, settings and files, and starts its work.
 BEGINNINGS = {
     "train": ["plug_jax.training.loop.train"],
     "debug-nans": ["plug_jax.training.replay.replay"],
     "evaluate": ["plug_jax.training.evaluate.evaluate_checkpoint"],
-    "plan": ["plug_jax.planning.plan.make_plan", "plug_jax.planning.sweep.sweep"],
+    "plan": [
+        "plug_jax.planning.plan.make_plan",
+        "plug_jax.planning.sweep.sweep",
+        "plug_jax.planning.calibration.published",
+    ],
     "generate": ["plug_jax.inference.model.InferenceModel.load"],
     "serve": ["plug_jax.cli.serve.serve"],
     "infer": ["plug_jax.inference.jobs.run"],
@@ -36,7 +40,7 @@ BEGINNINGS = {
     "embed": ["plug_jax.inference.jobs.run"],
     "fill-mask": ["plug_jax.inference.jobs.run"],
     "zero-shot": ["plug_jax.inference.jobs.run"],
-    "inspect": ["plug_jax.cli.inspect._inspect", "plug_jax.cli.inspect.registered"],
+    "inspect": ["plug_jax.cli.inspect._inspect", "plug_jax.task_reports.inspection.registered"],
     "sweep": ["plug_jax.finetuning.sweeps.Sweep"],
     "ensemble": ["plug_jax.cli.finetuned_runs.load_runs"],
     "clue": [
@@ -51,14 +55,15 @@ BEGINNINGS = {
         "plug_jax.training.stored_steps.stored_steps",
         "plug_jax.training.stored_steps.remove_steps",
     ],
-    "demo": ["plug_jax.cli.demo._run_demo"],
+    "demo": ["plug_jax.demo.pretraining.run_demo"],
     "doctor": ["plug_jax.cli.doctor.examine"],
-    "demo-finetune": ["plug_jax.cli.demo.trained_stage1"],
+    "demo-finetune": ["plug_jax.demo.pretraining.trained_stage1"],
     "bench": [
         "plug_jax.cli.bench._run_data",
         "plug_jax.cli.bench_convert.run",
         "plug_jax.cli.bench_decode.run",
         "plug_jax.cli.bench_int8.run",
+        "plug_jax.cli.bench_scale.run",
         "plug_jax.cli.bench_soak.run",
         "plug_jax.benchmarks.train.measure",
     ],
@@ -73,7 +78,7 @@ BEGINNINGS = {
 
 
 class Begun(Exception):
-    """The command takes what it was given."""
+    """Raised when the command has accepted its arguments."""
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +94,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Goes to a directory, whose modules can then be imported, as in a new process."""
+    """Change to a directory, whose modules can then be imported, as in a new process."""
 
     def go(directory: Path) -> None:
         monkeypatch.chdir(directory)
@@ -98,7 +103,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         for name in ("my_package", "my_package.my_tasks"):
             monkeypatch.delitem(sys.modules, name, raising=False)
         demo = importlib.import_module("plug_jax.tasks.demo")
-        demo.structbert("demo_output")  # as importing it does where there is one
+        demo.structbert("demo_output")  # as importing it does, where it exists
         demo.palm("demo_output")
 
     yield go
@@ -166,20 +171,20 @@ def test_a_setting_that_is_named_is_one(build: Callable[[str], None], setting: s
     build(setting)
 
 
-# Not run here, only taken: for TPUs, buckets and clusters (plan, stage2.gin, Dataflow: their tests
+# Only parsed here, not run: for TPUs, buckets and clusters (plan, stage2.gin, Dataflow: their tests
 # are in tests/planning and tests/data/caching), servers (tests/serving), with PyTorch
-# (tests/convert), and what measures or trains for many minutes (bench, demo, demo-finetune, sweep:
-# tests/benchmarks, tests/cli/test_demo.py, tests/cli/test_demo_finetune.py).
+# (tests/convert), and long benchmarks and training (bench, demo, demo-finetune, sweep:
+# tests/benchmarks, tests/demo/test_report.py, tests/cli/test_demo_finetune.py).
 _ONLY_TAKEN = ("plan", "serve", "bench", "demo", "demo-finetune", "sweep", "ensemble")
 _ONLY_TAKEN_WITH = (
     *("stage2.gin", "Dataflow", "import-plug", "import-t5x", "export-plug", "verify", "text/train"),
-    *("tnews_sweep", "runs/*"),  # of many runs: tests/finetuning
-    ".damaged",  # checkpoint rm: tests/training/test_integrity.py
+    *("tnews_sweep", "runs/*"),  # many runs: see tests/finetuning
+    ".damaged",  # checkpoint rm: tests/checkpoints/test_integrity.py
 )
 
 
 def _running() -> list[Command]:
-    """One of those that differ in values alone, such as files and prompts."""
+    """One command of each group that differs only in values, such as files and prompts."""
     found: dict[tuple[str, ...], Command] = {}
     for command in COMMANDS:
         words = (word for word in _ONLY_TAKEN_WITH if any(word in a for a in command.arguments))
@@ -197,7 +202,7 @@ STAGES = [
 
 
 def small(command: Command) -> list[str]:
-    """The arguments with a small model, few steps and short rows; a batch divides over devices."""
+    """The arguments with a small model, few steps, short rows, and a batch for all devices."""
     if command.name not in ("train", "evaluate", "debug-nans"):
         return list(command.arguments)
     if "evaluate_finetuned" in str(command):
@@ -222,7 +227,7 @@ def small(command: Command) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory with what the two stages of docs/pretraining.md leave."""
+    """The directory as the two stages of docs/pretraining.md leave it."""
     directory = tmp_path_factory.mktemp("trained")
     prepare(directory)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -251,7 +256,7 @@ def test_the_command_runs(
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, value = argument.partition("=")
         if name in ("--output", "--output_cache_dir", "--gin.MODEL_DIR", "--gin.OUTPUT"):
-            path = Path((value or following).strip("'"))  # what other commands left
+            path = Path((value or following).strip("'"))  # what other commands wrote
             path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
     prompts = Path(command.stdin).read_text(encoding="utf-8") if command.stdin else "天\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(prompts.encode())))

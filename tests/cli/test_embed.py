@@ -1,4 +1,4 @@
-"""`plug-jax embed` and `plug-jax fill-mask`, as they are typed."""
+"""`plug-jax embed` and `plug-jax fill-mask`, as commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model(stage1):
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    """JAX has started already, and could not look for other processes any more."""
+    """One process: JAX has started already and cannot look for other processes."""
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
 
 
@@ -58,7 +58,7 @@ def test_lines_of_text_become_a_numpy_file(stage1, model, tmp_path, capsys):
     assert main([*embed, "--output", str(output)]) == 2
     assert f"{output} exists" in capsys.readouterr().err
     assert main([*embed, "--output", str(tmp_path / "no" / "vectors.npy")]) == 2
-    assert "there is no folder for" in capsys.readouterr().err
+    assert "there is no directory for" in capsys.readouterr().err
 
     output = tmp_path / "short.npy"
     assert main([*embed, "--output", str(output), "--max_length", "12"]) == 0
@@ -122,9 +122,16 @@ def test_masks_are_filled(stage1, model, tmp_path, capsys):
         (["embed", "--text", "天", "--pooling", "max"], "pooling must be one of 'mean', 'cls'"),
         (["embed", "--text", "天", "--input", "x"], "give either --input or --text"),
         (["embed", "--text", "天", "--max_length", "99"], "max_length is 99; it must be between"),
-        (["embed"], "name what to read"),
+        (["embed"], "name what to read: either files (--input, INPUT) or a seqio task"),
+        (["embed", "--input", "missing.txt"], "No file of rows matches missing.txt"),
         (["embed", "--text", "天", "--no_sep"], "unknown argument '--no_sep'"),
         (["fill-mask", "--text", "[MASK]", "--top_k", "-1"], "top_k is -1"),
+        (["fill-mask", "--text", "[MASK]", "--output", "f.npy"], "'f.npy' would be JSON lines"),
+        (
+            ["embed", "--text", "天", "--output", "f.npz"],
+            "not what .npz promises; let its name end",
+        ),
+        (["embed", "--text", "天", "--output", "f.NPY"], "'f.NPY' would be JSON lines"),
     ],
 )
 def test_mistakes(stage1, capsys, arguments, message):

@@ -1,4 +1,4 @@
-"""`plug-jax infer`, `classify` and `evaluate` of fine-tuned checkpoints, as they are typed."""
+"""`plug-jax infer`, `classify` and `evaluate` on fine-tuned checkpoints, as commands."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tnews(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run for TNEWS with the labels in another order than in code."""
+    """A TNEWS run whose labels are in another order than in the code."""
     format = clue_format(find_task("tnews"), MAX_LENGTH)
     turned = dataclasses.replace(format, labels=format.labels[::-1])
     return write_fine_tuned(tmp_path_factory.mktemp("runs") / "tnews", "clue_tnews", turned)
@@ -41,7 +41,7 @@ def tnews(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """JAX has started already, and could not look for other processes any more."""
+    """One process: JAX has started already and cannot look for other processes."""
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
 
 
@@ -69,10 +69,11 @@ def test_infer_answers_files_and_tasks(tnews, clue_dir, tmp_path, capsys):
     assert first["prediction"] == max(first["probabilities"], key=first["probabilities"].get)
     assert second.keys() == {"n", "error"}
     capsys.readouterr()
-    # Texts are not written, so how they would be is nothing that one can set.
+    # Nothing is generated, so generation options are refused.
     assert main([*infer, f"--gin.INPUT={str(source)!r}", "--gin.NUM_SAMPLES=4"]) == 2
-    assert "fine-tuned for 'clue_tnews' answers by its own head, reads NUM_SAMPLES: it is for" in (
-        capsys.readouterr().err
+    assert (
+        "fine-tuned for 'clue_tnews' answers with its own head, reads NUM_SAMPLES: it is for"
+        in (capsys.readouterr().err)
     )
 
     output = tmp_path / "test.jsonl"
@@ -90,7 +91,7 @@ def test_classify_uses_the_head(tnews, tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     [row] = said["rows"]
     assert list(row["probabilities"]) == list(find_task("tnews").labels[::-1])
-    # A label of its own counts; as a number, too.
+    # Only labels that the model has count, also if given as numbers.
     source = tmp_path / "rows.jsonl"
     rows = [{"text": "今天的股票", "label": int(row["prediction"])}, {"text": "球", "label": "x"}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -116,9 +117,11 @@ def test_options_that_are_not_for_a_checkpoint_are_refused(tnews, encoder, tmp_p
     own = said(*classify, str(tnews), "--labels", "a,b", "--template", "{label}")
     assert "--labels, --template: for zero-shot" in own and "has 15 labels of its own" in own
     assert "reads NORMALIZE" in said(*classify, str(tnews), "--gin.NORMALIZE='sum'")
-    assert "fine-tuned for 'clue_c3', which is not to label texts" in said(*classify, str(c3))
+    assert "fine-tuned for 'clue_c3', which does not label texts" in said(*classify, str(c3))
     assert "has no decoder" in said(*classify, str(encoder), "--labels", "a,b")
-    assert "--text is the first" in said("classify", "--checkpoint", str(tnews), "--text_pair", "a")
+    assert "give the first as --text" in said(
+        "classify", "--checkpoint", str(tnews), "--text_pair", "a"
+    )
     for arguments in (
         ("generate", "--prompt", "今天"),
         ("score", "--prompt", "今天", "--target", "天"),

@@ -1,4 +1,4 @@
-"""`plug-jax generate`: a prompt, lines of standard input, and a terminal."""
+"""`plug-jax generate`: a prompt, lines from standard input, and a terminal."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ LIMIT = ["--max_new_tokens", "6"]
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run the command on the lively model: (status, stdout, stderr)."""
+    """Run the command on `lively_model`: (status, stdout, stderr)."""
     loaded = []
 
     def load(checkpoint, partitioner, dtype, *, int8):
@@ -118,7 +118,7 @@ def test_an_option_that_is_no_finite_number_is_named(run, capsys, value):
     with pytest.raises(SystemExit) as exit_info:
         run("--prompt", "A", "--temperature", value)
     assert exit_info.value.code == 2
-    expected = f"error: argument --temperature: {value} is no finite number\n"
+    expected = f"error: argument --temperature: {value} is not a finite number\n"
     assert capsys.readouterr().err.endswith(expected)
 
 
@@ -175,7 +175,7 @@ def test_a_stream_waits_for_whole_characters(capsys):
     ],
 )
 def test_options_are_those_that_are_declared(command, file, declared):
-    """The gin file has each, with its default; the command has each, and says the default."""
+    """The gin file has each option with its default; so has the command, in its help."""
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     helps = {action.dest: action.help for action in parser._actions}

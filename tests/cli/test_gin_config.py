@@ -1,4 +1,4 @@
-"""gin files that ship, and messages about what is misspelt or missing."""
+"""The shipped gin files, and messages for misspelt or missing settings."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def run(tmp_path: Path) -> list[str]:
 
 
 GIN = Path(gin_config.__file__).parents[2] / "gin_configs"
-# Sizes; decoder_alone comes after one and has an objective of its own (test_language_model.py).
+# Model sizes; decoder_alone needs a size file first, and an objective (test_language_model.py).
 MODELS = sorted({path.stem for path in (GIN / "models").glob("*.gin")} - {"decoder_alone"})
-MESHES = sorted(path.stem for path in (GIN / "mesh").glob("*.gin"))
+MESHES = sorted({path.stem for path in (GIN / "mesh").glob("*.gin")} - {"common"})
 
 STAGE1 = ["runs/structbert_pretrain.gin", "models/tiny.gin", "mesh/cpu1.gin"]
 STAGE2 = ["runs/palm_pretrain.gin", "models/tiny.gin", "mesh/cpu8.gin"]
@@ -67,7 +67,7 @@ def test_every_mesh_file_goes_with_every_run(mesh: str, run: list[str]) -> None:
     assert stage1.partitioner == stage2.partitioner
     assert stage1.train_data.batch_size == stage2.train_data.batch_size
     assert stage1.step.micro_batches == stage2.step.micro_batches
-    # Rows divide over the micro-batches and all devices, as they are sharded.
+    # Rows divide over the micro-batches and all devices, over which they are sharded.
     devices = stage1.partitioner.data * stage1.partitioner.fsdp
     if devices > 0:
         assert stage1.train_data.batch_size % (devices * stage1.step.micro_batches) == 0
@@ -169,6 +169,6 @@ def test_the_command_line_names_what_files_import(run: list[str]) -> None:
     gin_config.configured(CacheConfig, files=["runs/cache.gin"], bindings=bindings)
     assert gin.query_parameter("cleaning.MinLength.characters") == 7
     misspelt = [*task, "CLEANING = (@cleaning.Halfwidth(),)"]
-    message = "cleaning.Halfwidth: plug_jax.data.cleaning has no Halfwidth; did you mean HalfWidth"
+    message = "preprocessors.cleaning has no Halfwidth; did you mean HalfWidth"
     with pytest.raises(PlugError, match=message):
         gin_config.configured(CacheConfig, files=["runs/cache.gin"], bindings=misspelt)

@@ -1,4 +1,4 @@
-"""Every setting is read, or the run ends with a message that names it."""
+"""Every setting is used, or the run ends with a message that names it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ toy.unused.size = %SPARE
 
 @pytest.fixture(scope="module")
 def toy_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A module to configure; gin registers what it decorates only once."""
+    """A module to configure; gin registers decorated functions only once."""
     directory = tmp_path_factory.mktemp("toy")
     (directory / "toy.py").write_text(MODULE)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -105,7 +105,7 @@ def toy(toy_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
 def built(
     toy: Any, *bindings: str, mine: str | bytes | None = None, first: bool = False, **options: Any
 ) -> Any:
-    """What run.gin, mine.gin and the command line describe."""
+    """The objects configured by run.gin, mine.gin and the command line."""
     files = ["run.gin"]
     if mine is not None:
         Path("mine.gin").write_bytes(mine if isinstance(mine, bytes) else mine.encode())
@@ -117,7 +117,7 @@ def test_files_and_command_line_are_read_as_gin_reads_them(toy: Any) -> None:
     run = built(toy, "STEPS = 1e2", mine=f"{HEAD}SIZE = 7\ntoy.Part.names = 'a'\n")
     assert run == toy.Run(toy.Part(7, ("a",)), toy.Part(5, ("a",)), 100)
     assert built(toy, "STEPS = 3", "toy.Run.second = @toy.Part()").second == toy.Part(2)
-    # What is called without a scope is in that of what calls it.
+    # A call without a scope inherits its caller's.
     names = f"{HEAD}toy.Part.names = @toy.named()\nsecond/toy.named.name = 'b'\n"
     run = built(toy, "STEPS = 3", mine=names)
     assert (run.first.names, run.second.names) == (("a",), ("b",))
@@ -211,7 +211,7 @@ def test_what_is_set_twice_in_one_place(toy: Any, origin: str) -> None:
 
 def test_code_may_call_what_it_made_configurable_itself(toy: Any) -> None:
     built(toy, "STEPS = 1", "toy.decorated.size = 3")
-    built(toy, "STEPS = 1", mine="decorated.size = 3\n")  # found as gin finds it, without import
+    built(toy, "STEPS = 1", mine="decorated.size = 3\n")  # found as gin finds it, without importing
     assert toy.decorated() == 3
     assert built(toy, "STEPS = 1", mine="Part.size = 3\n").first.size == 3
 

@@ -1,4 +1,4 @@
-"""`plug-jax infer`, `score` and `classify`, as they are typed."""
+"""`plug-jax infer`, `score` and `classify`, as commands."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from plug_jax.checkpoints.saved_model import SavedModel
 from plug_jax.cli import evaluate
 from plug_jax.cli.main import main
 from plug_jax.inference.model import InferenceModel
-from plug_jax.training.saved_model import SavedModel
 from tests.stored_model import CHARACTERS, write_stored_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """JAX has started already, and could not look for other processes any more."""
+    """One process: JAX has started already and cannot look for other processes."""
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
 
 
@@ -81,7 +81,7 @@ def test_infer_writes_a_text_for_every_row(model_dir, tmp_path, capsys):
     assert f"{output} has 3 rows, 1 with an error\nthe first error: {error}" in said
 
     content = output.read_bytes()
-    assert main(command) == 3  # nothing is left to do
+    assert main(command) == 3  # nothing left to do
     assert output.read_bytes() == content
     assert main([*command, "--gin.RANDOM_SEED=1"]) == 2
     assert "options.seed was 0 and is 1" in capsys.readouterr().err
@@ -91,7 +91,7 @@ def test_infer_writes_a_text_for_every_row(model_dir, tmp_path, capsys):
     ("changes", "message"),
     [
         (["--gin.INPUT=None"], "name what to read"),
-        (["--gin.INPUT='nothing.jsonl'"], "No JSON lines file matches nothing.jsonl"),
+        (["--gin.INPUT='nothing.jsonl'"], "No file of rows matches nothing.jsonl"),
         (["--gin.CHECKPOINT='nothing'"], "no checkpoint in nothing"),
         (["--gin.MAX_NEW_TOKENS=49"], "max_new_tokens is 49; it must be between 1 and 48"),
         (["--gin.TEMPERATUR=1.0"], "did you mean TEMPERATURE?"),
@@ -109,7 +109,7 @@ def test_a_mistake_is_named_and_leaves_no_rows(model_dir, tmp_path, capsys, chan
     ]
     assert main([*command, *changes]) == 2
     assert message in capsys.readouterr().err
-    # And does not stand in the way of the command without it.
+    # And does not break the command without it.
     assert main(infer_command(model_dir, str(source), output)) == 0
 
 
@@ -252,7 +252,7 @@ def test_options_that_do_not_go_together(model_dir, capsys, command, message):
 @pytest.mark.slow
 @pytest.mark.long
 def test_killed_again_and_again_it_ends_with_the_same_file(model_dir, tmp_path):
-    """SIGKILL at random moments, Ctrl-C once, then to the end."""
+    """SIGKILL at random moments, one Ctrl-C, then an uninterrupted run."""
     draw = random.Random(0)
     prompts = ["".join(draw.choices(CHARACTERS, k=draw.randint(1, 40))) for _ in range(1200)]
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": prompt} for prompt in prompts])
@@ -281,9 +281,9 @@ def test_killed_again_and_again_it_ends_with_the_same_file(model_dir, tmp_path):
         said = process.communicate()[1]
         if attempt == 0:
             assert process.returncode == 130 and "plug-jax: interrupted" in said, said
-        assert not killed.exists()  # a part takes about 0.1 s, and there are 38
+        assert not killed.exists()  # a part takes about 0.1 s, and there are 38 parts
     last = start()
     said = last.communicate()[1]
     assert last.returncode == 0, said
-    assert "going on after" in said
+    assert "resuming after" in said
     assert killed.read_bytes() == whole.read_bytes()

@@ -1,4 +1,4 @@
-"""What is printed of examples and tasks, whatever draws them, and what the user gets wrong."""
+"""`plug-jax inspect`: printed examples and tasks, for any objective, and user errors."""
 
 import functools
 import json
@@ -9,14 +9,14 @@ import seqio
 import tensorflow as tf
 from rich.console import Console
 
-from plug_jax.cli import inspect
-from plug_jax.cli.inspect_format import show_example
 from plug_jax.cli.main import main
 from plug_jax.data.features import PALM, STRUCTBERT, output_features
-from plug_jax.data.masking import masked_language_model
+from plug_jax.data.preprocessors.masking import masked_language_model
 from plug_jax.errors import PlugError
-from plug_jax.evaluation.decoded_examples import decode_example
 from plug_jax.objectives import stages
+from plug_jax.task_reports import inspection
+from plug_jax.task_reports.decoded_examples import decode_example
+from plug_jax.task_reports.terminal import show_example
 from plug_jax.tasks import pretrain
 from tests.inspected_examples import STAGE1, STAGE2, make_vocabulary, to_ids
 
@@ -46,7 +46,7 @@ def text_source(*texts):
 
 @pytest.fixture
 def add_task(request):
-    """Registers a task for the time of a test."""
+    """Register a task for the duration of a test."""
 
     def add(name, source, features, preprocessors=()):
         seqio.TaskRegistry.add(
@@ -59,7 +59,7 @@ def add_task(request):
 
 @pytest.fixture
 def add_ours(add_task, vocabulary):
-    """Registers hand-made examples of stage 1 or 2."""
+    """Register hand-made examples of stage 1 or 2."""
 
     def add(name, examples):
         palm = "decoder_target_tokens" in examples[0]
@@ -71,7 +71,7 @@ def add_ours(add_task, vocabulary):
 
 @pytest.fixture
 def shown(capsys, monkeypatch):
-    """The lines that `plug-jax inspect` prints, without the space around and within them."""
+    """The lines that `plug-jax inspect` prints, with whitespace collapsed."""
     monkeypatch.setenv("COLUMNS", "120")
 
     def run(*arguments):
@@ -83,12 +83,12 @@ def shown(capsys, monkeypatch):
 
 @pytest.fixture
 def refused(capsys):
-    """The message with which `plug-jax inspect` fails."""
+    """The error message of `plug-jax inspect`."""
 
     def run(*arguments):
         assert main(["inspect", *arguments]) == 2
         captured = capsys.readouterr()
-        assert len(captured.err.splitlines()) == 1
+        assert captured.out == "" and len(captured.err.splitlines()) == 1
         return captured.err
 
     return run
@@ -136,12 +136,12 @@ def test_stage1_example_and_rates(add_ours, shown):
         "changed but not predicted (!) 0 of 3 tokens not predicted 0 ✓ within",
         "[UNK] 9.09% of 11 text tokens",
         "encoder too long for a row 0 of 2 examples (rows of 22) 0 ✓ within",
-        "examples a row 2.0 (2 packed)",
+        "examples per row 2.0 (2 packed)",
         "encoder padding 22.73% of rows of 22",
-        "pieces that occur 80.00% of 10 regular ones",
+        "pieces used 80.00% of 10 regular ones",
         "most frequent 天 2 地 2 人 1 你 1 我 1 play 1 ##ing 1 well 1",
         "",
-        "3 of 3 statistics agree with what the task asks for.",
+        "3 of 3 statistics agree with the task's settings.",
         "",
     ]
 
@@ -177,7 +177,7 @@ def test_stage2_example_and_rates(add_ours, shown):
     ]
     assert "decoder inputs out of step 2 of 7 decoder positions 0 ✗ outside" in lines
     assert lines[-3:] == [
-        "4 of 5 statistics agree with what the task asks for.",
+        "4 of 5 statistics agree with the task's settings.",
         "✗ outside: decoder inputs out of step. Assumed: nothing: this must hold for every "
         "example.",
         "",
@@ -185,7 +185,7 @@ def test_stage2_example_and_rates(add_ours, shown):
 
 
 def test_a_rate_stands_beside_its_bounds_and_what_is_asked(add_task, vocabulary, shown):
-    """Two examples of five masked tokens in ten, where the task asks for all of them."""
+    """Two examples with five of ten tokens masked, where the task asks for all of them."""
     original = np.int32([2, *range(5, 15), 3])
     example = {
         "encoder_original_tokens": original,
@@ -203,12 +203,12 @@ def test_a_rate_stands_beside_its_bounds_and_what_is_asked(add_task, vocabulary,
         "chosen for masking 50.00% of 20 maskable tokens 29.93% to 70.07% 100.00% ✗ outside"
         in lines
     )
-    outside = "✗ outside: chosen for masking. Assumed: each token is chosen on its own."
+    outside = "✗ outside: chosen for masking. Assumed: each token is chosen independently."
     assert outside in lines
 
 
 def undo_masking(example):
-    """Only the first half of an example stays masked."""
+    """Unmask the second half of an example."""
     first_half = tf.range(12) < 6
     tokens, original = example["encoder_input_tokens"], example["encoder_original_tokens"]
     weights = example["encoder_loss_weights"]
@@ -318,7 +318,7 @@ def test_a_task_without_examples_says_what_was_dropped(vocabulary, refused, requ
 
 def test_feature_lengths_go_to_features():
     names = [feature.name for feature in PALM]
-    lengths = inspect.sequence_lengths("encoder=6, decoder_input_tokens=5", names, stages.PALM)
+    lengths = inspection.sequence_lengths("encoder=6, decoder_input_tokens=5", names, stages.PALM)
     assert lengths == {
         "encoder_input_tokens": 6,
         "encoder_original_tokens": 6,
@@ -326,11 +326,11 @@ def test_feature_lengths_go_to_features():
         "encoder_token_types": 6,
         "decoder_input_tokens": 5,
     }
-    assert inspect.sequence_lengths("inputs=3", ["inputs", "targets"]) == {"inputs": 3}
-    assert inspect.sequence_lengths("", names, stages.PALM) is None
+    assert inspection.sequence_lengths("inputs=3", ["inputs", "targets"]) == {"inputs": 3}
+    assert inspection.sequence_lengths("", names, stages.PALM) is None
     for wrong in ("encoder", "encoder=", "encoder=0", "encoder=-3", "encoder=a"):
         with pytest.raises(PlugError, match="should read encoder=512"):
-            inspect.sequence_lengths(wrong, names, stages.PALM)
+            inspection.sequence_lengths(wrong, names, stages.PALM)
 
 
 def test_options_that_do_not_go_together(refused, capsys):

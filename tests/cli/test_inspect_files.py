@@ -1,4 +1,4 @@
-"""`plug-jax inspect` over files that no task is registered for, and seqio's own tool."""
+"""`plug-jax inspect` over files without a registered task, and seqio's own tool."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.cli.main import main
-from plug_jax.data.vocabularies import default_vocabulary, save_vocabulary
+from plug_jax.data.vocabularies.vocabulary import default_vocabulary, save_vocabulary
 from tests.inspected_examples import make_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def test_files_of_ones_own(vocabulary, tmp_path, capsys):
     assert main(["inspect", *common, "--stage", "2", "--format", "paragraphs"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["task"], found["lengths"]["encoder"]["longest_asked"]) == ("stage2_of_input", 512)
-    assert found["drops"]["document_too_short"] == 2  # the two of a single line
+    assert found["drops"]["document_too_short"] == 2  # both from a single line
     assert found["shares"]["mask_rate"]["target"] == 0.15
     assert seqio.TaskRegistry.names() == registered
     assert main(["inspect", *files, "--json", "--stage", "1"]) == 0
@@ -62,6 +62,7 @@ def test_files_of_ones_own(vocabulary, tmp_path, capsys):
         "1",
     ]
     assert main(missing) == 2
-    assert "No text file matches" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert captured.out == "" and "No text file matches" in captured.err
     assert main(["inspect", *common, "--stage", "1", "--split", "validation"]) == 2
     assert "no split 'validation'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The dispatcher: help, errors, exit statuses, and what a command gets."""
+"""The dispatcher: help, errors, exit statuses, and the arguments of commands."""
 
 import importlib
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def command(monkeypatch):
-    """The only command, `greet`; a test sets what its `run` does."""
+    """The only command, `greet`; a test sets its `run`."""
     module = types.ModuleType("greet_command")
     module.SUMMARY = "Greet somebody."
     module.EXAMPLE = "example:\n  plug-jax greet --name 小明 --discount 100%"
@@ -82,12 +82,14 @@ def test_command_help_ends_with_its_example(command, capsys):
 
 def test_an_unknown_command_names_the_nearest(command, capsys):
     assert dispatcher.main(["great"]) == 2
-    assert capsys.readouterr().err == "plug-jax: error: no command 'great'; did you mean 'greet'?\n"
+    said = "plug-jax: error: there is no command 'great'; did you mean 'greet'?\n"
+    assert capsys.readouterr().err == said
 
 
 def test_an_unknown_command_unlike_any_lists_them(command, capsys):
     assert dispatcher.main(["xyzzy"]) == 2
-    assert capsys.readouterr().err == "plug-jax: error: no command 'xyzzy'; there are: greet.\n"
+    said = "plug-jax: error: there is no command 'xyzzy'; there are: greet.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_an_unknown_option_before_the_command_is_an_error(command, capsys):
@@ -252,4 +254,5 @@ def test_python_dash_m_is_the_same_command():
         [sys.executable, "-m", "plug_jax", "generat"], cwd=ROOT, capture_output=True, text=True
     )
     assert run.returncode == 2
-    assert run.stderr == "plug-jax: error: no command 'generat'; did you mean 'generate'?\n"
+    said = "plug-jax: error: there is no command 'generat'; did you mean 'generate'?\n"
+    assert run.stderr == said

@@ -25,7 +25,7 @@ VARIABLES = (
 
 @pytest.fixture(autouse=True)
 def initialized(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """What jax.distributed.initialize is called with; it does not find the others."""
+    """Records the arguments of jax.distributed.initialize, which does not connect."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     calls: list[tuple] = []
@@ -77,7 +77,7 @@ def test_half_a_description_is_an_error(
 def test_processes_that_do_not_find_each_other(
     initialized: list[tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To start them again may help: that has a status of its own."""
+    """Retrying may help, so this has its own exit status."""
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
@@ -94,7 +94,7 @@ def test_a_cluster_that_jax_knows(
     initialized: list[tuple],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Slurm, one process a GPU, or with the devices that the user names."""
+    """Slurm, one process per GPU, or with the devices that the user names."""
     slurm = {
         "SLURM_JOB_ID": "7",
         "SLURM_NTASKS": "8",
@@ -113,7 +113,7 @@ def test_a_cluster_that_jax_knows(
 
 
 def test_a_port_that_stays_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two coordinators would share what comes to it."""
+    """Two coordinators would share its connections."""
     monkeypatch.setattr(coordinator, "_SECONDS_TO_BE_FREE", 0.3)
     with socket.create_server(("", 0)) as server:
         monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", f"localhost:{server.getsockname()[1]}")

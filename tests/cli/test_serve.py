@@ -1,4 +1,4 @@
-"""`plug-jax serve` as a command: what it says, what it refuses, and how it ends."""
+"""`plug-jax serve` as a command: output, refused options, and shutdown."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from tests.downstream.tiny_encoder import write_encoder, write_fine_tuned
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The command with a small model in place of a checkpoint's, which takes its time to write.
+# The command with a small model instead of a checkpoint's; it generates slowly.
 PROGRAM = """
 import sys, time
 from plug_jax.cli import serve
@@ -49,7 +49,7 @@ sys.exit(main(["serve", "--checkpoint", "some/stage2", "--port", "0", "--gin.WAR
         (["--port", "0"], "no checkpoint in nowhere"),
         (["--api_keys", "no/file"], "cannot read the API keys in no/file: No such file"),
         (["--ssl_certfile", "no/file"], "cannot read no/file for TLS: No such file"),
-        (["--ssl_keyfile", "no/file"], "ssl_keyfile is of use only with ssl_certfile"),
+        (["--ssl_keyfile", "no/file"], "ssl_keyfile needs ssl_certfile"),
         (["--max_client_texts", "0"], "max_client_texts is 0; it must be at least 1"),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_signal_ends_it_after_the_request_in_hand(number):
 
 
 def test_an_encoder_and_a_fine_tuned_model_read(tmp_path):
-    """What each is served as; a model that writes is in all other tests."""
+    """How each is served; all other tests serve a generating model."""
     labels = TextFormat(max_length=32, labels=("a", "b"))
     names = EntityFormat(max_length=32, types=("人",))
     for checkpoint, classifies in (
@@ -137,7 +137,7 @@ def test_an_encoder_and_a_fine_tuned_model_read(tmp_path):
             assert "/embeddings" in paths and "/completions" not in paths
     written = dataclasses.replace(config, max_new_tokens=8)
     with (
-        pytest.raises(PlugError, match="max_new_tokens is for models that write"),
+        pytest.raises(PlugError, match="max_new_tokens is for models that generate text"),
         serve._served(written),
     ):
         pass

@@ -1,4 +1,4 @@
-"""The supervisor, over children that are small scripts."""
+"""The supervisor, with small scripts as children."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from plug_jax.hosts.supervision import VARIABLE, Start
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Each start takes the next of the endings; `begun` is the step that it tells, as `train` does.
+# Each start takes the next ending; `begun` is the step that it reports, as `train` does.
 CHILD = """
 import json, os, signal, sys, time
 endings, path = json.loads(sys.argv[1]), sys.argv[2]
@@ -65,7 +65,7 @@ def test_what_a_restart_mends(
     first, second = capfd.readouterr().err.splitlines()
     killed, status = f"it was killed by {ending}", f"it ended with status {ending}"
     how = killed if isinstance(ending, str) else status
-    assert first == f"plug-jax: restart 1 of 5 in 0 s: {how}, begun at step 0"
+    assert first == f"plug-jax: restart 1 of 5 in 0 s: {how}, started at step 0"
     assert second.startswith("plug-jax: restart 2 of 5") and second.endswith("step 10")
 
 
@@ -84,17 +84,17 @@ def test_restarts_without_progress_end(tmp_path: Path, capfd: pytest.CaptureFixt
     assert starts(tmp_path) == 6
     last = capfd.readouterr().err.splitlines()[-1]
     assert last == (
-        "plug-jax: not restarted: 5 starts in a row came no further than step 40; the last it "
+        "plug-jax: not restarted: 5 starts in a row got no further than step 40; the last it "
         "ended with status 75"
     )
 
 
 def test_restarts_run_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Those that do not come so far as to train are not held against the run, but counted."""
+    """Starts that fail before training count towards the limit of restarts only."""
     assert supervise(child(tmp_path, (75, None)), 7) == 75
     assert starts(tmp_path) == 8
     assert capfd.readouterr().err.splitlines()[-1] == (
-        "plug-jax: no restarts are left of 7: it ended with status 75"
+        "plug-jax: none of the 7 restarts is left: it ended with status 75"
     )
 
 
@@ -145,7 +145,7 @@ def test_the_child_is_told_when_its_supervisor_is_killed(tmp_path: Path) -> None
 
 def test_waits_grow_and_let_the_others_miss_a_killed_process() -> None:
     progress = _Progress()
-    module._FIRST_WAIT = 5.0  # of the fixture, which puts it back
+    module._FIRST_WAIT = 5.0  # which the fixture restores
     progress.add(Start(0, 2, 60.0))
     assert progress.wait(killed=False) == 5 and progress.wait(killed=True) == 65
     progress.add(None)

@@ -1,4 +1,4 @@
-"""Our own modules are found whatever the current directory has of their names."""
+"""Our own modules are found even if the current directory has modules of the same names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from plug_jax.cli import gin_config, task_modules
-from plug_jax.data.pipeline import import_tasks
+from plug_jax.data.pipeline.pipeline import import_tasks
 from plug_jax.errors import PlugError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def short_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No module `tasks` imported yet, as in a new process; afterwards as before."""
+    """No module `tasks` imported yet, as in a new process; restored afterwards."""
     names = [name for name in sys.modules if name.partition(".")[0] == "tasks"]
     before = {name: sys.modules.pop(name) for name in names}
-    # Python's own finders alone: an editable install adds one that knows our folders.
+    # Only Python's own finders: an editable install adds one that knows our folders.
     monkeypatch.setattr(sys, "meta_path", [BuiltinImporter, FrozenImporter, PathFinder])
     task_modules.allow_short_name()
     importlib.invalidate_caches()

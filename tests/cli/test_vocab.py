@@ -5,10 +5,14 @@ import json
 import pytest
 
 from plug_jax.cli import main, vocab
-from plug_jax.data import vocabulary_coverage
-from plug_jax.data.vocabularies import SPECIAL_PIECES, default_vocabulary, load_vocabulary
-from plug_jax.data.vocabulary_coverage import Coverage, HeldOut, measure_coverage
-from plug_jax.data.vocabulary_training import train_sentencepiece
+from plug_jax.data.vocabularies import coverage
+from plug_jax.data.vocabularies.coverage import Coverage, HeldOut, measure_coverage
+from plug_jax.data.vocabularies.sentencepiece_training import train_sentencepiece
+from plug_jax.data.vocabularies.vocabulary import (
+    SPECIAL_PIECES,
+    default_vocabulary,
+    load_vocabulary,
+)
 from plug_jax.errors import PlugError
 
 TEXT = ["今天天气很好，我们去公园。", "明天天气不好，我们在家！", "hello world，你好。", "春夏秋冬"]
@@ -168,7 +172,8 @@ def test_coverage_counts_characters_and_tokens(tmp_path):
         characters=500, covered_characters=200, tokens=400, unknown_tokens=200
     )
     assert str(coverage) == (
-        "40.0000% of 500 characters covered, 50.0000% [UNK] in 400 tokens, 0.800 tokens a character"
+        "40.0000% of 500 characters covered, 50.0000% [UNK] in 400 tokens, 0.800 tokens per "
+        "character"
     )
     assert measure_coverage(trained, []) == Coverage(0, 0, 0, 0)
     assert "0 characters" in str(measure_coverage(trained, []))
@@ -195,7 +200,7 @@ def test_a_short_text_is_measured_on_itself():
 
 
 def test_held_out_text_in_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(vocabulary_coverage, "_MAX_CHARACTERS", 100)
+    monkeypatch.setattr(coverage, "_MAX_CHARACTERS", 100)
     documents = [f"{i:010}" for i in range(20_000)]
     held_out = HeldOut()
     trained_on = set(held_out.filter(documents))

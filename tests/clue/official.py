@@ -39,7 +39,7 @@ FOLDER_OF = {
     **{"cluewsc": "cluewsc2020", "cluewsc10": "cluewsc2020"},
 }
 
-# What tells the classes of a text apart, and what the texts are about.
+# What distinguishes the classes of a text, and topics.
 _TOPICS = ("天气", "手机", "花园", "电影", "书店", "汽车", "火车", "学校", "河流", "山路")
 _NEWS = {
     "100": ("news_story", "故事"),
@@ -65,17 +65,17 @@ _IDIOMS = (
 
 
 def lines_of(*rows: Any) -> bytes:
-    """JSON lines, each with its end."""
+    """JSON lines, each with a line feed."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def value_of(value: Any, **options: Any) -> bytes:
-    """One JSON value a file."""
+    """One JSON value per file."""
     return json.dumps(value, ensure_ascii=False, **options).encode()
 
 
 def files_of(folder: str) -> dict[str, bytes]:
-    """The files of a task's folder or zip, by their names in it."""
+    """The files of a task's folder or zip, by name."""
     return _WRITERS[folder]()
 
 
@@ -100,7 +100,7 @@ def write_clue(
 
 
 def write_zip(path: Path, folder: str, files: dict[str, bytes]) -> None:
-    """A task's zip: flat, but for that of CMNLI."""
+    """A task's zip: without folders, except for CMNLI."""
     inside = "cmnli_public/" if folder == "cmnli" else ""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in files.items():
@@ -108,7 +108,7 @@ def write_zip(path: Path, folder: str, files: dict[str, bytes]) -> None:
 
 
 def constant_predictions(task: ClueTask, records: Sequence[Record]) -> dict[Any, Any]:
-    """Predictions that a board takes, the same for every record but the blanks of CHID."""
+    """Valid predictions for a leaderboard, the same for every record except the blanks of CHID."""
     if task.kind == "blank":
         return {record.id: n % 10 for n, record in enumerate(records)}
     made = {"choice": 1, "question": "一米", "entity": ()}
@@ -118,7 +118,7 @@ def constant_predictions(task: ClueTask, records: Sequence[Record]) -> dict[Any,
 
 def write_vocabulary(path: Path) -> Path:
     """A vocab.txt with every character of these files; returns its path."""
-    from plug_jax.data.vocabularies import SPECIAL_PIECES  # it imports tensorflow
+    from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES  # it imports tensorflow
 
     text = "".join(content.decode() for folder in FOLDERS for content in files_of(folder).values())
     characters = sorted({character.lower() for character in text if not character.isspace()})
@@ -141,7 +141,7 @@ def _topic(number: int) -> str:
 
 
 def _numbered(rows: Iterable[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
-    """Lines of a test file: an id first, and of the rows these keys."""
+    """Rows of a test file: an id first, then these keys."""
     return [{"id": i, **{key: row[key] for key in keys}} for i, row in enumerate(rows)]
 
 
@@ -172,7 +172,7 @@ def _tnews() -> dict[str, bytes]:
     return {
         "train.json": lines_of(*files["train"]),
         "dev.json": lines_of(*files["dev"]),
-        "test.json": lines_of(*_numbered(files["test"], "sentence")),  # 1.1 has no keywords
+        "test.json": lines_of(*_numbered(files["test"], "sentence")),  # version 1.1 has no keywords
         "test1.0.json": lines_of(*_numbered(files["test"][:4], "sentence", "keywords")),
         "labels.json": lines_of(*labels),
     }
@@ -335,7 +335,7 @@ def _chid() -> dict[str, bytes]:
         lines, answers = [], {}
         for number in range(count):
             content = []
-            for passage in range(2):  # what stands before a blank tells its idiom
+            for passage in range(2):  # the text before a blank determines its idiom
                 idiom = (3 * number + passage) % len(_IDIOMS)
                 tag = next(tags)
                 content.append(f"他说{_IDIOMS[idiom][:2]}，就是{tag}，没有错。")

@@ -1,4 +1,4 @@
-"""Figures of splits, with a token a character."""
+"""Statistics of splits, with one token per character."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def count(texts):
         (BlankRecord("#idiom1#", 0, "左边", "右边#idiom22#右", ("一心一意",), 0), 17),
         (QuestionRecord(0, "三个字", "问吗", ()), 8),  # [CLS] 2 [SEP] 3 [SEP]
         (QuestionRecord(0, "三个字", "问" * 65, ()), 70),  # 64 of the question
-        (EntityRecord(0, "三 字", ()), 5),  # a token a character, spaces too
+        (EntityRecord(0, "三 字", ()), 5),  # one token per character, including spaces
     ],
 )
 def test_the_length_of_an_input_is_that_of_the_baselines(record, length):

@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand; a comment says how each comes about."""
+"""Metrics against values computed by hand, as explained in comments."""
 
 import numpy as np
 import pytest
@@ -25,15 +25,15 @@ from plug_jax.errors import PlugError
     ("answer", "prediction", "expected"),
     [
         ("九米", "九米", 1),
-        ("九米", " 九米。 ", 1),  # outer spaces and 。 do not count
+        ("九米", " 九米。 ", 1),  # leading and trailing spaces and 。 are ignored
         ("九米", "九米 。", 0),  # stripped first: the space before 。 stays
-        ("九米", "九米.", 0),  # . does
+        ("九米", "九米.", 0),  # a full stop is
         ("九米", "九米!", 0),
         ("九米", "(九米)", 0),
         ("九米", "（九米）", 1),
         ("‘九米’", "‘九米", 1),  # of the single quotes only the closing one is deleted
         ("九米", "‘九米", 0),
-        ("九米…", "九米", 0),  # the list has …… as one entry, which no character equals
+        ("九米…", "九米", 0),  # the list has …… as one entry, which no single character equals
         ("10:30", "1030", 1),
         ("3-4", "3*4", 1),
         ("1,000", "1000", 0),
@@ -76,7 +76,7 @@ def test_each_mark_that_does_not_count():
         ("龦龦", "龦", 0),
         ("龥龥", "龥", 2 / 3),  # U+9FA5, the last within: precision 1, recall 1/2
         ("九米", "", 0),
-        ("。", "", 0),  # no token, so no common run, though they match exactly
+        ("。", "", 0),  # no tokens, so no common run, though they match exactly
     ],
 )
 def test_overlap_f1(answer, prediction, expected):
@@ -121,7 +121,7 @@ def question(key, *answers):
 
 def test_scores_of_questions_are_means_over_all_of_them():
     records = [question("a", "九米"), question("b", "甲乙丙丁", "乙"), question("c", "他")]
-    # a: EM 1, F1 1. b: EM 0, F1 4/7 (of 乙 none). c: unanswered, both 0.
+    # a: EM 1, F1 1. b: EM 0, F1 4/7 (nothing in common with 乙). c: unanswered, both 0.
     # EM 1/3 = 33.333 %, F1 (1 + 4/7) / 3 = 11/21 = 52.381 %.
     scores = score(CLUE["cmrc2018"], records, {"a": "九米", "b": "甲丙丁"})
     assert scores == {"em": pytest.approx(100 / 3), "f1": pytest.approx(1100 / 21)}
@@ -130,7 +130,7 @@ def test_scores_of_questions_are_means_over_all_of_them():
 
 def test_accuracy_of_labels_choices_and_blanks():
     texts = [TextRecord(number, ("",), label) for number, label in enumerate("0110")]
-    # Right: 0, 2 and 3.
+    # Correct: 0, 2 and 3.
     assert score(CLUE["afqmc"], texts, {0: "0", 1: "0", 2: "1", 3: "0"}) == {"accuracy": 75}
     choices = [ChoiceRecord(number, "", "", ("甲", "乙"), number) for number in range(2)]
     assert score(CLUE["c3"], choices, {0: 1, 1: 1}) == {"accuracy": 50}
@@ -147,11 +147,11 @@ def test_what_cannot_be_scored():
         score(CLUE["afqmc"], records, {0: "0"})
     with pytest.raises(PlugError, match="record 1 of afqmc has no answer to compare with"):
         score(CLUE["afqmc"], records, {0: "0", 1: "0"})
-    with pytest.raises(PlugError, match="afqmc has no record 7 that a prediction is for"):
+    with pytest.raises(PlugError, match="a prediction is for 7, which is not a record of afqmc"):
         score(CLUE["afqmc"], records, {0: "0", 1: "0", 7: "0"})
     with pytest.raises(PlugError, match="record 'a' of drcd has no answer"):
         score(CLUE["drcd"], [question("a")], {})
-    with pytest.raises(PlugError, match="nothing of drcd to score"):
+    with pytest.raises(PlugError, match="nothing to score for drcd"):
         score(CLUE["drcd"], [], {})
 
 
@@ -167,7 +167,7 @@ def test_blanks_are_filled_best_pair_first():
     assert decode_blanks([4, 4, 4], LOGITS) == [0, 2, 1]
     # The sums: 9 + 0 + 6 = 15 so, and 8 + 8 + 5 = 21 with [1, 0, 2].
     assert decode_blanks([4, 4, 4], LOGITS, "optimal") == [1, 0, 2]
-    # One by one each blank would take candidate 0.
+    # Separately, each blank would take candidate 0.
     assert decode_blanks([0, 1, 2], LOGITS) == [0, 0, 0]
 
 
@@ -203,8 +203,8 @@ GOLD = (
 )
 PREDICTED = (
     Entity("name", "王", 0, 1),
-    Entity("address", "杭州", 8, 10),  # the right string at a wrong place
-    Entity("scene", "杭州", 2, 4),  # the right place with a wrong type
+    Entity("address", "杭州", 8, 10),  # the right string at the wrong position
+    Entity("scene", "杭州", 2, 4),  # the right position with the wrong type
 )
 
 
@@ -247,8 +247,8 @@ def test_means_of_the_boards():
     scores |= {"cmrc2018": {"em": 70, "f1": 90}, "c310": {"accuracy": 75}}
     reading = board_mean("1.0-reading", scores)
     assert (reading.mean, reading.missing) == (72.5, ("chid10",))  # the EM, and two of three
-    # Of the test sets 1.1 there is none of TNEWS, CLUEWSC, CHID and C3.
+    # Of the test sets 1.1, TNEWS, CLUEWSC, CHID and C3 are missing.
     assert board_mean("1.1", scores).missing == ("tnews", "cluewsc", "chid", "c3")
     assert board_mean("1.1", {}).mean is None
-    # The plain name, as on the validation split, serves the board 1.0 too.
+    # The plain name, as for the validation split, is the 1.0 leaderboard's too.
     assert board_mean("1.0-reading", {"chid": {"accuracy": 1}}).missing == ("cmrc2018", "c310")

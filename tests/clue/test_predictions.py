@@ -1,4 +1,4 @@
-"""Files of predictions against labelled data: scores, and every mistake that they may have."""
+"""Prediction files against labelled data: scores, and every possible mistake."""
 
 import json
 import zipfile
@@ -20,7 +20,7 @@ SCORED = [task for task in CLUE if task != "diagnostics"]
 
 
 def right(task, records):
-    """Predictions that are all right."""
+    """Correct predictions."""
     if task.kind == "question":
         return {record.id: record.answers[0].text for record in records}
     if task.kind == "entity":
@@ -36,7 +36,7 @@ def test_right_predictions_get_all_points_in_every_task(tmp_path, name):
     path = tmp_path / "predictions.json"
     path.write_bytes(predictions_file(task, records, right(task, records)))
     (score,) = score_files([path], tmp_path, name).values()
-    # Of CLUENER's ten types two occur, and the macro mean has 0 for the other eight.
+    # Two of CLUENER's ten types occur; the macro mean counts the other eight as 0.
     expected = {
         "question": {"em": 100, "f1": 100},
         "entity": {"macro_f1": 20, "micro_f1": 100},
@@ -60,7 +60,7 @@ OCNLI = lines_of(*({**PAIR, "label": label} for label in ("neutral", "-", "neutr
 
 def test_lines_that_are_dropped_may_have_predictions(tmp_path):
     data = put(tmp_path / "dev.json", OCNLI)
-    # Right of the three with labels: 0 and 3.
+    # Correct of the three with labels: 0 and 3.
     whole = predictions("neutral", "neutral", "entailment", "entailment")
     path = put(tmp_path / "ocnli_50k_predict.json", whole)
     assert score_files([path], data) == {"ocnli": {"accuracy": pytest.approx(200 / 3)}}
@@ -116,7 +116,7 @@ def test_a_zip_and_several_files_have_scores_by_task(tmp_path):
 
 def test_files_that_say_no_task_or_are_not_there(tmp_path):
     path = put(tmp_path / "mine.json", b"")
-    with pytest.raises(PlugError, match="mine.json does not say of which task it is"):
+    with pytest.raises(PlugError, match="mine.json does not tell its task"):
         score_files([path], tmp_path)
     with pytest.raises(PlugError, match="there is no file of predictions .*none.json"):
         score_files([tmp_path / "none.json"], tmp_path)
@@ -136,11 +136,11 @@ def test_data_without_labels_are_no_data_to_score_on(tmp_path):
     [
         (b"", "p.json: it is empty; expected lines of"),
         (value_of([{"id": 0, "label": "103"}]), "it is one JSON list, which scores 0"),
-        (predictions(*("103",) * 5), "p.json: 1 of 6 have no prediction; .* without is id 5"),
-        (predictions(*("103",) * 7), "line 7: id 6 is none of the 6 ids, 0 to 5"),
+        (predictions(*("103",) * 5), "p.json: 1 of 6 have no prediction; .* first is id 5"),
+        (predictions(*("103",) * 7), "line 7: id 6 is not one of the 6 ids, 0 to 5"),
         (
             predictions(*("103",) * 3) * 2,
-            r"line 4: id 0 was in .*p.json, line 1 already; ids have to count on from one batch to "
+            r"line 4: id 0 was in .*p.json, line 1 already; ids must continue from one batch to "
             r"the next \(and 2 more like this\); and 1 mistakes of other kinds",
         ),
         (
@@ -149,10 +149,13 @@ def test_data_without_labels_are_no_data_to_score_on(tmp_path):
             r'strings "100", "101", "102", "103", ..., and anything else scores 0 \(and 5 more',
         ),
         (predictions(*(3,) * 6), "line 1: label 3 looks like the index of a class"),
-        (predictions(*(103,) * 6), 'line 1: label 103 has to be a string: "103"'),
-        (predictions(*("105",) * 6), 'line 1: label "105" is none of the labels of tnews'),
-        (predictions(*("news_sports",) * 6), 'label "news_sports" is none of the labels of tnews'),
-        (predictions(*(None,) * 6), "line 1: label null is none of the labels of tnews"),
+        (predictions(*(103,) * 6), 'line 1: label 103 must be a string: "103"'),
+        (predictions(*("105",) * 6), 'line 1: label "105" is not one of the labels of tnews'),
+        (
+            predictions(*("news_sports",) * 6),
+            'label "news_sports" is not one of the labels of tnews',
+        ),
+        (predictions(*(None,) * 6), "line 1: label null is not one of the labels of tnews"),
         (lines_of({"id": 0}), 'line 1: it is {"id": 0}; expected lines of {"id": ..., "label"'),
         (
             predictions("103") + lines_of([1, "103"]),
@@ -172,20 +175,28 @@ def test_mistakes_of_lines(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("task", "content", "message"),
     [
-        ("cluewsc", lines_of({"id": 0, "label": True}), 'label true has to be a string: "true"'),
+        ("cluewsc", lines_of({"id": 0, "label": True}), 'label true must be a string: "true"'),
         ("ocnli", lines_of({"id": 0, "label": "2"}), 'label "2" looks like the index of a class'),
-        ("c3", lines_of({"id": 0, "label": "二点"}), 'label "二点" is no index of the 2 choices'),
-        ("c3", lines_of({"id": 0, "label": 2}), "label 2 is no index of the 2 choices, from 0"),
-        ("c3", lines_of({"id": 0, "label": True}), "label true is no index of the 2 choices"),
+        ("c3", lines_of({"id": 0, "label": "二点"}), 'label "二点" is not an index of the 2'),
+        ("c3", lines_of({"id": 0, "label": 2}), "label 2 is not an index of the 2 choices, from 0"),
+        ("c3", lines_of({"id": 0, "label": True}), "label true is not an index of the 2 choices"),
         ("cmrc2018", lines_of({"id": 0}, {"id": 1}), "p.json, line 2 is not JSON: Extra data"),
         ("cmrc2018", value_of([]), r"p.json: it is \[\]; expected one object for the whole file"),
         ("cmrc2018", value_of({"DEV_3_QUERY_0": 4}), "DEV_3_QUERY_0 is 4; expected a text"),
-        ("cmrc2018", value_of({"DEV_9": "四"}), "id DEV_9 is none of the 6 ids, DEV_3_QUERY_0 to"),
+        (
+            "cmrc2018",
+            value_of({"DEV_9": "四"}),
+            "id DEV_9 is not one of the 6 ids, DEV_3_QUERY_0 to",
+        ),
         ("cmrc2018", b'{"a": "", "a": ""}', "p.json: is not JSON: the key 'a' comes twice"),
         ("chid", value_of({"#idiom000390#": "1"}), '#idiom000390# has "1"; expected a number'),
-        ("chid", value_of({"#idiom000390#": 10}), "#idiom000390# 10 is no index of the 10 cand"),
+        ("chid", value_of({"#idiom000390#": 10}), "#idiom000390# 10 is not an index of the 10"),
         ("chid", value_of({"#idiom000390#": 1}), "7 of 8 have no prediction"),
-        ("cluener", lines_of({"id": 0, "label": "name"}), 'label "name" is no object of entities'),
+        (
+            "cluener",
+            lines_of({"id": 0, "label": "name"}),
+            'label "name" is not an object of entities',
+        ),
         (
             "cluener",
             lines_of({"id": 0, "label": {"name": {"王小明": [[0, 3]]}}}),

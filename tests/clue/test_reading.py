@@ -1,4 +1,4 @@
-"""Every file of CLUE to records, with the oddities of the real ones."""
+"""Every CLUE file format as records, including the irregularities of the real files."""
 
 import subprocess
 import sys
@@ -126,7 +126,7 @@ def test_ids_that_are_not_unique_are_numbers_in_train_and_an_error_in_a_test(tmp
         ((("小王", 4), ("他", 0)), "他累了，小王走了", "[他]累了，_小王_走了"),
         # A wrong index: the nearest 他, of those at 1 and 6, to 5 is the second.
         ((("小王", 2), ("他", 5)), "，他和小王，他走", "，他和_小王_，[他]走"),
-        # Spans that touch: what ends comes first.
+        # Adjacent spans: the earlier one is first.
         ((("小王", 0), ("他", 2)), "小王他走", "_小王_[他]走"),
         ((("小王", 1), ("他", 0)), "他小王走", "[他]_小王_走"),
     ],
@@ -162,7 +162,7 @@ def question(*answers, context="这座桥长三九米，有九米宽"):
         (12, 9),
         (13, -1),
         (8, 5),  # three to the left
-        (4, -1),  # nothing at 4, 3, 2, 1; to the right is not looked
+        (4, -1),  # nothing at 4, 3, 2, 1; positions to the right are not considered
         (-1, -1),
         (99, -1),
     ],
@@ -256,7 +256,7 @@ C3 = [[["甲"], [{"question": "？", "choice": ["三", "四"], "answer": "三"}]
     ("task", "files", "message"),
     [
         ("afqmc", {}, "afqmc_public has no file dev.json; it has nothing"),
-        ("afqmc", {"dev": b""}, "dev.json is empty; expected one JSON object a line"),
+        ("afqmc", {"dev": b""}, "dev.json is empty; expected one JSON object per line"),
         (
             "afqmc",
             {"dev": lines_of({**PAIR, "label": "1"}, {"sentence1": "天", "label": "1"})},
@@ -271,20 +271,20 @@ C3 = [[["甲"], [{"question": "？", "choice": ["三", "四"], "answer": "三"}]
         (
             "afqmc",
             {"dev": lines_of({**PAIR, "label": "2"})},
-            'dev.json, line 1: label "2" is none of 0, 1',
+            'dev.json, line 1: label "2" is not one of 0, 1',
         ),
         (
             "tnews",
             {"dev": lines_of({"sentence": "好", "label": "105"})},
-            'dev.json, line 1: label "105" is none of 100, 101',
+            'dev.json, line 1: label "105" is not one of 100, 101',
         ),
         (
             "afqmc",
             {"dev": lines_of({**PAIR, "label": "1"}, PAIR)[:-9]},
-            "dev.json, line 2 is cut off: .*; expected one JSON object a line",
+            "dev.json, line 2 is cut off: .*; expected one JSON object per line",
         ),
         ("afqmc", {"dev": b'{"a": 1, "a": 2}'}, "line 1 is not JSON: the key 'a' comes twice"),
-        ("afqmc", {"dev": b'{"a": NaN}'}, "line 1 is not JSON: NaN is no JSON value"),
+        ("afqmc", {"dev": b'{"a": NaN}'}, "line 1 is not JSON: NaN is not a JSON value"),
         ("afqmc", {"dev": b"[]\n"}, r"line 1: the line is \[\]; expected an object"),
         ("afqmc", {"dev": b'{"a": "\xb0\xa1"}'}, "dev.json, line 1 is not UTF-8"),
         ("afqmc", {"dev": "天冷".encode("utf-16")}, "dev.json, line 1 is not UTF-8"),
@@ -341,7 +341,7 @@ C3 = [[["甲"], [{"question": "？", "choice": ["三", "四"], "answer": "三"}]
         (
             "cluener",
             {"dev": lines_of({"text": "王在", "label": {"person": {"王": [[0, 0]]}}})},
-            'type "person" is none of address, book',
+            'type "person" is not one of address, book',
         ),
         (
             "cluener",
@@ -364,7 +364,7 @@ def test_an_answer_of_c3_is_among_its_two_to_four_choices(tmp_path):
     def passage(*choices):
         return value_of([[["甲"], [{"question": "？", "choice": choices, "answer": "三"}], "1"]])
 
-    with pytest.raises(PlugError, match='the answer "三" is none of .*"二", "四"'):
+    with pytest.raises(PlugError, match='the answer "三" is not one of .*"二", "四"'):
         read(tmp_path, "c3", "dev", d__dev=passage("二", "四"), m__dev=passage("三", "四"))
     with pytest.raises(PlugError, match='passage 1: "？" has 5 choices; expected 2 to 4'):
         read(tmp_path, "c3", "dev", d__dev=passage(*"三四五六七"))
@@ -400,7 +400,7 @@ def test_zips_that_are_damaged_or_bombs(tmp_path, monkeypatch):
     with pytest.raises(PlugError, match="afqmc_public.zip/dev.json cannot be read"):
         CLUE["afqmc"].read(tmp_path, "dev")
     zip_path.write_bytes(whole[:-30])
-    with pytest.raises(PlugError, match="afqmc_public.zip is no zip, or one that is cut off"):
+    with pytest.raises(PlugError, match="afqmc_public.zip is not a zip file, or is truncated"):
         CLUE["afqmc"].read(tmp_path, "dev")
 
 

@@ -1,4 +1,4 @@
-"""Submissions: written in the boards' layout, and every mistake of one found before it is sent."""
+"""Submissions in the leaderboards' layout, and every mistake found before sending."""
 
 import json
 import zipfile
@@ -92,7 +92,7 @@ def json_lines(text):
             {"afqmc": dict.fromkeys(range(6), 1)},
             "1.0",
             "a.zip",
-            'afqmc_predict.json, line 1: label 1 has to be a string: "1"',
+            'afqmc_predict.json, line 1: label 1 must be a string: "1"',
         ),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_zip_that_is_there_is_replaced_on_demand_only(tmp_path, data_dir):
     path = tmp_path / "submit_team_1.zip"
     predictions = predictions_of(["afqmc"], data_dir)
     write_submission(predictions, data_dir, "1.0", path)
-    with pytest.raises(PlugError, match="is there already"):
+    with pytest.raises(PlugError, match="exists already"):
         write_submission(predictions, data_dir, "1.1", path)
     write_submission(predictions_of(["csl"], data_dir), data_dir, "1.1", path, overwrite=True)
     assert list(contents(path)) == ["csl_predict.json"]
@@ -145,32 +145,33 @@ def test_all_mistakes_are_found_at_once(tmp_path, data_dir):
         ("notes.txt", b""),
     )
     assert mistakes(path, data_dir) == [
-        "ocnli_predict.json: it is no file of a submission; it is scored 0 unless it is called "
+        "ocnli_predict.json: it is not a file of a submission; it scores 0 unless it is called "
         "ocnli_50k_predict.json",
-        "folder/afqmc_predict.json: it lies in a folder; files have to lie at the root of the zip",
-        "notes.txt: it is no file of a submission; there are " + ", ".join(FILE_NAMES.values()),
+        "folder/afqmc_predict.json: it is in a folder; files must be at the root of the zip",
+        "notes.txt: it is not a file of a submission; there are " + ", ".join(FILE_NAMES.values()),
         'tnews11_predict.json, line 1: label "0" looks like the index of a class; the labels of '
         'tnews are the strings "100", "101", "102", "103", ..., and anything else scores 0 (and 5 '
         "more like this)",
-        "ocnli_predict.json: 1 of 6 have no prediction; the first without is id 5",
+        "ocnli_predict.json: 1 of 6 have no prediction; the first is id 5",
         "c311_predict.json: it is one JSON list, which scores 0; expected lines of "
         '{"id": ..., "label": ...}',
-        "cluewsc11_predict.json: 2 of 6 have no prediction; the first without is id 4",
+        "cluewsc11_predict.json: 2 of 6 have no prediction; the first is id 4",
         "cluewsc11_predict.json: it has the ids of the other test set; its name is "
         "cluewsc10_predict.json",
         "afqmc_predict.json: the lines are not in the order of the test file; the board reads "
         "labels alone",
-        "cmrc2018_predict.json: 5 of 6 have no prediction; the first without is id TEST_6_QUERY_0",
-        "iflytek_predict.json, line 4: id 0 was in iflytek_predict.json, line 1 already; ids have "
-        "to count on from one batch to the next (and 2 more like this)",
-        "iflytek_predict.json: 3 of 6 have no prediction; the first without is id 3",
+        "cmrc2018_predict.json: 5 of 6 have no prediction; the first is id TEST_6_QUERY_0",
+        "iflytek_predict.json, line 4: id 0 was in iflytek_predict.json, line 1 already; ids "
+        "must continue from one batch to the next (and 2 more like this)",
+        "iflytek_predict.json: 3 of 6 have no prediction; the first is id 3",
     ]
 
 
 def test_names_that_could_be_of_two_test_sets(tmp_path, data_dir):
     path = zip_of(tmp_path, ("tnews_predict.json", good("tnews", data_dir)))
     assert mistakes(path, data_dir) == [
-        "tnews_predict.json: it is no file of a submission; it is one of tnews11_predict.json and "
+        "tnews_predict.json: it is not a file of a submission; it is one of tnews11_predict.json "
+        "and "
         "tnews10_predict.json",
         "submit_team_20260101.zip: it has no file of predictions, <task>_predict.json",
     ]
@@ -180,7 +181,7 @@ def test_names_that_could_be_of_two_test_sets(tmp_path, data_dir):
 def test_a_name_that_is_nearly_right_is_looked_into(tmp_path, data_dir, name):
     path = zip_of(tmp_path, (name, good("afqmc", data_dir)))
     assert mistakes(path, data_dir) == [
-        f"{name}: it is no file of a submission; it is scored 0 unless it is called "
+        f"{name}: it is not a file of a submission; it scores 0 unless it is called "
         "afqmc_predict.json"
     ]
 
@@ -201,7 +202,7 @@ def test_what_the_zip_itself_may_have_wrong(tmp_path, data_dir):
     with pytest.raises(PlugError, match="there is no file .*none.zip"):
         validate_submission(tmp_path / "none.zip", data_dir)
     (tmp_path / "no.zip").write_bytes(b"{}")
-    with pytest.raises(PlugError, match="no.zip is no zip, or one that is cut off"):
+    with pytest.raises(PlugError, match="no.zip is not a zip file, or is truncated"):
         validate_submission(tmp_path / "no.zip", data_dir)
 
 
@@ -212,7 +213,7 @@ def test_a_damaged_file_is_one_mistake_of_all(tmp_path, data_dir):
     first, second = mistakes(path, data_dir)[:2]
     assert first.startswith("csl_predict.json: ")
     assert "cannot be read: Bad CRC-32" in first
-    assert second.startswith("notes.txt: it is no file of a submission")
+    assert second.startswith("notes.txt: it is not a file of a submission")
 
 
 def test_a_file_whose_test_split_is_not_there_cannot_be_checked(tmp_path, data_dir):

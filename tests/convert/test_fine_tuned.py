@@ -17,7 +17,7 @@ from plug_jax.tasks.clue import clue_format
 from tests.clue.official import FOLDER_OF, write_clue
 from tests.downstream.tiny_encoder import write_fine_tuned
 
-# A task of each model of transformers; the name of the head's layer, and its rows.
+# A task for each transformers model class; the name of the head's layer, and its rows.
 HEADS = {
     "tnews": ("BertForSequenceClassification", "classifier", 15),
     "c3": ("BertForMultipleChoice", "classifier", 1),
@@ -27,7 +27,7 @@ HEADS = {
 
 
 def exported(directory: Path, name: str, *, use_pooler: bool) -> tuple[Path, Path]:
-    """A MODEL_DIR and what is exported of it."""
+    """A MODEL_DIR and its export."""
     lengths = {"max_question": 16, "stride": 8} if name == "cmrc2018" else {}
     format = clue_format(find_task(name), 40, **lengths)
     run = write_fine_tuned(
@@ -77,7 +77,7 @@ def test_logits_equal_those_of_transformers(tmp_path, name):
             "token_type_ids": example["encoder_token_types"],
             "attention_mask": (example["encoder_segment_ids"] > 0).astype(np.int32),
         }
-        choice = name == "c3"  # [1, choices, tokens], and [1, tokens] of others
+        choice = name == "c3"  # [1, choices, tokens]; [1, tokens] for others
         with torch.no_grad():
             made = theirs(
                 **{k: torch.tensor(v[None] if choice else v).long() for k, v in inputs.items()}

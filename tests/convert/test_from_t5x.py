@@ -1,4 +1,4 @@
-"""Checkpoints as t5x's train.py writes them, imported."""
+"""Importing checkpoints written by t5x's train.py."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import flatten_dict
 
+from plug_jax.checkpoints.parameters import init_params
+from plug_jax.checkpoints.saved_model import load_for_inference, open_checkpoint
 from plug_jax.cli.main import main
 from plug_jax.convert.from_t5x import write_description
-from plug_jax.data.vocabularies import load_vocabulary
+from plug_jax.data.vocabularies.vocabulary import load_vocabulary
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.composition import Objectives
-from plug_jax.training.saved_model import load_for_inference, open_checkpoint
-from plug_jax.training.state import init_params
 from tests.objectives.toy_classification import ToyClassification
 from tests.stored_model import write_vocabulary
 from tests.synthetic import tiny_config
 
 
 def write_run(directory, *, steps, objectives: Objectives = (), description=True):
-    """A MODEL_DIR of t5x: the parameters of each step are made by the step's seed."""
+    """A t5x MODEL_DIR; each step's parameters are random, with the step as the seed."""
     directory.mkdir(exist_ok=True)
     vocabulary = load_vocabulary(write_vocabulary(directory, 90))
     config = tiny_config(vocab_size=vocabulary.vocab_size)
@@ -58,7 +58,7 @@ def test_the_newest_is_taken_bit_by_bit(tmp_path, capsys):
     assert read(run, tmp_path / "out") == 0
     assert "2 + 2 layers, hidden 16" in capsys.readouterr().out
     found, params, vocabulary = load_for_inference(tmp_path / "out")
-    assert found == dataclasses.replace(config, attention="dot")  # as all that is read to infer
+    assert found == dataclasses.replace(config, attention="dot")  # as for all inference
     assert vocabulary == load_vocabulary(run / "vocab.txt")
     same(params, expected(config, 10))
     assert open_checkpoint(tmp_path / "out").converted_from == {"layout": "t5x", "step": 10}

@@ -11,6 +11,9 @@ import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
 
+from plug_jax.checkpoints.format import CHECKPOINTS, open_manager
+from plug_jax.checkpoints.parameters import abstract_params
+from plug_jax.checkpoints.saved_model import load_for_inference, open_checkpoint
 from plug_jax.cli import main
 from plug_jax.convert import checkpoint_writer, stored_arrays
 from plug_jax.convert.from_torch import ImportOptions, import_weights
@@ -19,14 +22,12 @@ from plug_jax.convert.sources import open_hf
 from plug_jax.convert.stored_arrays import StoredTree
 from plug_jax.convert.tensor_names import by_layout
 from plug_jax.convert.to_torch import export_hf, export_plug
-from plug_jax.data.vocabularies import SPECIAL_PIECES, WordPieceVocabulary
+from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES, WordPieceVocabulary
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.checkpoint_format import CHECKPOINTS, open_manager
 from plug_jax.training.initial_checkpoint import initialize_from
-from plug_jax.training.saved_model import load_for_inference, open_checkpoint
-from plug_jax.training.state import TrainState, abstract_params, state_layout
+from plug_jax.training.state import TrainState, state_layout
 from tests import golden_weights
 from tests.convert import weights
 
@@ -94,10 +95,10 @@ def test_mixed_dtypes_and_rows_come_back_bit_for_bit(tensors, tmp_path):
         again |= load_file(path)
     weights.same(again, mixed)
     assert json.loads((tmp_path / "back" / "config.json").read_text())["vocab_size"] == ROWS
-    # What was written in shards is read again.
+    # A sharded export can be imported again.
     second = bring_in(tmp_path / "back", tmp_path / "second")
     jax.tree.map(np.testing.assert_array_equal, params_of(second), params_of(saved))
-    # Another dtype, of all tensors.
+    # Another dtype for all tensors.
     export_hf(tmp_path / "out", tmp_path / "bfloat16", dtype="bfloat16")
     halves = load_file(tmp_path / "bfloat16" / "model.safetensors")
     assert {array.dtype for array in halves.values()} == {weights.BFLOAT16}
@@ -132,7 +133,7 @@ RELEASED = {
 
 
 def test_settings_of_released_plug(tmp_path, capsys):
-    """Its vocab_size counts padding, and its decoder's layers have a name of their own."""
+    """Its vocab_size includes padding, and the number of decoder layers has another name."""
     tensors = weights.state_dict(weights.plug_config(), "plug", rows=96)
     saved = bring_in(write(tmp_path / "in", tensors, config=RELEASED), tmp_path / "out")
     assert (saved.config.vocab_size, saved.config.num_decoder_layers) == (90, 2)
@@ -151,7 +152,7 @@ def test_settings_of_released_plug(tmp_path, capsys):
 
 @pytest.mark.parametrize("use_pooler", [False, True])
 def test_a_post_norm_model_with_a_decoder_too(tmp_path, use_pooler):
-    """Under PLUG's names, and config.json says that it is none."""
+    """Under PLUG's names; config.json says that it is not one."""
     config = weights.bert_config(num_decoder_layers=1, use_pooler=use_pooler, dropout_rate=0.1)
     tensors = weights.state_dict(config, "plug", rows=128)
     described = {
@@ -169,7 +170,7 @@ def test_a_post_norm_model_with_a_decoder_too(tmp_path, use_pooler):
 
 
 def rename(tensors, *, prefix, gamma=False):
-    """As other programs name them."""
+    """Rename tensors as other programs do."""
     renamed = {}
     for name, array in tensors.items():
         if gamma:
@@ -209,7 +210,7 @@ def test_absent_heads_are_asked_for(tensors, tmp_path, capsys):
         fresh=("mlm_head", "sentence_head", "pooler"),
         model=ModelOptions(num_sentence_classes=3),
     )
-    assert "freshly initialised as asked: mlm_head/dense/kernel, " in capsys.readouterr().err
+    assert "freshly initialised, as requested: mlm_head/dense/kernel, " in capsys.readouterr().err
     params = params_of(saved)
     assert params["sentence_head"]["kernel"].shape == (16, 3)
     assert 0.01 < np.std(params["pooler"]["kernel"]) < 0.03
@@ -262,7 +263,7 @@ def test_a_tensor_is_left_out_only_by_name(tensors, tmp_path, capsys):
     extra = tensors | {"classifier.weight": np.zeros((2, 16), np.float32)}
     directory = write(tmp_path / "in", extra)
     bring_in(directory, tmp_path / "out", drop=("classifier.*",))
-    assert "left out as asked: classifier.weight" in capsys.readouterr().err
+    assert "left out, as requested: classifier.weight" in capsys.readouterr().err
     with pytest.raises(PlugError, match="--drop typo: .* has no such tensor"):
         bring_in(directory, tmp_path / "other", drop=("typo",))
 
@@ -283,14 +284,14 @@ def test_a_tensor_is_left_out_only_by_name(tensors, tmp_path, capsys):
         ({"pruned_heads": {"0": [1]}}, "pruned_heads = "),
         ({"pad_token_id": 1}, "pad_token_id = 1"),
         ({"pre_ln": True}, "pre_ln = true"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config: the weights are quantized"),
-        ({"auto_map": {"AutoModel": "x.Bert"}}, "auto_map: the model is computed by code"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: the weights are quantised"),
+        ({"auto_map": {"AutoModel": "x.Bert"}}, "auto_map: the model needs custom code"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings = false"),
         ({"num_attention_heads": 3}, "give --num_heads"),
         ({"num_attention_heads": 0}, "give --num_heads"),
-        ({"num_attention_heads": "4"}, 'num_attention_heads = "4", which is no number'),
+        ({"num_attention_heads": "4"}, 'num_attention_heads = "4", which is not a number'),
         ({"layer_norm_eps": 0}, "layer_norm_epsilon must be positive, got 0"),
-        ({"layer_norm_eps": float("nan")}, "layer_norm_eps = NaN, which is no number"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps = NaN, which is not a number"),
         ({"hidden_dropout_prob": 1.5}, "dropout_rate must be in"),
         ({"vocab_size": 200}, "too few for 200 pieces"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
@@ -309,7 +310,7 @@ def test_a_config_that_does_not_fit(tensors, tmp_path, change, message):
 
 
 def test_what_a_config_says_is_kept_and_comes_back(tensors, tmp_path, capsys):
-    """A number of 0, which is not the same as none; and what nothing reads is named."""
+    """A value of 0 is kept, unlike none; unused settings are named."""
     said = {
         "hidden_dropout_prob": 0,
         "attention_probs_dropout_prob": 0.25,
@@ -337,7 +338,7 @@ def test_what_a_config_says_is_kept_and_comes_back(tensors, tmp_path, capsys):
         ({"num_heads": 0}, "give --num_heads"),
         ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
         ({"layer_norm_epsilon": 0.0}, "layer_norm_epsilon must be positive, got 0"),
-        ({"layer_norm_epsilon": float("nan")}, "--layer_norm_epsilon nan: a small number"),
+        ({"layer_norm_epsilon": float("nan")}, "nan: it must be a small number"),
         ({"num_sentence_classes": 0}, "--num_sentence_classes is for a fresh head"),
     ],
 )
@@ -411,7 +412,7 @@ def test_a_converted_encoder_starts_a_model_with_a_decoder(tensors, tmp_path):
     vocabulary = WordPieceVocabulary(tmp_path / "in" / "vocab.txt")
     state, note = initialize_from(tmp_path / "out", state, layout, vocabulary=vocabulary)
     assert state.params.pop("decoder") == "fresh"
-    assert note is not None and note.endswith(": decoder of this run begins anew")
+    assert note is not None and note.endswith(": decoder of this run is newly initialised")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
     jax.tree.map(np.testing.assert_array_equal, state.params, params_of(saved, "float32"))
     wider = dataclasses.replace(config, num_token_types=3)
@@ -421,7 +422,7 @@ def test_a_converted_encoder_starts_a_model_with_a_decoder(tensors, tmp_path):
 
 
 def test_large_arrays_are_stored_in_chunks_and_written_in_slices(tensors, tmp_path, monkeypatch):
-    """As those of released PLUG are, on sizes that make tiny ones large."""
+    """As released PLUG's are, with sizes that make tiny arrays count as large."""
     directory = write(tmp_path / "in", tensors)
     whole = params_of(bring_in(directory, tmp_path / "whole"))
     monkeypatch.setattr(stored_arrays, "_SMALL", 64)
@@ -435,7 +436,7 @@ def test_large_arrays_are_stored_in_chunks_and_written_in_slices(tensors, tmp_pa
 
 
 def test_a_checkpoint_of_a_run_is_exported(tmp_path):
-    """Which orbax wrote from a mesh, layers together."""
+    """One written by orbax on a mesh, with stacked layers."""
     config = weights.bert_config()
     partitioner = Partitioner(data=2, fsdp=2, tensor=2)
     boxed = abstract_params(PlugModel(config))
@@ -453,7 +454,7 @@ def test_a_checkpoint_of_a_run_is_exported(tmp_path):
         )
     export_hf(tmp_path, tmp_path / "out")
     found = load_file(tmp_path / "out" / "model.safetensors")
-    assert found["bert.embeddings.word_embeddings.weight"].shape == (90, 16)  # padding is left out
+    assert found["bert.embeddings.word_embeddings.weight"].shape == (90, 16)  # without padding
     layers = params["encoder"]["layers"]
     qkv = layers["attention"]["qkv"]["kernel"]  # [L, M, 3, H, K]
     for i in range(2):
@@ -490,7 +491,7 @@ def test_the_command_line(tensors, tmp_path, capsys):
     assert main.main(command) == 0
     shown = capsys.readouterr()
     assert "2 + 0 layers, hidden 16, 4 heads of 4, 90 pieces in 128 rows" in shown.out
-    assert "no vocabulary" in shown.err
+    assert "without a vocabulary" in shown.err
     assert "MB/s" in shown.err
     assert main.main(command) == 2
     assert "out exists" in capsys.readouterr().err

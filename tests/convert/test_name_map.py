@@ -1,4 +1,4 @@
-"""The tables cover every parameter, and tensors are put where they belong."""
+"""The tables cover every parameter, and tensors end up in the right place."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ ROWS = 96
     ],
 )
 def test_every_parameter_is_in_the_table(layout, config):
-    leaves = leaves_of(config, layout)  # asserts that none is left
+    leaves = leaves_of(config, layout)  # asserts that no tensor is unused
     names = [name for leaf in leaves for i in leaf.layers for name in leaf.names(i)]
     assert len(set(names)) == len(names)
     assert [leaf.path for leaf in leaves if not leaf.used] == (

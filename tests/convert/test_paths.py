@@ -1,4 +1,4 @@
-"""Every path that `convert` takes, with every character that a file system allows in a name."""
+"""Every path argument of `convert`, with every character that a file system allows in a name."""
 
 import json
 import re
@@ -6,9 +6,9 @@ import re
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.cli import main
-from plug_jax.data.vocabularies import SPECIAL_PIECES, load_vocabulary
-from plug_jax.training.saved_model import open_checkpoint
+from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES, load_vocabulary
 from tests.convert import weights
 
 PIECES = [*SPECIAL_PIECES, *map(chr, range(0x4E00, 0x4E00 + 85))]
@@ -34,7 +34,7 @@ def convert(*arguments):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name(tensors, tmp_path, monkeypatch, name):
-    """As an input, a vocabulary, an output and a checkpoint, from the directory that it is in."""
+    """As an input, a vocabulary, an output and a checkpoint, relative to the current directory."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / name, tensors)
     out, back = f"{name} 1", f"{name} 2/"
@@ -67,7 +67,7 @@ def test_the_home_directory(tensors, tmp_path, monkeypatch, capsys):
         ),
         (["--input=in", "--output=gbk\udcce"], r"not UTF-8: '--output=gbk\\udcce'"),
         (["--input=in", "--output=o", "--vocabulary=\udcce/vocab.txt"], "argument 4 is not UTF-8"),
-        (["--input=in", "--output=back\\slash"], "a backslash and bytes that are not UTF-8"),
+        (["--input=in", "--output=back\\slash"], "a backslash or bytes that are not UTF-8"),
         (["--input=gs://bucket/in", "--output=out"], "gs://bucket/in is not on this machine"),
         (["--input=in", "--output=gs://bucket/out"], "gs://bucket/out is not on this machine"),
         (
@@ -75,7 +75,7 @@ def test_the_home_directory(tensors, tmp_path, monkeypatch, capsys):
             "cannot write .*: File exists .*config.json",
         ),
         (["--input=in", f"--output={'a' * 250}"], "cannot write .*: File name too long"),
-        (["--input=nowhere", "--output=out"], "nowhere is no directory"),
+        (["--input=nowhere", "--output=out"], "nowhere is not a directory"),
         (["--input=in", "--output=in"], "in exists; remove it"),
     ],
 )
@@ -88,7 +88,7 @@ def test_paths_that_cannot_be(tensors, tmp_path, monkeypatch, capsys, options, m
 
 
 def test_what_is_read_is_never_removed(tensors, tmp_path, capsys):
-    """Though its name be that of what an interrupted import leaves."""
+    """Even if its name is the temporary name of an interrupted import."""
     source = write(tmp_path / "x.partial", tensors)
     command = ["import-hf", "--input", str(source), "--output", str(tmp_path / "x")]
     assert convert(*command) == 2
@@ -102,7 +102,7 @@ def test_what_is_read_is_never_removed(tensors, tmp_path, capsys):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_an_output_that_is_a_link(tensors, tmp_path, there):
-    """To an empty directory, or to one that is not there yet: that is where it goes."""
+    """The link's target, an empty or missing directory, is written to."""
     if there:
         (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to("disk")

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from plug_jax.benchmarks.convert import largest_tensor, write_synthetic
+from plug_jax.checkpoints.checksums import CHECKSUMS
+from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.cli import main
 from plug_jax.convert.from_torch import ImportOptions, import_weights
 from plug_jax.convert.sources import open_hf, open_plug
 from plug_jax.convert.tensor_files import read_torch_file
 from plug_jax.convert.to_torch import export_hf, export_plug
 from plug_jax.errors import PlugError
-from plug_jax.training.checksums import CHECKSUMS
-from plug_jax.training.saved_model import open_checkpoint
 from tests import golden_weights
 from tests.convert import weights
 
@@ -43,7 +43,7 @@ def to_numpy(tensor):
 
 
 def write(directory, ranks, *, legacy=False, **extras):
-    """As DeepSpeed saves it, with its random states and tied names of one storage."""
+    """As DeepSpeed saves it, with RNG states and tied tensors sharing storage."""
     import torch
 
     directory.mkdir(parents=True)
@@ -69,7 +69,7 @@ def write(directory, ranks, *, legacy=False, **extras):
 
 
 def read(directory):
-    """The state dicts of all ranks, by PyTorch itself."""
+    """The state dicts of all ranks, loaded by PyTorch."""
     import torch
 
     paths = sorted(directory.glob("mp_rank_*_model_states.pt"))
@@ -109,7 +109,7 @@ def params_of(saved, dtype=None):
     ],
 )
 def test_import_and_verify(golden_dir, tmp_path, capsys, variant, golden, options, status):
-    """The whole way of the issue: a released checkpoint in, the released outputs out."""
+    """End to end: import a released checkpoint, get the released outputs."""
     plug = golden_dir / "plug_tiny"
     out = str(tmp_path / "out")
     command = ["convert", "import-plug", "--input", str(plug / variant), "--output", out]
@@ -130,7 +130,7 @@ def test_import_and_verify(golden_dir, tmp_path, capsys, variant, golden, option
 
 @pytest.mark.parametrize("variant", ["full", "mp2", "mp2_fp16"])
 def test_parameters_are_what_an_independent_reader_reads(golden_dir, tmp_path, variant):
-    """Key biases too, which no output shows."""
+    """Including key biases, which no output depends on."""
     plug = golden_dir / "plug_tiny"
     config, expected = golden_weights.load_plug_tiny(plug, variant, final_norm_repeats=2)
     saved = bring_in(plug / variant, tmp_path / "out")
@@ -225,8 +225,8 @@ def test_ranks_that_are_missing_or_differ(tensors, tmp_path, capfd):
     out = str(tmp_path / "out")
     assert main.main(["convert", "import-plug", "--input", str(directory), "--output", out]) == 2
     error = capfd.readouterr().err
-    assert f"error: {name} is not cut over ranks, yet differs" in error
-    assert "Traceback" not in error  # though it comes up while orbax writes
+    assert f"error: {name} is not sharded over ranks, yet differs" in error
+    assert "Traceback" not in error  # even if it occurs while orbax writes
     fewer = {n: a for n, a in parts[1].items() if n != name}
     with pytest.raises(PlugError, match=f"ranks 0 and 1 of .* differ in {name}"):
         bring_in(write(tmp_path / "fewer", [parts[0], fewer]), tmp_path / "out")
@@ -249,7 +249,7 @@ def test_which_directory(tensors, tmp_path):
 
 
 def test_a_model_without_the_unused_pooler_exports_zeros(tensors, tmp_path, capsys):
-    """As one that was trained here, which has none."""
+    """As a model trained here, which has no pooler."""
     bring_in(
         write(tmp_path / "in", [tensors]),
         tmp_path / "out",

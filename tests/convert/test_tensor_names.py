@@ -1,4 +1,4 @@
-"""Several names of one tensor, and what the options leave out of a file."""
+"""Several names for one tensor, and options that leave tensors out."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_a_lone_second_name_is_the_tensor(tensors, tmp_path, names):
     [(BIAS, DECODER_BIAS), (WORDS, DECODER), (f"{NORM}.weight", f"{NORM}.gamma")],
 )
 def test_two_names_that_differ(tensors, tmp_path, first, second):
-    """Either can be left out; neither is chosen in silence."""
+    """Either can be left out explicitly; neither is chosen silently."""
     other = tensors[first] + 1
     both = tensors | {second: other}
     with pytest.raises(PlugError, match=f"{second} differs from {first} .*--drop '{second}'"):

@@ -1,4 +1,4 @@
-"""`plug-jax convert verify` on a Hugging Face checkpoint, and its complaints."""
+"""`plug-jax convert verify` on a Hugging Face checkpoint, and its errors."""
 
 import io
 import json
@@ -93,7 +93,7 @@ def test_no_file(checkpoint, tmp_path):
 
 
 def npz_of_shape(size):
-    """A file whose one array says that it has so many numbers."""
+    """A file whose header declares an array of this size."""
     member, content = io.BytesIO(), io.BytesIO()
     header = {"descr": "<f4", "fortran_order": False, "shape": (size,)}
     np.lib.format.write_array_header_1_0(member, header)
@@ -125,4 +125,7 @@ def test_a_file_that_did_not_arrive_whole(checkpoint, golden, tmp_path):
 def test_a_tolerance_that_is_none(tmp_path, capsys, tolerance):
     files = ["--checkpoint", str(tmp_path), "--golden", str(tmp_path / "golden.npz")]
     assert main.main(["convert", "verify", *files, f"--tolerance={tolerance}"]) == 2
-    assert f"--tolerance {float(tolerance)}: a number of 0 or more" in capsys.readouterr().err
+    assert (
+        f"--tolerance {float(tolerance)}: it must be a number of 0 or more"
+        in capsys.readouterr().err
+    )

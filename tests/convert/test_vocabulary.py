@@ -1,24 +1,24 @@
-"""The vocabulary of an import, with the settings beside it, through checkpoints and exports."""
+"""The imported vocabulary with its settings, through checkpoints and exports."""
 
 import json
 
 import pytest
 from safetensors.numpy import save_file
 
+from plug_jax.checkpoints.saved_model import load_for_inference, open_checkpoint
 from plug_jax.cli import main
 from plug_jax.convert.from_torch import ImportOptions, import_weights
 from plug_jax.convert.model_sizes import ModelOptions
 from plug_jax.convert.sources import open_hf
 from plug_jax.convert.to_torch import export_hf
-from plug_jax.data.vocabularies import (
+from plug_jax.data.vocabularies.sentencepiece_training import train_sentencepiece
+from plug_jax.data.vocabularies.vocabulary import (
     SPECIAL_PIECES,
     SentencePieceVocabulary,
     load_vocabulary,
     save_vocabulary,
 )
-from plug_jax.data.vocabulary_training import train_sentencepiece
 from plug_jax.errors import PlugError
-from plug_jax.training.saved_model import load_for_inference, open_checkpoint
 from tests.convert import weights
 
 PIECES = [*SPECIAL_PIECES, "A", "##B", "a", "##b", *map(chr, range(0x4E00, 0x4E00 + 81))]
@@ -67,7 +67,7 @@ def test_a_vocabulary_from_elsewhere_must_not_say_otherwise(directory, tmp_path)
     settings(other, do_lower_case=False)
     found = bring_in(directory, tmp_path / "out", vocabulary=str(other / "words.txt"))
     assert found.encode("AB") == AS_IT_IS
-    settings(other, do_lower_case=True)  # who says so is believed
+    settings(other, do_lower_case=True)  # an explicit option is trusted
     found = bring_in(directory, tmp_path / "lowered", vocabulary=str(other / "words.txt"))
     assert found.encode("AB") == LOWERED
 
@@ -125,7 +125,7 @@ def test_texts_that_the_tokenizer_would_cut(directory, tmp_path, capsys, length,
 
 
 def test_a_config_of_more_pieces_than_there_are_rows(directory, tmp_path):
-    """It is of another model, though the vocabulary would fit; who says how many is believed."""
+    """Of another model, even if the vocabulary would fit; an explicit option is trusted."""
     (directory / "config.json").write_text('{"num_attention_heads": 4, "vocab_size": 200}')
     with pytest.raises(PlugError, match="90 rows of embeddings, too few for 200 pieces"):
         bring_in(directory, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Files that did not arrive whole: each named for what it is, with what to do."""
+"""Incomplete downloads: each is named for what it is, with what to do."""
 
 import json
 import re
@@ -28,7 +28,7 @@ IN_PLACE = {
     "empty": (b"", "is empty.*fetch it again"),
     "answer": (b"Invalid username or password.", "is a text.*'Invalid username or password.'"),
     "answer in JSON": (b'{"error": "Entry not found"}', "is a text.*Entry not found"),
-    "zeros": (bytes(4096), "holds zeros.*fetch it again"),
+    "zeros": (bytes(4096), "holds only zeros.*fetch it again"),
     "gzip": (b"\x1f\x8b\x08\x00" + bytes(40), "is a gzip archive; unpack it"),
     "keras": (b"\x89HDF\r\n\x1a\n" + bytes(40), "is an HDF5 file.*fetch the PyTorch"),
     "tar": (b"x" + bytes(256) + b"ustar\x0000" + bytes(300), "is a tar archive"),
@@ -43,7 +43,7 @@ def open_any(path):
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", IN_PLACE)
 def test_what_lies_in_the_place_of_weights(tmp_path, file, kind):
-    """Named before PyTorch is asked for, so no torch is needed."""
+    """Detected before PyTorch is imported, so torch is not needed."""
     content, message = IN_PLACE[kind]
     (tmp_path / file).write_bytes(content)
     with pytest.raises(PlugError, match=f"{file} {message}"):
@@ -54,7 +54,7 @@ def test_what_lies_in_the_place_of_weights(tmp_path, file, kind):
 def test_links_and_unfinished_downloads(tmp_path, file):
     path = tmp_path / file
     path.symlink_to("blobs/4d7a")
-    with pytest.raises(PlugError, match=f"{file} is a link to blobs/4d7a, which is not there"):
+    with pytest.raises(PlugError, match=f"{file} is a link to blobs/4d7a, which does not exist"):
         open_any(path)
     path.unlink()
     path.write_bytes(b"anything")
@@ -78,7 +78,7 @@ def test_archives_that_are_no_pytorch_file(tmp_path, file):
     with pytest.raises(PlugError, match="was compressed again"):
         open_any(path)
     path.write_bytes(b"\x01\x02\x03\xff" * 5)
-    with pytest.raises(PlugError, match=r"is no PyTorch file: it begins with b'\\x01"):
+    with pytest.raises(PlugError, match=r"is not a PyTorch file: it begins with b'\\x01"):
         open_any(path)
 
 
@@ -89,10 +89,10 @@ def test_a_safetensors_file_cut_anywhere(tmp_path):
     whole = path.read_bytes()
     for size in range(1, len(whole)):
         path.write_bytes(whole[:size])
-        with pytest.raises(PlugError, match="is cut short|holds zeros"):
+        with pytest.raises(PlugError, match="is cut short|holds only zeros"):
             read_safetensors(path)
     path.write_bytes(whole[:-4])
-    with pytest.raises(PlugError, match=f"{len(whole) - 4} bytes of {len(whole)} came"):
+    with pytest.raises(PlugError, match=f"{len(whole) - 4} of {len(whole)} bytes"):
         read_safetensors(path)
     path.write_bytes(whole + b"more")
     with pytest.raises(PlugError, match=f"has {len(whole) + 4} bytes, .* tells of {len(whole)}"):
@@ -120,12 +120,12 @@ INDICES = {
     "pointer": (POINTER, "is a git-lfs pointer"),
     "page": (b"<html>", "is a web page"),
     "empty": (b"", "is empty"),
-    "cut": (b'{"weight_map": {"a": ', "is no JSON, or cut short"),
-    "list": (b"[]", "is no JSON object"),
-    "other": (b'{"error": "Entry not found"}', "is no index of shards"),
-    "none": (b'{"weight_map": {}}', "is no index of shards"),
-    "odd": (b'{"weight_map": {"a": 1}}', "is no index of shards"),
-    "elsewhere": (b'{"weight_map": {"a": "../../x"}}', "is no index of shards"),
+    "cut": (b'{"weight_map": {"a": ', "is not JSON, or cut short"),
+    "list": (b"[]", "is not a JSON object"),
+    "other": (b'{"error": "Entry not found"}', "is not an index of shards"),
+    "none": (b'{"weight_map": {}}', "is not an index of shards"),
+    "odd": (b'{"weight_map": {"a": 1}}', "is not an index of shards"),
+    "elsewhere": (b'{"weight_map": {"a": "../../x"}}', "is not an index of shards"),
 }
 
 
@@ -173,7 +173,7 @@ def test_a_directory_without_weights_says_what_it_holds(tmp_path):
 def test_a_file_that_names_no_checkpoint(tmp_path, content):
     (tmp_path / "latest").write_bytes(content)
     with pytest.raises(
-        PlugError, match="latest (is empty|is a git-lfs|names '.*', which is no dir)"
+        PlugError, match="latest (is empty|is a git-lfs|names '.*', which is not a dir)"
     ):
         open_plug(tmp_path)
 
@@ -203,7 +203,7 @@ def test_a_pytorch_file_cut_anywhere(tmp_path, legacy):
     whole = path.read_bytes()
     for size in range(1, len(whole)):
         path.write_bytes(whole[:size])
-        with pytest.raises(PlugError, match="is cut short|no PyTorch file: it begins with b'P"):
+        with pytest.raises(PlugError, match="is cut short|not a PyTorch file: it begins with b'P"):
             read_torch_file(path)
     path.write_bytes(whole)
     assert read_torch_file(path)["b"]["c"].read().tolist() == [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""Random PyTorch state dicts of a tiny model, and their cutting over ranks, by rules of its own."""
+"""Random PyTorch state dicts of a tiny model, split over ranks without plug_jax's code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bert_config(**changes: object) -> PlugConfig:
 def state_dict(
     config: PlugConfig, layout: str, *, rows: int, dtype: object = np.float32, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Random tensors under a layout's names, of one rank, tied ones left out."""
+    """Random tensors of one rank in a layout's names, without tied ones."""
     rng = np.random.default_rng(seed)
     return {
         name: rng.normal(0.0, 0.3, leaf.torch_shape(ranks=1, rows=rows)).astype(dtype)
@@ -48,7 +48,7 @@ def state_dict(
 
 
 def half_with_some_norms_in_full(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """float16, but for the norms of layer 1, which are float32, and a bfloat16 bias."""
+    """float16, except float32 norms in layer 1 and one bfloat16 bias."""
     mixed = {
         name: array.astype(np.float32 if "layer.1" in name and "orm" in name else np.float16)
         for name, array in tensors.items()
@@ -58,7 +58,7 @@ def half_with_some_norms_in_full(tensors: dict[str, np.ndarray]) -> dict[str, np
 
 
 def cut(tensors: dict[str, np.ndarray], ranks: int) -> list[dict[str, np.ndarray]]:
-    """What each rank of released PLUG holds."""
+    """The part of each rank of released PLUG."""
     return [
         {name: _part(name, array, rank, ranks) for name, array in tensors.items()}
         for rank in range(ranks)

@@ -1,4 +1,4 @@
-"""Whatever the text files hold, pre-training runs, and each document is used or counted."""
+"""Whatever the text files contain, pre-training runs, and each document is used or counted."""
 
 import collections
 import functools
@@ -10,12 +10,12 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from plug_jax.data import cleaning
 from plug_jax.data.drops import drop_counts, reset_counts
-from plug_jax.data.groups import cut_groups
-from plug_jax.data.sources import TextSource
-from plug_jax.data.vocabularies import SPECIAL_PIECES, WordPieceVocabulary
-from plug_jax.data.vocabulary_training import train_sentencepiece
+from plug_jax.data.preprocessors import cleaning
+from plug_jax.data.preprocessors.groups import cut_groups
+from plug_jax.data.sources.text_source import TextSource
+from plug_jax.data.vocabularies.sentencepiece_training import train_sentencepiece
+from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES, WordPieceVocabulary
 from plug_jax.tasks.pretrain import palm_task, structbert_task
 from tests.fuzzed_documents import fuzzed_documents
 
@@ -25,7 +25,7 @@ COUNT = 10_000
 LONG_LINE_BYTES = 10_000_000
 MIN_LENGTH, MAX_LENGTH = 8, 512
 
-# Why a whole document is left out; the other reasons count parts of one.
+# Reasons for dropping a whole document; other reasons count parts of one.
 OF_DOCUMENTS = {
     *("invalid_utf8", "invalid_json", "missing_text_key", "empty_document"),
     *("too_short_text", "too_little_chinese", "document_too_short"),
@@ -33,7 +33,7 @@ OF_DOCUMENTS = {
 OF_PARTS = {"tail_too_short", "tail_tokens", "truncated_tokens", "no_other_document"}
 
 CLEANING = {
-    # Nearly nothing is dropped or repaired: the tokeniser and the objectives get to see it all.
+    # Almost nothing is dropped or repaired: the tokeniser and the objectives must handle it.
     "lines": (cleaning.UnicodeNFKC(),),
     "paragraphs": (cleaning.HalfWidth(), cleaning.Simplified(), cleaning.ChineseRatio(0.01)),
     "jsonl": (
@@ -47,7 +47,7 @@ CLEANING = {
 
 
 def is_blank(line):
-    """Whether the line holds nothing but what readers take for white space."""
+    """Whether readers take the line for blank."""
     try:
         text = line.decode()
     except UnicodeDecodeError:
@@ -83,7 +83,7 @@ ESCAPES[ord('"')], ESCAPES[ord("\\")] = b'\\"', b"\\\\"
 
 
 def as_jsonl(documents):
-    """Every document in a record, among lines that are no records."""
+    """Every document as a record, among lines that are not records."""
     lines = [b'{"text": "%s"}' % b"".join(ESCAPES[byte] for byte in text) for text in documents]
     invalid = sum(not is_utf8(document) for document in documents)
     lines += [b'"text"', b"[" * 100_000, b"{", b"\0", b"null", b'{"text": "a}']
@@ -186,7 +186,7 @@ def test_every_document_is_used_or_counted(file_format, vocabularies, tmp_path):
     palm = palm_task("stage_2", source, vocabulary, min_length=MIN_LENGTH, **options)
     totals, same_tokens, _ = run(palm)
     counts = collections.Counter(drop_counts())
-    assert sorted(same_tokens) == sorted(tokens)  # blocks are watched in any order
+    assert sorted(same_tokens) == sorted(tokens)  # blocks arrive in any order
     too_short = tokens < 2 * MIN_LENGTH - 3
     assert of_documents(counts) == dropped | {"document_too_short": too_short.sum()}
     text_tokens = totals["encoder_original_tokens"] + totals["decoder_input_tokens"]

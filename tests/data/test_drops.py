@@ -1,4 +1,4 @@
-"""Drop counts are exact whatever TensorFlow does to the graph around them."""
+"""Drop counts are exact, whatever graph optimisations TensorFlow applies."""
 
 import gc
 import threading
@@ -146,7 +146,7 @@ def test_the_value_is_unchanged_and_keeps_its_type(value):
 
 def test_iterators_stay_checkpointable_and_resume_without_recounting(tmp_path):
     options = tf.data.Options()
-    options.experimental_optimization.inject_prefetch = False  # nothing is counted ahead
+    options.experimental_optimization.inject_prefetch = False  # nothing is counted ahead of time
     dataset = documents([5, 1, 3, 2, 4, 1, 1, 6]).filter(long_enough).with_options(options)
     iterator = iter(dataset)
     assert [len(next(iterator)) for _ in range(2)] == [5, 3]

@@ -1,4 +1,4 @@
-"""Beam search against every text there is, over a Markov chain of two steps' memory."""
+"""Beam search against exhaustive search, over a second-order Markov chain."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ TABLE = np.random.default_rng(5).dirichlet(np.ones(VOCAB), (2, VOCAB, VOCAB)).as
 
 @functools.partial(jax.jit, static_argnames=("beams", "room", "penalties"))
 def search(limits, length_penalty, table=TABLE, *, beams, room, length_offset=0.0, penalties=False):
-    """The cache of a row: its prompt, and the last token that it has read."""
+    """A row's cache: its prompt, and the last token read."""
 
     def tokens_to_logits(tokens, cache, active):
         prompts, before = cache
@@ -45,7 +45,7 @@ def search(limits, length_penalty, table=TABLE, *, beams, room, length_offset=0.
 
 
 def every_text(prompt, max_length, *, min_length=0, length_penalty, length_offset=0, forbidden=()):
-    """[(score, log-probability, ids, ended)] of all texts, the best first."""
+    """[(score, log-probability, ids, ended)] of all texts, best first."""
     texts = []
     free = [i for i in range(VOCAB) if i != END and i not in forbidden]
     for length in range(min_length, max_length + 1):
@@ -82,7 +82,7 @@ def assert_same_texts(found, expected):
     [(1.0, 0.0), (0.0, 0.0), (2.0, 0.0), (-1.0, 0.0), (0.6, 5.0)],  # the last: GNMT's, PLUG's
 )
 def test_beams_enough_for_every_text_find_the_best_of_all(length_penalty, length_offset):
-    """Three tokens and an end: 27 live texts at most."""
+    """Three tokens and an end token: at most 27 live texts."""
     beams, room = 27, 4
     limits, penalty = constraints(2 * beams, max_length=3), {"length_penalty": length_penalty}
     penalty["length_offset"] = length_offset
@@ -91,7 +91,7 @@ def test_beams_enough_for_every_text_find_the_best_of_all(length_penalty, length
         expected = every_text(prompt, 3, **penalty)
         assert_same_texts(found_texts(found, prompt)[:10], expected[:10])
     rest = np.asarray(found.tokens)[:, :, 3]
-    assert (rest == END).all()  # room that a shorter maximum does not use
+    assert (rest == END).all()  # space unused with a shorter maximum
 
 
 def test_limits_and_what_is_forbidden_hold_for_each_prompt():
@@ -105,7 +105,7 @@ def test_limits_and_what_is_forbidden_hold_for_each_prompt():
     found = search(limits, 1.0, beams=beams, room=4)
     for prompt, (most, least) in enumerate([(3, 2), (2, 0)]):
         expected = every_text(prompt, most, min_length=least, length_penalty=1.0, forbidden=[1])
-        assert_same_texts(found_texts(found, prompt), expected)  # all there are
+        assert_same_texts(found_texts(found, prompt), expected)  # all of them
 
 
 def test_one_beam_is_greedy_where_it_ends_or_not():
@@ -120,7 +120,7 @@ def test_one_beam_is_greedy_where_it_ends_or_not():
                 break
             ids.append(last)
         ((_, log_prob, text, ended),) = found_texts(found, prompt)
-        # A text that ended on the way may beat the greedy one, never the other way round.
+        # A text that ended early may beat the greedy one, never the reverse.
         assert log_prob >= total - 1e-5
         if log_prob == pytest.approx(total, abs=1e-5):
             assert (text, ended) == (ids, last == END)
@@ -142,7 +142,7 @@ def test_few_beams_find_texts_that_exist_with_their_own_scores_and_more_find_bet
 
 
 def plain_beams(prompt, beams, room, length_penalty):
-    """[(score, ids)] of a beam search that never stops before its end, the best first."""
+    """[(score, ids)] of a beam search that never stops early, best first."""
     live, finished = [(0.0, [])], []
     for count in range(1, room + 1):
         steps = []
@@ -173,7 +173,7 @@ def test_it_stops_only_when_nothing_better_can_come(beams, length_penalty):
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_scores_are_nan_where_the_model_gives_no_numbers_and_others_as_they_were(number):
-    """The second prompt's logits break after its second token, in the likeliest text."""
+    """The second prompt's logits become NaN after its second token, in the likeliest text."""
     table = np.full((2, VOCAB, VOCAB, VOCAB), 1e-9, np.float32)
     table[:, :, :] = [0.025, 0.9, 0.025, 0.05]
     sound = search(constraints(4, max_length=6), 1.0, table, beams=2, room=6)
@@ -186,7 +186,7 @@ def test_scores_are_nan_where_the_model_gives_no_numbers_and_others_as_they_were
 
 
 def test_a_text_that_gets_better_with_its_length_is_waited_for():
-    """[END] at once scores log 0.9; 1 1 1 ... starts with log 0.05, nothing more, over 10 ** 2."""
+    """[END] at once scores log 0.9; 1 1 1 ... starts with log 0.05, adds nothing, over 10 ** 2."""
     table = np.full((2, VOCAB, VOCAB, VOCAB), 1e-9, np.float32)
     table[:, :, 0] = [0.025, 0.05, 0.025, 0.9]
     table[:, :, 1] = [1e-9, 1.0, 1e-9, 1e-9]

@@ -1,4 +1,4 @@
-"""What may come next, against worked examples and Hugging Face's rules written out plainly."""
+"""Decoding constraints against worked examples and plain versions of Hugging Face's rules."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ END, VOCAB = 9, 10
 
 
 def allowed(tokens, length, *, logits=None, penalties=False, **changes):
-    """The logits that are left of one row, as a list; -inf for what may not come."""
+    """The logits of one row after constraints, as a list; -inf for forbidden tokens."""
     tokens = np.asarray([tokens], np.int32)
     logits = jnp.zeros((1, VOCAB)) if logits is None else jnp.asarray([logits], jnp.float32)
     limits = constraints(1, max_length=20, vocab_size=VOCAB, **changes)
@@ -54,7 +54,7 @@ def test_a_row_with_nothing_left_may_end():
 
 
 def test_the_repetition_penalty_by_hand():
-    """What lies after the text's length was not written."""
+    """What lies beyond the text's length does not count."""
     logits = [3.0, -3.0, 0.0, 3.0, -3.0, 3.0, 3.0, 3.0, 3.0, 3.0]
     found = allowed(
         [0, 1, 2, 5, 5], 3, logits=logits, penalties=True, repetition_penalty=np.float32([2.0])

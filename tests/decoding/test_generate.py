@@ -1,4 +1,4 @@
-"""The cached loop over a Markov chain, where every text's probability is known."""
+"""The cached decoding loop over a Markov chain, where every text's probability is known."""
 
 import functools
 import itertools
@@ -29,7 +29,7 @@ def chain_to_logits(tokens, calls, active):
 
 
 def constraints(rows, *, max_length, vocab_size=4, forbidden=None, **changes):
-    """No constraints but `max_length`, and what is changed."""
+    """No constraints except `max_length` and the given ones."""
     nothing = Constraints(
         min_length=jnp.zeros(rows, jnp.int32),
         max_length=jnp.broadcast_to(jnp.asarray(max_length, jnp.int32), rows),
@@ -71,7 +71,7 @@ def run_chain(
     steps=None,
     **limits,
 ):
-    """(tokens, lengths) and all else that a batch of rows writes."""
+    """(tokens, lengths) and all other outputs of a batch of rows."""
     rows = len(start_tokens)
     sampling = Sampling(
         rngs=row_rngs(jax.random.key(seed), rows),
@@ -102,13 +102,13 @@ def test_greedy_rows_end_each_at_its_own_end_token():
     assert found.lengths.tolist() == [2, 1, 0]
     assert found.stopped.all() and found.ended.all()
     assert found.tokens.dtype == found.lengths.dtype == np.int32
-    # log-probabilities of what was written, the end token too, and nothing after it
+    # log-probabilities of the generated tokens, including the end token, and zeros after it
     np.testing.assert_allclose(
         np.exp(found.log_probs),
         [[0.6, 0.5, 0.5, 1, 1], [0.5, 0.5, 1, 1, 1], [0.5, 1, 1, 1, 1]],
         rtol=1e-6,
     )
-    assert found.cache.tolist() == [3, 2, 1]  # rows that have ended are read no further
+    assert found.cache.tolist() == [3, 2, 1]  # finished rows do not advance
 
 
 def test_a_row_without_end_token_fills_its_length():

@@ -1,4 +1,4 @@
-"""Greedy long texts against the released PyTorch code: one encoding, and one every 8 tokens."""
+"""Greedy long texts against the released PyTorch code: encoded once, or again every 8 tokens."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +36,7 @@ def test_ids_and_step_logits(golden_dir, name, chunk):
         ids[:length].tolist()
         for ids, length in zip(golden["prompt_ids"], golden["prompt_lengths"], strict=True)
     ]
-    chunk = min(chunk, config.max_positions - 1)  # 128 and more than the 20 tokens asked
+    chunk = min(chunk, config.max_positions - 1)  # 128, longer than the 20 tokens requested
     context_length = golden["prompt_ids"].shape[1]
     scheme = RollingScheme(
         cls_id=CLS,
@@ -67,7 +67,7 @@ def test_ids_and_step_logits(golden_dir, name, chunk):
     found = roll(write, prompts, scheme, lengths=[asked] * rows)
     np.testing.assert_array_equal(found, expected)
 
-    # The logits of every step, from the contexts that were read.
+    # The logits of every step, given the golden contexts.
     for number, now in enumerate(contexts):
         part = slice(number * chunk, min((number + 1) * chunk, asked))
         read = np.concatenate([np.full((rows, 1), CLS), expected[:, part][:, :-1]], axis=1)

@@ -1,4 +1,4 @@
-"""Beam search and constraints against `transformers`' generate, over one and the same model."""
+"""Beam search and constraints against `transformers`' generate, over the same model."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def bart():
-    """A tiny model with random weights, whose texts end now and then."""
+    """A tiny model with random weights, whose texts sometimes end."""
     torch = pytest.importorskip("torch")
     from transformers import BartConfig, BartForConditionalGeneration
 
@@ -62,7 +62,7 @@ def their_texts(bart, kind, **options):
         return_dict_in_generate=True,
         output_scores=True,
         use_cache=False,
-        suppress_tokens=[PAD, START],  # theirs counts the start token as written
+        suppress_tokens=[PAD, START],  # theirs counts the start token as generated
         **KINDS[kind],
         **options,
     )
@@ -75,7 +75,7 @@ def their_texts(bart, kind, **options):
 
 
 def bart_to_logits(bart, beams):
-    """The model behind `TokensToLogits`; the cache is what each row has read, and how much."""
+    """The model behind `TokensToLogits`; the cache holds each row's tokens and their number."""
     import torch
 
     prompts = np.repeat(PROMPTS, beams, axis=0)
@@ -150,7 +150,7 @@ def test_beam_search(bart, kind, length_penalty):
         num_beams=beams,
         num_return_sequences=beams,
         length_penalty=length_penalty,
-        early_stopping="never",  # as ours: until no beam can get better
+        early_stopping="never",  # like ours: until no beam can improve
     )
     tokens_to_logits, cache, starts = bart_to_logits(bart, beams)
     found = beam_search(
@@ -174,5 +174,5 @@ def test_beam_search(bart, kind, length_penalty):
         ]
         assert ours[0] == theirs[0], (prompt, ours, theirs)
         np.testing.assert_allclose(found.scores[prompt, 0], scores[prompt, 0], rtol=1e-4)
-        # Theirs passes over an end token that is not among the `beams` likeliest steps.
+        # Theirs skips an end token that is not among the `beams` likeliest continuations.
         assert (np.asarray(found.scores[prompt]) >= scores[prompt] - 1e-4).all()

@@ -1,4 +1,4 @@
-"""The released scheme for long texts, over a model that writes what it is told."""
+"""The released scheme for long texts, over a scripted model."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_the_text_takes_the_place_of_the_contexts_sep():
 
 
 def chunk_writer(next_of, seen, *, asked):
-    """`roll`'s write, greedy, where next_of(rows' last tokens, sums of their contexts) comes."""
+    """A greedy `write` for `roll`: next_of(last tokens of the rows, sums of their contexts)."""
     rows = len(asked)
     greedy = Sampling(
         rngs=row_rngs(jax.random.key(0), rows),
@@ -72,7 +72,7 @@ def test_chunks_follow_each_other_with_rewritten_contexts():
 
 
 def test_an_early_sep_is_thrown_away_and_counts():
-    """Always 5 6 7 [SEP]: each chunk of 4 draws gives 3 tokens, and of 10 draws 2 are left."""
+    """Always 5 6 7 [SEP]: each chunk of 4 draws yields 3 tokens, and 10 draws end with 2 more."""
     table = (
         jnp.zeros(PADDED, jnp.int32).at[jnp.array([CLS, 5, 6, 7])].set(jnp.array([5, 6, 7, SEP]))
     )
@@ -81,7 +81,7 @@ def test_an_early_sep_is_thrown_away_and_counts():
 
 
 def test_lengths_near_the_end_of_int32_are_compared_exactly():
-    """4/5 of them is far away, so an early [SEP] is thrown away."""
+    """4/5 of them is far away, so an early [SEP] is discarded."""
     for asked in (2**29, 2**30, 2**31 - 1):
         write = chunk_writer(lambda last, _: jnp.where(last == CLS, 5, SEP), [], asked=[asked])
         tokens, lengths, ended = write([[CLS, SEP]], [0], 0, [True])
@@ -137,7 +137,7 @@ def test_many_texts_as_the_scheme_written_out_plainly():
 
 
 def test_a_thrown_away_draw_is_drawn_again_from_the_same_logits():
-    """[SEP] and 7 are equally likely; sampled texts hold the sevens alone, about half the draws."""
+    """[SEP] and 7 are equally likely; sampled texts have only sevens, in about half the draws."""
     rows = 64
 
     def write(contexts, written, draws, active):

@@ -28,7 +28,7 @@ def sample(rngs, logits, *, candidates=None, draws=0, **options):
 
 
 def draw(probabilities, seed=0, forbidden=None, **options):
-    """How often each id came, of DRAWS rows that all have these probabilities."""
+    """Counts of each id over DRAWS rows with these probabilities."""
     logits = jnp.log(jnp.asarray(probabilities))
     if forbidden is not None:
         logits = jnp.where(forbidden, -jnp.inf, logits)
@@ -40,7 +40,7 @@ def draw(probabilities, seed=0, forbidden=None, **options):
 
 
 def assert_drawn_from(counts, expected):
-    """Exactly the possible ids came up, as often as a chi-square test believes (p > 1e-4)."""
+    """Exactly the possible ids were drawn, with plausible counts (chi-square test, p > 1e-4)."""
     possible = np.asarray(expected) > 0
     np.testing.assert_array_equal(counts > 0, possible)
     if possible.sum() > 1:
@@ -49,7 +49,7 @@ def assert_drawn_from(counts, expected):
 
 
 def brute_force(probabilities, *, temperature=1.0, top_k=0, top_p=1.0, forbidden=None):
-    """The distribution of the draw, one plain step after the other."""
+    """The sampling distribution, computed step by step."""
     allowed = [i for i in range(len(probabilities)) if forbidden is None or not forbidden[i]]
     weights = {i: probabilities[i] ** (1 / temperature) for i in allowed}
     ranked = sorted(weights, key=lambda i: (-weights[i], i))[: top_k or None]
@@ -99,7 +99,7 @@ def test_draws_follow_the_brute_force_distribution(options):
 
 
 def test_temperature_divides_the_logits_before_top_p():
-    # At temperature 4 the first id holds 0.41 of the mass, so 0.5 needs two ids; at 1 it needs one.
+    # At temperature 4 the first id has 0.41 of the mass, so 0.5 needs two ids; at 1 it needs one.
     probabilities = np.array([0.8, 0.15, 0.04, 0.01])
     assert (draw(probabilities, top_p=0.5) > 0).sum() == 1
     assert (draw(probabilities, top_p=0.5, temperature=4.0) > 0).sum() == 2
@@ -108,12 +108,12 @@ def test_temperature_divides_the_logits_before_top_p():
 @pytest.mark.parametrize(
     ("temperature", "expected"),
     [
-        (np.finfo(np.float32).tiny, [0.5, 0.5, 0, 0]),  # equals share, and nothing else is left
+        (np.finfo(np.float32).tiny, [0.5, 0.5, 0, 0]),  # equal ones share, and nothing else remains
         (1 / np.finfo(np.float32).tiny, [0.25, 0.25, 0.25, 0.25]),
     ],
 )
 def test_extreme_temperatures_draw_from_their_limits(temperature, expected):
-    likely = np.array([0.4, 0.4, 0.15, 0.05]) * 1e30  # logits of 70, too large to be divided
+    likely = np.array([0.4, 0.4, 0.15, 0.05]) * 1e30  # logits of 70, which overflow when divided
     assert_drawn_from(draw(likely, temperature=temperature), expected)
     forbidden = np.array([False, False, False, False, True])
     counts = draw([*likely, 1e31], temperature=temperature, forbidden=forbidden)
@@ -124,7 +124,7 @@ def test_greedy_takes_the_most_likely_id_and_the_lower_of_equals():
     logits = jnp.array([[1.0, 3.0, 3.0, 2.0], [5.0, 0.0, 1.0, 1.0]])
     rngs = row_rngs(jax.random.key(0), 2)
     assert sample(rngs, logits, temperature=0).tolist() == [1, 0]
-    # In a batch with rows that sample it looks at more candidates.
+    # In a batch with sampled rows it considers more candidates.
     assert sample(rngs, logits, temperature=0, candidates=4).tolist() == [1, 0]
 
 
@@ -196,7 +196,7 @@ def test_rows_with_equal_logits_draw_apart():
 
 
 def test_a_number_just_below_one_draws_the_last_that_is_kept(monkeypatch):
-    """Times the sum of the kept probabilities, it may round to that sum."""
+    """Multiplied by the sum of the kept probabilities, it may round to that sum."""
     just_below = jnp.float32(np.nextafter(np.float32(1), np.float32(0)))
     monkeypatch.setattr(jax.random, "uniform", lambda key: just_below)
     logits = jax.random.normal(jax.random.key(0), (500, 40))

@@ -1,4 +1,4 @@
-"""From records to examples and from outputs to answers, in cases worked by hand."""
+"""From records to examples, and from outputs to answers, worked by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from plug_jax.clue.records import (
     SpanAnswer,
     TextRecord,
 )
-from plug_jax.data.vocabularies import SPECIAL_PIECES, PlugVocabulary, WordPieceVocabulary
+from plug_jax.data.vocabularies.vocabulary import (
+    SPECIAL_PIECES,
+    PlugVocabulary,
+    WordPieceVocabulary,
+)
 from plug_jax.downstream.choice_formats import BlankFormat, ChoiceFormat
 from plug_jax.downstream.entity_format import EntityFormat
 from plug_jax.downstream.examples import Examples
@@ -201,12 +205,12 @@ class TestQuestion:
 
     def test_the_best_pair_within_bounds(self, examples: Examples) -> None:
         logits = np.full((2, 2, 12), -5.0)
-        logits[0, :, 0] = 50.0  # [CLS] is no answer
+        logits[0, :, 0] = 50.0  # [CLS] is not an answer
         logits[1, 0, 5 + 2], logits[1, 1, 5 + 3] = 4.0, 3.0  # 六七: 7.0
         logits[1, 0, 5 + 5], logits[1, 1, 5 + 1] = 9.0, 9.0  # ends before it begins
         logits[0, 0, 5 + 0], logits[0, 1, 5 + 3] = 9.0, 9.0  # four tokens: too long
         (answer,) = self.format.answers([self.record], examples, {"span_logits": logits})
-        # 九 alone, begin 9.0 and end -5.0, is less than 六七; so is 一 with its own end.
+        # 九 alone, begin 9.0 and end -5.0, scores less than 六七; so does 一 with its own end.
         assert answer["prediction"] == "六七"
         assert answer["nbest"][0] == {"text": "六七", "score": 7.0}
 

@@ -1,4 +1,4 @@
-"""Tasks over records as seqio and a training run read them."""
+"""Record tasks as read by seqio and by training."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import seqio
 
 from plug_jax.clue.tasks import CLUE
-from plug_jax.data.feature_converters import RowFeatureConverter
-from plug_jax.data.pipeline import DatasetConfig, make_iterator
-from plug_jax.data.vocabularies import PlugVocabulary, load_vocabulary
+from plug_jax.data.pipeline.feature_converters import RowFeatureConverter
+from plug_jax.data.pipeline.pipeline import DatasetConfig, make_iterator
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary, load_vocabulary
 from plug_jax.downstream.record_task import RecordTask, check_task, record_counts, task_description
 from plug_jax.errors import PlugError
 from plug_jax.named_modules import import_named
@@ -91,15 +91,15 @@ def test_every_epoch_has_another_order_and_each_example_once(
         np.concatenate([next(rows)["example_index"][:, 0] for _ in range(3)]).tolist()
         for _ in range(8)
     ]
-    # seqio shuffles examples once more after they repeat, so an epoch's last ones may trade places
-    # with the next one's first; in all, each of 12 comes as often as there were epochs.
+    # seqio shuffles examples again after repeating, so an epoch's last ones may trade places
+    # with the next one's first; overall, each of 12 occurs once per epoch.
     assert epochs[0] != epochs[1]
     counts = Counter(index for epoch in epochs for index in epoch)
     assert set(counts) == set(range(12)) and max(counts.values()) <= 16
 
 
 def test_seqio_evaluates_it(data_dir: str, vocabulary: PlugVocabulary) -> None:
-    """Its own Evaluator, with outputs that are right for all but the first example."""
+    """seqio's own Evaluator, with outputs that are correct for all but the first example."""
     task = registered("ocnli", data_dir, vocabulary)
     records = task.splits_of_records.records("validation")
     features = task.format.make_objective().features
@@ -165,7 +165,7 @@ def test_an_objective_that_means_something_else_is_refused(
 
 
 def test_all_that_are_there_are_registered(data_dir: str) -> None:
-    """What importing the module does with the environment variable CLUE_DIR."""
+    """Importing the module with the environment variable CLUE_DIR set."""
     clue.register_all(data_dir)
     task = seqio.get_mixture_or_task("clue_cmrc2018")
     assert task.format.max_length == 512 and "trial" in task.splits

@@ -1,4 +1,4 @@
-"""A tiny encoder as a checkpoint, whose vocabulary has every character of the small CLUE files."""
+"""A checkpoint of a tiny encoder whose vocabulary has every character of the small CLUE files."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from plug_jax.checkpoints.parameters import init_params
 from plug_jax.config import PlugConfig
-from plug_jax.data.vocabularies import load_vocabulary
+from plug_jax.data.vocabularies.vocabulary import load_vocabulary
 from plug_jax.downstream.formats import Format
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.composition import Objectives
 from plug_jax.training.checkpointing import CheckpointConfig, Checkpoints
-from plug_jax.training.state import TrainState, init_params
+from plug_jax.training.state import TrainState
 from tests.clue.official import write_vocabulary
 from tests.stored_model import NoData
 

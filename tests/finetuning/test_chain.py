@@ -1,4 +1,4 @@
-"""From the official files to a submission, with the commands of a user."""
+"""From CLUE's files to a submission, with the commands that a user runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plug_jax.training.writers import read_metrics
 from tests.clue.official import write_clue
 from tests.downstream.tiny_encoder import write_encoder
 
-# Of the board 1.1 and CLUENER, which has no board of that version but a file.
+# Tasks of the 1.1 leaderboard, and CLUENER, which has only a file there.
 TASKS = (
     "afqmc", "iflytek", "ocnli", "cluewsc", "csl", "c3", "chid", "cluener", "cmrc2018", "tnews",
 )  # fmt: skip
@@ -66,7 +66,7 @@ def fine_tune(root: Path, task: str, model_dir: Path, *bindings: str) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(root: Path) -> list[Path]:
-    """Two of TNEWS, by their seeds."""
+    """Two TNEWS runs, by seed."""
     return [
         fine_tune(root, "tnews", root / f"tnews{seed}", "EPOCHS=50", "EVAL_EVERY=25",
                   f"RANDOM_SEED={seed}")
@@ -120,7 +120,7 @@ def test_the_ensemble_and_its_honest_score(
     assert report["best_single"] == max(report["runs"].values())
     assert report["picked"] >= report["best_single"]
     assert report["members"][0] in paths
-    # What was computed is kept, and read again.
+    # Computed outputs are kept, and read again.
     kept = runs[0] / "outputs" / "clue_tnews-validation.npz"
     written = kept.stat().st_mtime_ns
     printed(capsys, "ensemble", "--runs", *paths)
@@ -197,7 +197,7 @@ def test_a_run_that_is_cut_off_goes_on_as_if_it_were_not(root: Path, tmp_path: P
 def test_labels_of_another_order_are_refused_or_left(
     root: Path, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A head never stands for labels that it was not trained for."""
+    """A head is never used for labels other than those it was trained on."""
     again = train_arguments(root, "afqmc", runs[0], "EPOCHS=1")
     assert main(again) == 2
     assert "was fine-tuned for another task: labels is" in capsys.readouterr().err
@@ -205,8 +205,8 @@ def test_labels_of_another_order_are_refused_or_left(
     from_it = [a for a in from_it if "INITIAL_CHECKPOINT" not in a]
     assert main([*from_it, f"--gin.INITIAL_CHECKPOINT={str(runs[0])!r}"]) == 0
     said = capsys.readouterr().err
-    assert "heads/classification of this run begins anew" in said
-    assert "heads/classification of the checkpoint stays behind" in said
+    assert "heads/classification of this run is newly initialised" in said
+    assert "heads/classification of the checkpoint is not used" in said
 
 
 @pytest.mark.slow

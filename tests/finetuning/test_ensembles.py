@@ -1,4 +1,4 @@
-"""Several models as one, in cases worked by hand. No model is run."""
+"""Ensembles, worked by hand. No model runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def of_labels(*probabilities: list[float]) -> dict[str, np.ndarray]:
 
 
 class Records(SplitRecords):
-    """Records without texts to encode: an example each."""
+    """Records without texts: one example each."""
 
     def __init__(self, format_: Format, records: list[Any]) -> None:
         super().__init__(format_, None, lambda split: Split(records, {}, "file"), ("validation",))
@@ -44,14 +44,14 @@ def run(path: str, records: Records, outputs: dict[str, np.ndarray], **saved: An
 
 
 def test_probabilities_are_averaged() -> None:
-    # (0.9 + 0.3) / 2 = 0.6 beats 0.4, though the second model says the other label.
+    # (0.9 + 0.3) / 2 = 0.6 beats 0.4, though the second model predicts the other label.
     mean = combine([of_labels([0.9, 0.1]), of_labels([0.3, 0.7])])["classification_logits"]
     np.testing.assert_allclose(np.exp(mean), [[0.6, 0.4]], rtol=1e-6)
 
 
 def test_votes_are_counted_and_ties_go_by_probability() -> None:
     one, other = of_labels([0.9, 0.1]), of_labels([0.45, 0.55])
-    # Two of three vote for the second label, though the mean is for the first.
+    # Two of three vote for the second label, though the mean favours the first.
     assert combine([one, other, other])["classification_logits"].argmax() == 0
     assert combine([one, other, other], "vote")["classification_logits"].argmax() == 1
     assert combine([one, other], "vote")["classification_logits"].argmax() == 0
@@ -66,13 +66,13 @@ def test_spans_are_summed_and_not_voted_on() -> None:
 
 
 def test_one_model_answers_as_it_does_alone() -> None:
-    """CHID's official decoding compares the logits of several blanks, which a softmax changes."""
+    """CHID's official decoding compares logits across blanks, which a softmax would change."""
     names = tuple("一二三四五六七八九十")
     records = [BlankRecord(f"#idiom{n}#", 0, "", "", names, 0) for n in range(2)]
     format_ = BlankFormat(max_length=20)
     logits = np.full((2, 10), -9.0)
-    logits[0, :2] = [5.0, 4.9]  # by logits this blank is first, and takes candidate 0
-    logits[1, :2] = [4.0, -9.0]  # by probabilities this one would be
+    logits[0, :2] = [5.0, 4.9]  # by logits this blank comes first, and takes candidate 0
+    logits[1, :2] = [4.0, -9.0]  # by probabilities this one would come first
     alone = {"choice_logits": logits}
     examples = Records(format_, records).examples("validation")
     answers = format_.answers(records, examples, combine([alone]))

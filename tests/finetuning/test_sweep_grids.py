@@ -1,4 +1,4 @@
-"""Sweeps whose grid changes: what is done stays known. Nothing is trained."""
+"""Sweeps whose grid changes: finished runs are kept. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from plug_jax import plots
 from plug_jax.cli.main import main
 from plug_jax.errors import PlugError
-from plug_jax.evaluation import plots
 from plug_jax.finetuning.sweeps import Grid, Sweep, SweptRun
 
 

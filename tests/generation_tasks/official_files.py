@@ -1,4 +1,4 @@
-"""Small files in the official formats of the generation tasks, written as they are published."""
+"""Small files in the official formats of the generation tasks, as published."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def dureader_qg(directory: Path, questions: Sequence[tuple[str, str, str]] = QUE
 
 
 def dureader_robust(directory: Path) -> Path:
-    """SQuAD's nesting; some questions have several answers, those of the test set none."""
+    """SQuAD's nesting; some questions have several answers, the test set's none."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("train", "dev", "test"):
         paragraphs = []

@@ -1,4 +1,4 @@
-"""Official files to pairs, and what is said of files that are not as they should be."""
+"""Official files as pairs, and errors for malformed files."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_paddlenlp_reads_questions_by_templates(tmp_path):
     for name in ("dureader_qg", "dureader_robust"):
         first = pairs(name, WRITERS[name](tmp_path / name), layout="paddlenlp")[0]
         assert first.source == (f"答案：{ANSWER}", f"上下文：{CONTEXT}")
-        assert first.target == QUESTION  # the prefix is no part of a reference
+        assert first.target == QUESTION  # the prefix is not part of a reference
         assert find_task(name).layout("paddlenlp").target_prefix == "问题："
     with pytest.raises(PlugError, match="no layout 'paddlenlp'; there are plug"):
         find_task("kbqg").layout("paddlenlp")
@@ -64,7 +64,7 @@ def test_targets_that_are_withheld(tmp_path):
         assert [pair.target for pair in read] == [None, None] and read[0].source
     robust = WRITERS["dureader_robust"](tmp_path / "robust")
     with pytest.raises(PlugError, match=r"test.json, data\[0\].paragraphs\[0\].qas\[0\]: there is"):
-        pairs("dureader_robust", robust, "test")  # without an answer there is nothing to ask for
+        pairs("dureader_robust", robust, "test")  # without an answer there is no question
 
 
 def test_one_s_own_files(tmp_path):

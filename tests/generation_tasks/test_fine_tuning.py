@@ -8,7 +8,7 @@ from plug_jax.cli.main import main
 from tests.generation_tasks.official_files import dureader_qg
 from tests.stored_model import write_stored_model
 
-# Of the characters that the stored model knows; its answers are the same, so the context is needed.
+# Only characters that the stored model knows; all answers are equal, so the context is needed.
 PAIRS = [
     ("天", "东南西北天", "风花雪月年"),
     ("天", "春夏秋冬天", "牛羊马鸟鱼虫"),

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE and distinct-n: values worked by hand, and those that others' programs give."""
+"""BLEU, ROUGE and distinct-n: values computed by hand, and by other programs."""
 
 import json
 import math
@@ -53,24 +53,24 @@ def test_the_golden_cases_tell_the_rouges_apart():
 
 
 def test_counts_are_clipped_and_of_the_closest_reference():
-    # The third 的 has no partner left; 的人, 人的 are no bigrams of ours.
+    # The third 的 has no counterpart left; 的人, 人的 do not match any bigram.
     counts = count(list("的的的"), [list("的人的")])
     assert (counts.matches, counts.totals) == ((2, 0, 0, 0), (3, 2, 1, 0))
-    # 3 tokens: references of 2 and 4 are as close, and the shorter counts.
+    # 3 tokens: references of 2 and 4 are equally close, and the shorter counts.
     assert count(list("天地人"), [list("天地人我"), list("天地")]).reference_length == 2
-    # An n-gram may be found in either reference, as often as in the one that has more of it.
+    # Clipping is by the reference with the most occurrences of an n-gram.
     assert count(list("天天地"), [list("天天"), list("天地地")]).matches == (3, 2, 0, 0)
 
 
 def test_bleu_is_a_mean_of_precisions_by_the_brevity_penalty():
     # 天气很好 of 天气真好: 3 of 4 characters, 1 of 3 pairs, no triple.
     assert bleu(count(list("天气很好"), [list("天气真好")])) == pytest.approx([0.75, 0.5, 0, 0])
-    # All matches, 3 of 6 tokens written: exp(1 - 6/3).
+    # Everything matches, 3 of 6 tokens generated: exp(1 - 6/3).
     assert bleu(count(list("天地人"), [list("天地人你我他")]))[2] == pytest.approx(math.exp(-1))
     # Corpus BLEU adds counts: (3 + 1) / (4 + 1) with r = c = 5, not the mean of 3/4 and 1.
     parts = [count(list("天气很好"), [list("天气真好")]), count(["人"], [["人"]])]
     assert bleu(total(parts))[0] == pytest.approx(4 / 5)
-    # Of no triple, method1 makes 0.1 / 2; of two orders without, method3 1/2 of one, 1/4 of one.
+    # Without a trigram match, method1 has 0.1 / 2; with two such orders, method3 1/2, then 1/4.
     counts = count(list("天气很好"), [list("天气真好")], least_total=1)
     assert bleu(counts, method1)[2] == pytest.approx((3 / 4 * 1 / 3 * 0.1 / 2) ** (1 / 3))
     smoothed = 3 / 4 * 1 / 3 * (1 / 2) / 2 * (1 / 4) / 1
@@ -101,7 +101,7 @@ def test_rouge_n_counts_different_ngrams_of_the_best_reference():
 def test_distinct():
     texts = [list("天天人"), list("天人")]
     assert distinct(texts, 1) == 2 / 5
-    assert distinct(texts, 2) == 2 / 3  # 天天 天人, 天人; none over the end of a text
+    assert distinct(texts, 2) == 2 / 3  # 天天 天人, 天人; no bigram across texts
     assert distinct([["天"]], 2) == 0
 
 
@@ -156,5 +156,5 @@ def test_empty_texts():
         got = score(convention, ["", " "], [["天 地人。"], ["天 地人。"]]).metrics
         if name != "cpt":
             assert got["bleu_1"] == 0, name  # though a space of the reference is empty tokens
-        # cpt scores "。" in place of nothing: P 1, R 1/4.
+        # cpt scores "。" instead of an empty text: P 1, R 1/4.
         assert got["rouge_1"] == pytest.approx(40 if name == "cpt" else 0, abs=1e-4), name

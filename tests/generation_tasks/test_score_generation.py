@@ -1,4 +1,4 @@
-"""`plug-jax score-generation`, as it is typed."""
+"""`plug-jax score-generation`, as a command."""
 
 import json
 
@@ -15,7 +15,7 @@ def generated(text, **fields):
 
 
 def rows(**fields):
-    """Rows as infer writes them: two right texts, and one without 天气."""
+    """Rows as infer writes them: two correct texts, and one without 天气."""
     texts = [RIGHT[0], "今日？", RIGHT[2]]
     return [
         generated(text, id=n, references=[right], **fields)
@@ -24,13 +24,13 @@ def rows(**fields):
 
 
 def scored(capsys, path, *options, status=0):
-    """What it prints as JSON."""
+    """Its JSON output."""
     assert main(["score-generation", "--predictions", str(path), "--json", *options]) == status
     return json.loads(capsys.readouterr().out)
 
 
 def refused(capsys, path, *options):
-    """The message with which it ends."""
+    """Its error message."""
     assert main(["score-generation", "--predictions", str(path), *options]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -45,7 +45,7 @@ def test_the_rows_of_infer_with_their_own_references(tmp_path, capsys):
         "convention": "plug", "rows": 3, "scored": 3, "errors": 0, "empty": 0,
         "short_references": 0, "without_prediction": 0,
     }  # fmt: skip
-    # 5 + 3 + 6 characters, all right, of 5 + 5 + 6: exp(1 - 16/14).
+    # 5 + 3 + 6 characters, all correct, of 5 + 5 + 6: exp(1 - 16/14).
     assert metrics["bleu_1"] == pytest.approx(86.6878, abs=1e-4)
     # Pairs: 4 + 1 (今日) + 5 of 4 + 2 + 5.
     assert metrics["bleu_2"] == pytest.approx(86.6878 * (10 / 11) ** 0.5, abs=1e-4)
@@ -140,8 +140,8 @@ def test_errors_and_empty_texts_count(tmp_path, capsys):
 
 def test_the_prefix_of_a_template_is_taken_off(tmp_path, capsys):
     with_prefix = [
-        # As the prefix is, as a vocabulary has it that normalises, and not at all. A text that only
-        # begins with characters of the prefix keeps them.
+        # The prefix as given, as normalised by a vocabulary, and absent. A text that begins with
+        # only some characters of the prefix keeps them.
         generated("问题：" + RIGHT[0], target_prefix="问题：", references=[RIGHT[0]]),
         generated("问题:" + RIGHT[1], target_prefix="问题：", references=[RIGHT[1]]),
         generated("题问" + RIGHT[2], target_prefix="问题：", references=["题问" + RIGHT[2]]),

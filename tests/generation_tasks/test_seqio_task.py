@@ -1,12 +1,12 @@
-"""The tasks that gin names: tokens of official and own files, and places in them."""
+"""The tasks that gin names: tokens of official and own files, and data positions."""
 
 import json
 
 import numpy as np
 import pytest
 
-from plug_jax.data import pipeline
-from plug_jax.data.vocabularies import SPECIAL_PIECES
+from plug_jax.data.pipeline import pipeline
+from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES
 from plug_jax.errors import PlugError
 from plug_jax.inference.rows import RowSource
 from plug_jax.tasks import generation
@@ -18,7 +18,7 @@ LETTERS = "".join(dict.fromkeys("".join(map("".join, QUESTIONS)) + "答案上下
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-    """The path of one with an id for each character."""
+    """The path of a vocabulary with an id per character."""
     path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     path.write_text("\n".join([*SPECIAL_PIECES, *LETTERS]) + "\n", encoding="utf-8")
     return str(path)
@@ -115,11 +115,11 @@ def test_rows_for_infer_carry_ids_and_references(tmp_path, vocabulary):
     assert row.fields == {"id": "7", "prompt": "三天", "target": "去", **references}
 
 
-# --- places
+# --- data positions
 
 
 def numbered(tmp_path, vocabulary, count):
-    """A task whose example n has n + 1 tokens of text."""
+    """A task whose example n has n + 1 text tokens."""
     return own(tmp_path, vocabulary, [{"source": "天" * n, "target": "去"} for n in range(count)])
 
 
@@ -137,7 +137,7 @@ def iterator(name, **changes):
 
 
 def taken(batches, count):
-    """The numbers of the examples of so many batches."""
+    """The numbers of the examples in this many batches."""
     found = (next(batches)["encoder_segment_ids"].sum(axis=1) - 2 for _ in range(count))
     return np.concatenate(list(found)).tolist()
 

@@ -1,4 +1,4 @@
-"""Google's metadata server, played by a server of our own."""
+"""Google's metadata server, simulated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = "/computeMetadata/v1/instance/"
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """What the server says, which a test may change."""
+    """The server's answers, which a test may change."""
     said = {"maintenance-event": "NONE", "preempted": "FALSE"}
 
     class Metadata(http.server.BaseHTTPRequestHandler):
@@ -67,7 +67,7 @@ def test_what_does_not_end_the_machine_or_was_known_is_no_notice(answers: dict[s
         time.sleep(0.1)
         answers["maintenance-event"] = "MIGRATE_ON_HOST_MAINTENANCE"
         time.sleep(0.2)
-        answers.clear()  # it has nothing to say for a while
+        answers.clear()  # it does not answer for a while
         time.sleep(0.1)
         answers["preempted"] = "TRUE"
         time.sleep(0.2)

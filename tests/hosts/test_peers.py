@@ -1,4 +1,4 @@
-"""What processes tell each other, with a coordinator that is a dictionary."""
+"""Communication between processes, with a dictionary as the coordinator."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from plug_jax.hosts import peers as peers_module
 from plug_jax.hosts.activity import doing
 from plug_jax.hosts.peers import Note, Peers, among, peers
 
-# A thread that would end the process ends itself.
+# Instead of ending the process, a thread ends itself.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 class Store:
-    """The coordinator's keys and values, and its barriers, as JAX's client has them."""
+    """The coordinator's keys, values and barriers, with the interface of JAX's client."""
 
     def __init__(self, count: int) -> None:
         self.values: dict[str, str] = {}
@@ -54,7 +54,7 @@ class Store:
 
 
 class Exits:
-    """The statuses that processes exit with; a thread that exits goes no further."""
+    """The exit statuses of processes; a thread that exits stops there."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
@@ -80,7 +80,7 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> Exits:
 
 @contextlib.contextmanager
 def run_of(count: int, *, started: list[int] | None = None) -> Iterator[tuple[Store, list[Peers]]]:
-    """The processes of a run, of which `started` show signs of life; one is lost after 0.8 s."""
+    """The processes of a run, of which `started` send heartbeats; one is lost after 0.8 s."""
     store = Store(count)
     made = [Peers(store, process, count, None) for process in range(count)]
     doing("step 7")
@@ -99,7 +99,7 @@ def run_of(count: int, *, started: list[int] | None = None) -> Iterator[tuple[St
 def test_a_process_without_signs_of_life_is_named_and_ends_all(
     lost: int, exits: Exits, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The one after it in the ring finds it; the others hear, and nobody waits for the lost one."""
+    """The next in the ring notices; the others are told, and none waits for the lost one."""
     began = time.monotonic()
     with run_of(3, started=[i for i in range(3) if i != lost]):
         assert exits.wait(2) == [75, 75]
@@ -111,7 +111,7 @@ def test_a_process_without_signs_of_life_is_named_and_ends_all(
 def test_what_a_lost_process_did_last(exits: Exits, capsys: pytest.CaptureFixture[str]) -> None:
     with run_of(2) as (_, made):
         time.sleep(0.1)
-        made[1]._left.set()  # it says no more, and has not left
+        made[1]._left.set()  # it is silent, and has not left
         assert exits.wait(1) == [75]
     assert "killed, stopped or cut off, last in: step 7" in capsys.readouterr().err
 
@@ -130,7 +130,7 @@ def test_an_error_ends_all_with_its_status(
         with pytest.raises(SystemExit):
             made[1].end(Note("process 1 ended the run: no such file", 2))
         assert exits.wait(3) == [2, 2, 2]
-    # It has said so itself.
+    # It reported so itself.
     assert capsys.readouterr().err.count("plug-jax: process 1 ended the run: no such file\n") == 2
 
 

@@ -1,4 +1,4 @@
-"""A process that hangs is found, shown and ended."""
+"""A hanging process is detected, reported and ended."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_hang_may_only_be_reported(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stalls(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When a hang was found."""
+    """The times at which a hang was detected."""
     found: list[float] = []
     monkeypatch.setattr(watchdog._Watchdog, "_stalled", lambda self: found.append(time.monotonic()))
     return found

@@ -1,4 +1,4 @@
-"""Zero-shot classification: what is compared, and how it is counted."""
+"""Zero-shot classification: the comparison, and its token counts."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_what_is_compared(normalize, sep):
 
 
 def test_calibration_takes_off_what_a_label_has_without_the_text():
-    """After the empty prompt every label is worth 0, however common or short it is."""
+    """After the empty prompt every label scores 0, however common or short it is."""
     [answer] = classified([{"text": ""}])
     assert answer["scores"] == pytest.approx({"x": 0.0, "b": 0.0}, abs=1e-5)
     [plain] = classified([{"text": ""}], normalize="sum")
@@ -72,7 +72,7 @@ def test_calibration_takes_off_what_a_label_has_without_the_text():
     ],
 )
 def test_answers_of_known_log_likelihoods(monkeypatch, normalize, prediction, scores):
-    """b is the commoner text, also after nothing; the prompt speaks for x, and against b."""
+    """b is the commoner text, also after nothing; the prompt favours x over b."""
     after_text, after_nothing = (-6.0, -4.0), (-9.0, -3.0)
 
     def known(model, items):
@@ -122,7 +122,7 @@ def test_the_longest_text_of_a_long_prompt_loses_its_end():
     assert "left_out" not in whole
     with pytest.raises(PlugError, match="a prompt has 61 tokens"):
         classified([row], **options)
-    with pytest.raises(PlugError, match="has 41 tokens itself, and there is room for 30"):
+    with pytest.raises(PlugError, match="alone has 41 tokens, and there is room for 30"):
         classified([row], prompt_template="A" * 41 + "{text}", max_prompt_tokens=32)
 
 
@@ -181,7 +181,7 @@ def test_labels_from_the_command_line_and_from_a_file(tmp_path):
     path.write_text("\ufeff100\t故事\n\n101\t文化 \n军事\n", encoding="utf-8")
     assert read_labels(str(path)) == {"100": "故事", "101": "文化", "军事": "军事"}
     for text, message in (
-        ("a,b,a", "'a' is there twice"),
+        ("a,b,a", "'a' occurs twice"),
         ("a,,b", "one of them is empty"),
         ("体育，，财经", "one of them is empty"),
         ("labels.text", "there is no such file; labels themselves need commas"),

@@ -1,4 +1,4 @@
-"""Encoders at work: states, vectors and masked tokens, alone and in batches."""
+"""Encoder inference: states, vectors and masked tokens, alone and in batches."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import plug_jax
 from plug_jax.convert.from_torch import ImportOptions, import_weights
 from plug_jax.convert.sources import open_hf
 from plug_jax.convert.to_torch import export_hf
-from plug_jax.data.vocabularies import SPECIAL_PIECES
-from plug_jax.data.vocabulary_training import train_sentencepiece
+from plug_jax.data.vocabularies.sentencepiece_training import train_sentencepiece
+from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES
 from plug_jax.errors import PlugError
 from plug_jax.inference.encoder import EncoderModel
 from plug_jax.inference.encoding import Embedding
@@ -53,7 +53,7 @@ CONFIG_JSON = {
 
 @pytest.fixture(scope="module")
 def bert_files(tmp_path_factory):
-    """A StructBERT of random weights in Hugging Face's layout."""
+    """A StructBERT with random weights in Hugging Face's layout."""
     directory = tmp_path_factory.mktemp("structbert")
     config = weights.bert_config(max_positions=64)
     save_file(weights.state_dict(config, "bert", rows=ROWS), directory / "model.safetensors")
@@ -182,7 +182,7 @@ def test_a_text_without_a_token(bert):
     assert [token.piece for token in bert.encode(" ").tokens] == ["[CLS]", "[SEP]"]
     assert bert.embed("", pooling="cls").shape == (16,)
     for wrong in (lambda: bert.embed(" "), lambda: bert.encode("").vector()):
-        with pytest.raises(PlugError, match="the text has no token, so there is no mean"):
+        with pytest.raises(PlugError, match="the text has no tokens, so its states have no mean"):
             wrong()
     assert bert.encode([]) == [] and bert.embed([]).shape == (0, 16)
     with pytest.raises(PlugError, match="pooling must be one of 'mean', 'cls', not 'max'"):
@@ -214,7 +214,7 @@ def test_masks_are_filled_by_the_head(bert, bert_files):
 
 @pytest.mark.parametrize("model_type", ["char", "unigram"])
 def test_spaces_beside_a_mask_are_read(tmp_path, model_type):
-    """As SentencePiece reads them where a character stands in place of the mask."""
+    """As SentencePiece does if a character stands in place of the mask."""
     texts = ["a b c ab 天地 人 你我"] * 9
     v = train_sentencepiece(texts, directory=tmp_path, vocab_size=14, model_type=model_type)
     model = SimpleNamespace(vocabulary=v, longest=99)
@@ -267,7 +267,7 @@ def test_a_model_that_writes_encodes_with_the_same_parameters(stage2, writer):
 
 
 def test_a_converted_plug_reads_and_writes(bert_files, tmp_path):
-    """Its encoder ends with its final norm twice, as the released model infers."""
+    """Its encoder applies its final norm twice, as in the released inference code."""
     config = weights.plug_config(max_positions=64)
     (tmp_path / "plug").mkdir()
     tensors = weights.state_dict(config, "plug", rows=96)
@@ -290,7 +290,7 @@ def test_a_converted_plug_reads_and_writes(bert_files, tmp_path):
 
 def test_heads_that_were_initialised_anew_fill_nothing(bert_files, tmp_path):
     import_weights(open_hf(bert_files), tmp_path / "model", ImportOptions(fresh=("mlm_head",)))
-    with pytest.raises(PlugError, match="initialised anew when it was converted"):
+    with pytest.raises(PlugError, match="newly initialised when it was converted"):
         plug_jax.load(tmp_path / "model").fill_mask("天[MASK]")
 
 

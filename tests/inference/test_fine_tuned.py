@@ -1,4 +1,4 @@
-"""Fine-tuned checkpoints at work: the outputs of evaluation, answers to rows, and what is said."""
+"""Fine-tuned inference: outputs equal to evaluation's, answers to rows, and messages."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import seqio
 
+from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.clue.tasks import find_task
-from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.downstream.record_task import SplitRecords
 from plug_jax.errors import PlugError
 from plug_jax.inference.fine_tuned import FineTunedModel, text_length
@@ -27,12 +28,11 @@ from plug_jax.inference.scoring import Scoring
 from plug_jax.partitioning import Partitioner
 from plug_jax.tasks.clue import clue_format, clue_task
 from plug_jax.training.evaluate import Evaluator
-from plug_jax.training.saved_model import open_checkpoint
 from plug_jax.training.step import StepConfig
 from tests.clue.official import FOLDER_OF, write_clue
 from tests.downstream.tiny_encoder import write_encoder, write_fine_tuned
 
-# A task of each kind, with the length of its texts here and how contexts are divided.
+# A task of each kind, with the maximum text length here and how contexts are split.
 LENGTHS = {
     "tnews": {"max_length": 48},
     "c3": {"max_length": 64},
@@ -65,7 +65,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def evaluated(clue_dir: Path, run_of: Callable[[str], Path]) -> Callable[[str], Any]:
-    """Records of the validation split of a task, and the outputs of the evaluator for them."""
+    """Records of a task's validation split, and the evaluator's outputs for them."""
 
     @functools.cache
     def evaluate(name: str) -> tuple[SplitRecords, Any]:
@@ -119,7 +119,7 @@ def test_outputs_are_those_of_evaluation(name, run_of, evaluated):
 
 
 def _within(values: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """The beginning of each axis, as long as that of another array."""
+    """The array cut to another's shape."""
     return values[tuple(slice(size) for size in like.shape)]
 
 
@@ -127,7 +127,7 @@ def _within(values: np.ndarray, like: np.ndarray) -> np.ndarray:
 def test_rows_have_the_answers_of_evaluation(name, run_of, evaluated, tmp_path):
     records, outputs = evaluated(name)
     split = records.records("validation")
-    if name == "chid":  # rows are answered one by one
+    if name == "chid":  # rows are processed one by one
         split = [dataclasses.replace(record, line=i) for i, record in enumerate(split)]
     expected = records.format.answers(split, records.examples("validation"), outputs)
     job = Job(
@@ -244,7 +244,7 @@ def test_a_row_without_numbers_has_an_error_and_a_model_without_them_ends_the_jo
 
 
 def test_labels_are_those_that_the_checkpoint_keeps(run_of, tmp_path):
-    """Their order in code may have changed since."""
+    """Their order in the code may have changed since."""
     format = clue_format(find_task("tnews"), **LENGTHS["tnews"])
     turned = dataclasses.replace(format, labels=format.labels[::-1])
     other = write_fine_tuned(tmp_path / "turned", "clue_tnews", turned)

@@ -1,4 +1,4 @@
-"""Prompts to texts: against the bare model, in batches, as streams, in slots and on a mesh."""
+"""Text generation: against the bare model, in batches, as streams, in slots and on a mesh."""
 
 import dataclasses
 import itertools
@@ -31,13 +31,13 @@ WILD = {"temperature": 5.0, "top_k": 0, "max_new_tokens": 12}
 
 
 def texts(prompts=PROMPTS, model=None, *, seeds=None, **options):
-    """The texts of each prompt, and nothing else of them."""
+    """Only the texts of each prompt."""
     found = generate(model or lively_model(), prompts, GenerationOptions(**options), seeds=seeds)
     return [[text.text for text in samples] for samples in found]
 
 
 def uncached_logits(prompts, written, length):
-    """[P, length, V] of the bare model, whose decoder reads [CLS] and what was written."""
+    """[P, length, V] from the bare model, whose decoder reads [CLS] and the generated tokens."""
     params = lively_params(CONFIG)
     ids = padded([[2, *Letters().encode(prompt), 3] for prompt in prompts], 42)
     segment_ids = (ids != Letters.pad_id).astype(np.int32)
@@ -192,7 +192,7 @@ def test_a_mesh_writes_the_texts_of_one_device():
     model = InferenceModel(
         CONFIG, sharded(lively_params(CONFIG), partitioner), Letters(), partitioner
     )
-    prompts = ["ABC", "HELLO", "Z" * 40]  # 3 prompts over 4 places
+    prompts = ["ABC", "HELLO", "Z" * 40]  # 3 prompts over 4 devices
     assert texts(prompts, model=model, **GREEDY) == texts(prompts, **GREEDY)
     options = {"num_samples": 2, "seed": 1, "max_new_tokens": 10}
     assert texts(prompts, model=model, **options) == texts(prompts, **options)
@@ -206,15 +206,15 @@ def test_a_mesh_writes_the_texts_of_one_device():
 
 
 def sharded(params, partitioner):
+    from plug_jax.checkpoints.parameters import abstract_params
     from plug_jax.models.plug import PlugModel
-    from plug_jax.training.state import abstract_params
 
     shardings = partitioner.param_shardings(abstract_params(PlugModel(CONFIG)))
     return jax.device_put(params, shardings)
 
 
 class AnyIds(Letters):
-    """The released scheme forbids nothing: ids that are no text are left out when it is read."""
+    """The released scheme forbids nothing: ids that are not text are dropped when decoding."""
 
     def encode(self, text):
         return super().encode("".join(c for c in text if c not in "\"'-"))

@@ -1,4 +1,4 @@
-"""Whole jobs over a stored model: batches, meshes, kills, bad rows, and what is refused."""
+"""Whole jobs over a stored model: batches, meshes, kills, bad rows, and errors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.errors import PlugError
 from plug_jax.inference import jobs
 from plug_jax.inference.batch_generation import Generation, row_seed
@@ -23,7 +24,6 @@ from plug_jax.inference.rows import Row, RowSource, contents_of
 from plug_jax.inference.scoring import Scoring
 from plug_jax.partitioning import Partitioner
 from plug_jax.tasks import pretrain
-from plug_jax.training.saved_model import open_checkpoint
 from tests.inference_model import CONFIG, lively_model
 from tests.stored_model import CHARACTERS, write_stored_model
 
@@ -53,7 +53,7 @@ def read_rows(path: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def expected(model_dir: Path, prompts: list[str]) -> list[list[str]]:
-    """The texts of each prompt, written for it alone."""
+    """The texts of each prompt, generated alone."""
     model = InferenceModel.load(model_dir)
     return [
         [t.text for t in generate(model, [prompt], OPTIONS, seeds=[row_seed(3, index)])[0]]
@@ -157,7 +157,7 @@ def test_a_row_without_numbers_has_an_error_and_a_model_without_them_ends_the_jo
     monkeypatch.setattr(InferenceModel, "load", lambda *args, **kwargs: model)
     rows = [Row({"prompt": "天" * n, "target": "风花"}) for n in (3, 45, 5)]
     output = str(tmp_path / "out.jsonl")
-    # Batches of one: in a longer row's batch the others' padding has that position too.
+    # Batches of one: in a longer row's batch the others' padding includes that position too.
     job = Job(checkpoint=str(model_dir), rows=rows, output=output, batch_size=1)
     sound, without, other = run(job, works[work])
     assert sound.keys() == other.keys() >= {"prompt", *works[work].ANSWERS}
@@ -197,7 +197,7 @@ class Echo(DecoderWork):
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Loading a model gives that of letters at once; the list tells how often."""
+    """Loading a model returns `lively_model` at once; the list counts the calls."""
     loads: list[str] = []
 
     def load(path, *args, **kwargs):
@@ -210,7 +210,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def echo_job(tmp_path: Path, model_dir: Path) -> Job:
-    """A hundred rows, sixteen in a part."""
+    """A hundred rows, sixteen per part."""
     source = write_rows(tmp_path / "in.jsonl", [{"n": n} for n in range(100)])
     return Job(
         checkpoint=str(model_dir),
@@ -225,7 +225,7 @@ def test_the_longest_rows_of_a_part_share_batches(echo_job, no_model):
     rows = list(run(echo_job, work))
     assert [(row["n"], row["echo"]) for row in rows] == [(n, n) for n in range(100)]
     assert work.batches[0] == [15, 14]  # by `size`, within the first sixteen
-    # Rows of two texts are alone in a batch of two texts, and do not share one with others.
+    # Rows of two texts fill a batch of two texts, and do not share one with others.
     assert all(len(batch) == 1 for batch in work.batches if max(batch) >= 90)
     assert all(len(batch) == 2 for batch in work.batches if max(batch) < 90)
     # An odd number of rows is filled up with a copy.
@@ -236,20 +236,20 @@ def test_the_longest_rows_of_a_part_share_batches(echo_job, no_model):
 
 @pytest.mark.parametrize("at", [0, 15, 16, 50, 99])
 def test_an_interrupted_job_goes_on(echo_job, no_model, capfd, at):
-    """It repeats at most the part that it was at, and the output is as if nothing had happened."""
+    """It repeats at most the current part, and the output is as if uninterrupted."""
     path = Path(echo_job.output)
     with pytest.raises(KeyboardInterrupt):
         list(run(echo_job, Echo(fails_at=at)))
     assert not path.exists()
-    kept = f"stopped; {at // 16 * 16} of 100 rows are kept, and the same command goes on"
+    kept = f"stopped; {at // 16 * 16} of 100 rows are kept, and the same command resumes"
     assert kept in capfd.readouterr().err
     work = Echo()
     rows = list(run(echo_job, work))
     assert rows == read_rows(path) == [{"n": n, "echo": n} for n in range(100)]
     assert min(min(batch) for batch in work.batches) == at // 16 * 16
-    assert ("going on after" in capfd.readouterr().err) == (at >= 16)
+    assert ("resuming after" in capfd.readouterr().err) == (at >= 16)
     no_model.clear()
-    assert list(run(echo_job, Echo(fails_at=0))) == rows  # complete: nothing is loaded or done
+    assert list(run(echo_job, Echo(fails_at=0))) == rows  # complete: nothing is loaded or computed
     assert no_model == []
 
 

@@ -1,4 +1,4 @@
-"""Two processes, as one: the rows of a batch lie over the devices of both."""
+"""Two processes as one: the rows of a batch are sharded over the devices of both."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def alone(model_dir: Path, source: Path, work: Generation | Scoring) -> list[dict]:
-    """The rows that this one process makes."""
+    """The rows that a single process writes."""
     return list(run(Job(checkpoint=str(model_dir), rows=RowSource(files=str(source))), work))
 
 
@@ -61,7 +61,7 @@ def bindings(model_dir: Path, source: Path, output: Path) -> list[str]:
 
 @pytest.mark.long
 def test_two_processes_write_what_one_does(model_dir, source, tmp_path):
-    """One of them is killed in the middle, which ends both; the same command goes on."""
+    """One of them is killed midway, which ends both; the same command resumes."""
     options = GenerationOptions(max_new_tokens=8, num_samples=2)
     expected = alone(model_dir, source, Generation(options=options))
     output = tmp_path / "out.jsonl"
@@ -79,8 +79,8 @@ def test_two_processes_write_what_one_does(model_dir, source, tmp_path):
     with started("infer", files, run, tmp_path / "second") as pair:
         ended = pair.wait()
     assert [e.status for e in ended] == [3, 3], ended
-    assert "going on after 32 of 42 rows" in ended[0].stderr
-    assert "rows" not in ended[1].stderr  # the second process says nothing of its own
+    assert "resuming after 32 of 42 rows" in ended[0].stderr
+    assert "rows" not in ended[1].stderr  # the second process prints nothing itself
     rows = read_rows(output)
     assert [row.get("error") for row in rows] == [row.get("error") for row in expected]
     for ours, theirs in zip(rows, expected, strict=True):

@@ -1,4 +1,4 @@
-"""An output that is made part by part: killed anywhere, and gone on with."""
+"""An output written part by part: killed anywhere, and resumed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def part(number: int) -> list[dict]:
 
 
 def go_on(path: Path) -> PartedOutput:
-    """Write what is missing."""
+    """Write the missing parts."""
     output = opened(path)
     if not output.complete:
         for number in range(output.parts_done, 3):
@@ -55,14 +55,14 @@ def test_the_output_appears_at_the_end(tmp_path):
 
 
 def test_killed_at_any_step_nothing_is_lost_or_there_twice(tmp_path, monkeypatch):
-    """Ends the run before each change that it makes to the file system, in turn."""
+    """Ends the run before each of its file system operations, in turn."""
 
     class Killed(BaseException):
         pass
 
     gfile = parts.tf.io.gfile
     changes = {n: getattr(gfile, n) for n in ("rename", "makedirs", "rmtree", "GFile")}
-    changes |= {n: getattr(os, n) for n in ("fsync", "replace")}  # of files that are there whole
+    changes |= {n: getattr(os, n) for n in ("fsync", "replace")}  # of files that are complete
     for steps in range(100):
         path = tmp_path / str(steps) / "out.jsonl"
         path.parent.mkdir()
@@ -114,11 +114,9 @@ def test_a_part_that_is_cut_anywhere_is_made_again(tmp_path):
 def test_other_settings_are_refused_once_there_are_rows(tmp_path):
     path = tmp_path / "out.jsonl"
     opened(path, settings={**SETTINGS, "checkpoint": "b"})
-    opened(path).write(0, part(0))  # nothing was kept: it begins anew
+    opened(path).write(0, part(0))  # nothing was kept: it starts from the beginning
     changed = {"options": {"of": {"seed": 2}, "top_k": [3]}, "checkpoint": "a"}
-    message = (
-        r"begun differently: options.of.seed was 1 and is 2. Go on with what it was begun with"
-    )
+    message = r"with other settings: options.of.seed was 1 and is 2. Resume with the same settings"
     with pytest.raises(PlugError, match=message):
         opened(path, settings=changed)
     go_on(path)
@@ -139,7 +137,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path):
     with pytest.raises(PlugError, match="out.jsonl exists without .*manifest.json"):
         opened(path)
     (tmp_path / "out.jsonl.manifest.json").write_text("[]")
-    with pytest.raises(PlugError, match="is no manifest of ours"):
+    with pytest.raises(PlugError, match="is not a manifest of plug-jax"):
         opened(path)
     assert path.read_text() == "precious"
 

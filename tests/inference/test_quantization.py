@@ -1,4 +1,4 @@
-"""int8 kernels: the integers, the bounds of rounding, and that models read them as they should."""
+"""int8 kernels: the integers, rounding bounds, and their use by models."""
 
 import dataclasses
 import sys
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plug_jax.checkpoints.parameters import abstract_params
 from plug_jax.errors import PlugError
 from plug_jax.inference.generator import generate
 from plug_jax.inference.model import InferenceModel
@@ -16,7 +17,6 @@ from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.state import abstract_params
 from tests.inference_model import CONFIG, Letters, lively_model, lively_params
 
 GREEDY = GenerationOptions(max_new_tokens=24, temperature=0.0)
@@ -28,7 +28,7 @@ def is_quantized(leaf):
 
 
 def kernels(params):
-    """The int8 kernels of a tree, by their path."""
+    """The int8 kernels of a tree, by path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantized)
@@ -37,7 +37,7 @@ def kernels(params):
 
 
 def dequantized(params):
-    """The float parameters that int8 ones mean, by hand."""
+    """The float parameters of an int8 tree, dequantized by hand."""
 
     def floats(leaf):
         if is_quantized(leaf):

@@ -1,4 +1,4 @@
-"""Rows out of JSON lines and out of seqio tasks."""
+"""Rows from JSON lines and from seqio tasks."""
 
 import gzip
 import json
@@ -7,7 +7,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from plug_jax.data.vocabularies import load_vocabulary
+from plug_jax.data.vocabularies.vocabulary import load_vocabulary
 from plug_jax.errors import PlugError
 from plug_jax.inference.rows import Row, RowSource, contents_of, to_json
 from plug_jax.tasks import pretrain
@@ -22,12 +22,12 @@ def rows_of(path, content):
 def test_each_line_is_a_row_and_a_bad_one_says_where_it_is(tmp_path):
     content = (
         b'\xef\xbb\xbf{"prompt": "\xe5\xa4\xa9", "id": 7}\r\n'
-        b"\n  \n"  # passed over
+        b"\n  \n"  # skipped
         b"{not json}\n"
         b'["a"]\n'
         b'"text"\n'
         b'{"prompt": "\xff"}\n'
-        b'{"a": 1.5}'  # without a line feed
+        b'{"a": 1.5}'  # without a final line feed
     )
     rows = rows_of(tmp_path / "a.jsonl", content)
     assert [row.fields for row in rows] == [
@@ -87,7 +87,7 @@ def test_what_to_read_has_to_be_named(tmp_path):
     for names in ({}, {"files": "a.jsonl", "mixture_or_task_name": "b"}):
         with pytest.raises(PlugError, match="either files"):
             RowSource(**names)
-    with pytest.raises(PlugError, match="No JSON lines file matches"):
+    with pytest.raises(PlugError, match="No file of rows matches"):
         list(RowSource(files=str(tmp_path / "*.jsonl")))
     with pytest.raises(PlugError, match="No task or mixture is called 'nothing'"):
         list(RowSource(mixture_or_task_name="nothing"))
@@ -99,7 +99,7 @@ def test_the_first_field_that_there_is():
     assert row.text(("target", "text")) == "b"
     with pytest.raises(PlugError, match="no field 'x' or 'y'; the row has text, prompt, inputs"):
         row.text(("x", "y"))
-    with pytest.raises(PlugError, match="'n' holds no text but a number"):
+    with pytest.raises(PlugError, match="'n' must hold text, not a number"):
         row.text(("n",))
     with pytest.raises(PlugError, match="half of a surrogate pair"):
         row.text(("half",))

@@ -1,4 +1,4 @@
-"""Scores against the uncached model, against generation, and against what evaluation says."""
+"""Scores against the uncached model, generation and evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.errors import PlugError
 from plug_jax.inference.generator import generate
 from plug_jax.inference.jobs import Job, run
@@ -37,7 +37,7 @@ def brute_force(prompt: list[int], target: list[int]) -> float:
 
 
 def scored(rows: list[dict], **options) -> list[dict]:
-    """The answers of a batch, by the model of letters."""
+    """The answers for a batch, from `lively_model`."""
     work, model = Scoring(**options), lively_model()
     items = [work.prepare(model, Row(fields), 0) for fields in rows]
     return [answer.fields for answer in work.answer(model, items)]
@@ -61,7 +61,7 @@ def test_a_list_of_targets_gives_lists():
     [lists] = scored([row])
     for i, target in enumerate(row["targets"]):
         [single] = scored([{"prompt": "HELLO", "target": target}])
-        # A batch of other rows adds up in another order: an ulp of a float32 log-likelihood.
+        # A batch of other rows sums in another order: an ulp of a float32 log-likelihood.
         same = pytest.approx(single, rel=1e-5)
         assert {name: values[i] for name, values in lists.items()} == same
     [one] = scored([{"prompt": "HELLO", "target": ["MOON"]}])
@@ -71,7 +71,7 @@ def test_a_list_of_targets_gives_lists():
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_a_generated_text_has_the_log_probability_that_it_was_written_with(temperature):
     options = GenerationOptions(max_new_tokens=20, temperature=temperature, top_k=0, num_samples=4)
-    prompts = ["HELLO", "ABC", "XYZ", "Z" * 40]  # the greedy text of the last ends by itself
+    prompts = ["HELLO", "ABC", "XYZ", "Z" * 40]  # the greedy text of the last row ends by itself
     texts = generate(lively_model(), prompts, options)
     pairs = [(p, t) for p, of in zip(prompts, texts, strict=True) for t in of]
     assert {text.stopped for _, text in pairs} == {True, False}

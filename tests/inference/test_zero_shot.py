@@ -1,4 +1,4 @@
-"""Tasks of CLUE without training: templates, the whole way to a file of predictions, its score."""
+"""CLUE without training: templates, prediction files, and their scores."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, data_dir):
-    """A model that knows the characters of the files and of the templates; it has 48 positions."""
+    """A model with the characters of the files and the templates, and 48 positions."""
     texts = [content.decode() for name in official.FOLDERS for content in files(name)]
     texts += [path.read_text(encoding="utf-8") for path in GIN.glob("*.gin")]
     characters = sorted({one for text in texts for one in text.lower() if not one.isspace()})
@@ -105,7 +105,7 @@ def test_the_file_is_one_that_clue_score_takes_and_its_score_is_what_was_printed
     assert found["metrics"] == score_files([str(output)], data_dir)[task].to_json()["metrics"]
     assert found["records"] == len(CLUE[task].read(data_dir, "dev").records)
     rows = [json.loads(line) for line in kept.read_text().splitlines()]
-    if task == "chid":  # greedily, the best of all pairs first: no idiom twice in a line
+    if task == "chid":  # greedily, the best of all pairs first: no idiom twice on a line
         predicted = json.loads(output.read_bytes())
         assert list(predicted) == [row["id"] for row in rows]
         for line in {row["line"] for row in rows}:
@@ -177,7 +177,7 @@ def test_long_prompts_are_cut_and_counted(data_dir, checkpoint, tmp_path, capsys
     given += ("--output", output, "--gin.MAX_PROMPT_TOKENS=5", "--split", "test_public")
     status, out, _ = run(capsys, *given)
     assert status == 0
-    assert "6 prompts were longer than MAX_PROMPT_TOKENS or the model, and cut" in out
+    assert "6 prompts were truncated: longer than MAX_PROMPT_TOKENS or" in out
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_long_prompts_are_cut_and_counted(data_dir, checkpoint, tmp_path, capsys
         ("c3", ["LABEL_WORDS = {'0': '一', '1': '二'}"], "a row of it lists them under 'choices'"),
         ("tnews", ["SPLIT = 'trial'"], "tnews has no split 'trial'"),
         ("tnews", ["NORMALIZE = 'max'"], r"normalize must be one of .* \(set by NORMALIZE\)"),
-        ("tnews", ["CLUE_TASK = 'cmrc2018'"], "cmrc2018 asks for no label or choice"),
+        ("tnews", ["CLUE_TASK = 'cmrc2018'"], "cmrc2018 has no labels or choices"),
     ],
 )
 def test_what_cannot_be_is_said(task, bindings, message, data_dir):
@@ -203,7 +203,7 @@ def test_names_of_labels_come_from_the_archive(data_dir, tmp_path):
         published_words(task="iflytek", data_dir=str(data_dir), key="label_name")
     with pytest.raises(PlugError, match=r"afqmc_public has no file labels\.json"):
         published_words(task="afqmc", data_dir=str(data_dir), key="label_des")
-    official.write_clue(tmp_path, ["iflytek"])  # with three labels alone
+    official.write_clue(tmp_path, ["iflytek"])  # with only three labels
     with pytest.raises(PlugError, match="words for the labels of iflytek: '1' has none; '2' has"):
         configured("iflytek", tmp_path)
 
@@ -230,9 +230,9 @@ def test_rows_have_what_stands_beside_a_blank(tmp_path):
 def test_commands_with_mistakes(data_dir, checkpoint, tmp_path, capsys):
     given = ("--checkpoint", checkpoint, "--data_dir", data_dir, "--output", tmp_path / "out.json")
     for arguments, message in (
-        (("--task", "cmrc2018", *given), "cmrc2018 asks for no label or choice"),
+        (("--task", "cmrc2018", *given), "cmrc2018 has no labels or choices"),
         (("--task", "tnew", *given), "CLUE has no task 'tnew'; did you mean 'tnews'?"),
-        (("--task", "tnews", *given[:-1], tmp_path), "is a folder; name a file"),
+        (("--task", "tnews", *given[:-1], tmp_path), "is a directory; name a file"),
         (("--task", "tnews", *given[:2], *given[4:]), "CLUE_DIR"),
     ):
         status, _, err = run(capsys, *arguments)

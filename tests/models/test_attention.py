@@ -1,4 +1,4 @@
-"""Attention's kernels in the whole model, what remat policies save, and the compiled TPU step."""
+"""Attention kernels in the whole model, remat policies, and the compiled TPU step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def init(config: PlugConfig) -> dict:
 
 
 def loss(config: PlugConfig, params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-    """A scalar over all logits that mean something, and the decoder's logits."""
+    """A scalar over all meaningful logits, and the decoder's logits."""
     model, variables = PlugModel(config), {"params": params}
     encoder_segments, segments = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
     encoded = model.apply(
@@ -62,7 +62,7 @@ def loss(config: PlugConfig, params: dict, batch: dict) -> tuple[jax.Array, jax.
 
 
 def test_splash_on_a_mesh_equals_dot_on_one_device() -> None:
-    """Logits and parameter gradients; the residual stream's length over `tensor`, as it may be."""
+    """Logits and parameter gradients; also with the residual stream sharded over `tensor`."""
     batch = synthetic.batch(rows=4, encoder=256, decoder=128)
     params = init(DOT)
     gradient = jax.grad(loss, argnums=1, has_aux=True)
@@ -84,7 +84,7 @@ def test_splash_on_a_mesh_equals_dot_on_one_device() -> None:
 
 @pytest.mark.parametrize(
     ("name", "spared"),
-    # By the encoder's block and the decoder's two attentions.
+    # Called by the encoder's block and the decoder's two attentions.
     [("input", 0), ("qkv", 1 + 3), ("context", 1 + 2), ("out", 1 + 2), ("wi", 1 + 1)],
 )
 def test_a_saved_name_spares_its_matrix_products(name: str, spared: int) -> None:
@@ -99,7 +99,7 @@ def test_a_saved_name_spares_its_matrix_products(name: str, spared: int) -> None
 
 
 def mesh_of(platform: str) -> jax.sharding.AbstractMesh:
-    """One device of a kind that need not be here."""
+    """A mesh of one device of a kind that need not exist here."""
     device = jax.sharding.AbstractDevice(platform, num_cores=None, platform=platform)
     return jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
 
@@ -138,7 +138,7 @@ def test_what_auto_is(
 
 
 def test_auto_on_a_gpu() -> None:
-    """The encoder, the decoder and its cross-attention take cuDNN's kernel, by device on a mesh."""
+    """The encoder, the decoder and its cross-attention use cuDNN's kernel, per device on a mesh."""
     config = dataclasses.replace(DOT, attention="auto", dtype="bfloat16")
     params = jax.eval_shape(lambda: init(config))
     batch = synthetic.batch(rows=1, encoder=128, decoder=64)
@@ -152,21 +152,21 @@ def test_auto_on_a_gpu() -> None:
 
 
 def test_decoding_with_a_cache_needs_no_splash() -> None:
-    """A model that was trained with splash decodes rows of any length."""
+    """A model trained with splash attention decodes rows of any length."""
     params = init(SPLASH)
     encoded = jnp.ones((1, 5, DOT.hidden_size))
 
     def step(config: PlugConfig) -> jax.Array:
-        model = PlugModel(config, layers_apart=True)
+        model = PlugModel(config, unstacked_layers=True)
         variables = {"params": split_layers(params)}
-        cache = model.apply(variables, encoded, max_length=3, method="start_cache")
+        cache = model.apply(variables, encoded, max_length=3, method="init_cache")
         return model.apply(variables, jnp.array([[7]]), cache, method="decode_step")[0]
 
     np.testing.assert_array_equal(step(SPLASH), step(DOT))
 
 
 def compile_for_tpu() -> None:
-    """Print the compiled gradient of a small model on a v5e 2x2, and how much goes to the host."""
+    """Print a small model's compiled gradient on a v5e 2x2, and the bytes offloaded to the host."""
     from jax.experimental import topologies
 
     config = PlugConfig(
@@ -207,12 +207,12 @@ def compile_for_tpu() -> None:
     print("host bytes:", compiled.memory_analysis().host_temp_size_in_bytes)
 
 
-LENGTH = 640  # of rows; no size of a parameter is a multiple of 5
+LENGTH = 640  # of rows; no parameter dimension is a multiple of 5
 
 
 @pytest.mark.slow
 def test_compiled_for_tpu() -> None:
-    """The kernels run on each device's own heads and rows, the forward ones once; offload works."""
+    """Each device runs kernels on its own heads and rows, forward ones once; offload works."""
     environment = {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",

@@ -1,4 +1,4 @@
-"""Cached decoding: the same as the whole-prefix decoder, at any pace, on one device or a mesh."""
+"""Cached decoding equals the whole-prefix decoder, at any pace, on one device or a mesh."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from plug_jax.checkpoints.parameters import abstract_params, init_params
 from plug_jax.models.attention import CACHE_AXES
 from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel, cache_shardings
 from plug_jax.ops import kv_cache
 from plug_jax.partitioning import Partitioner
-from plug_jax.training.state import abstract_params, init_params
 from tests import synthetic
 from tests.inference_model import CONFIG, jitted, lively_params
 
@@ -23,7 +23,7 @@ STEPS = 12
 
 
 def prompts_and_texts(config):
-    """(params, params apart, prompts, segment ids, texts, logits of the whole-prefix decoder)."""
+    """(params, decoding params, prompts, segment ids, texts, whole-prefix logits)."""
     params = lively_params(config)
     rng = np.random.default_rng(0)
     segment_ids = (np.arange(16)[None] < np.array(PROMPT_LENGTHS)[:, None]).astype(np.int32)
@@ -35,7 +35,7 @@ def prompts_and_texts(config):
 
 
 def step(config, params, tokens, cache, **active):
-    return jitted(config, "decode_step", layers_apart=True)(params, tokens, cache, **active)
+    return jitted(config, "decode_step", unstacked_layers=True)(params, tokens, cache, **active)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def step(config, params, tokens, cache, **active):
 )
 def test_cached_logits_equal_uncached_logits(config, chunks, cache_length):
     params, encoded, segment_ids, texts, expected = prompts_and_texts(config)
-    start_cache = jitted(config, "start_cache", layers_apart=True, max_length=cache_length)
-    cache = start_cache(params, encoded, encoder_segment_ids=segment_ids)
+    init_cache = jitted(config, "init_cache", unstacked_layers=True, max_length=cache_length)
+    cache = init_cache(params, encoded, encoder_segment_ids=segment_ids)
     found = []
     for chunk in np.split(texts, np.cumsum(chunks)[:-1], axis=1):
         logits, cache = step(config, params, chunk, cache)
@@ -62,8 +62,8 @@ def test_cached_logits_equal_uncached_logits(config, chunks, cache_length):
 
 def test_rows_grow_each_at_its_own_pace():
     params, encoded, segment_ids, texts, expected = prompts_and_texts(CONFIG)
-    start_cache = jitted(CONFIG, "start_cache", layers_apart=True, max_length=STEPS)
-    cache = start_cache(params, encoded, encoder_segment_ids=segment_ids)
+    init_cache = jitted(CONFIG, "init_cache", unstacked_layers=True, max_length=STEPS)
+    cache = init_cache(params, encoded, encoder_segment_ids=segment_ids)
     rng, at = np.random.default_rng(1), np.zeros(3, int)
     while (at < STEPS).any():
         active = (at < STEPS) & rng.integers(0, 2, 3).astype(bool)
@@ -82,13 +82,13 @@ def test_texts_of_one_prompt_share_its_keys_and_may_take_over_from_each_other():
     expected = jitted(CONFIG, "decode")(
         lively_params(CONFIG), rows, encoded[twice], encoder_segment_ids=segment_ids[twice]
     )
-    options = {"layers_apart": True, "max_length": STEPS, "rows_per_prompt": 2}
-    cache = jitted(CONFIG, "start_cache", **options)(
+    options = {"unstacked_layers": True, "max_length": STEPS, "rows_per_prompt": 2}
+    cache = jitted(CONFIG, "init_cache", **options)(
         params, encoded, encoder_segment_ids=segment_ids
     )
     assert cache.layers[0].cross_key.shape[0] == 3 and cache.layers[0].key.shape[0] == 6
     _, cache = step(CONFIG, params, rows[:, :5], cache)
-    # The rows of a prompt change places, or one goes on twice.
+    # The rows of a prompt trade places, or one is duplicated.
     parents = np.array([1, 0, 2, 2, 5, 5])
     cache = kv_cache.reorder(cache, jnp.asarray(parents))
     logits, _ = step(CONFIG, params, rows[parents, 5:], cache)
@@ -101,7 +101,7 @@ BATCH, LENGTH = 8, 12
 def test_sharded_cache_gives_the_logits_of_one_device() -> None:
     config = synthetic.tiny_config()
     params = init_params(PlugModel(config), jax.random.key(0))
-    model = PlugModel(config, layers_apart=True)
+    model = PlugModel(config, unstacked_layers=True)
     rng = np.random.default_rng(0)
     prompt, tokens = rng.integers(0, 90, (2, BATCH, LENGTH), np.int32)
 
@@ -109,7 +109,7 @@ def test_sharded_cache_gives_the_logits_of_one_device() -> None:
         def apply(method, *args, **kwargs):
             return model.apply({"params": params}, *args, method=method, **kwargs)
 
-        cache = apply("start_cache", apply("encode", prompt), max_length=LENGTH)
+        cache = apply("init_cache", apply("encode", prompt), max_length=LENGTH)
         logits, cache = apply("decode_step", tokens[:, :3], cache)
         more, cache = apply("decode_step", tokens[:, 3:], cache)
         return logits, more, cache

@@ -12,7 +12,7 @@ TOLERANCE = 1e-4
 
 
 def run_jax(config, params, inputs):
-    """The outputs that a golden file holds, by our model."""
+    """The outputs in a golden file, from our model."""
     model = PlugModel(config)
 
     @jax.jit
@@ -45,7 +45,7 @@ def run_jax(config, params, inputs):
 
 
 def run_reference(config, params, inputs):
-    """The same by the reference."""
+    """The same from the reference."""
     segments = inputs["attention_mask"]
     hidden = reference_model.encode(
         params,
@@ -76,7 +76,7 @@ def read_golden(path):
 
 
 def assert_matches(outputs, golden, attention_mask):
-    """Every golden output, at the positions that are no padding."""
+    """Every golden output, at positions that are not padding."""
     assert golden.keys() == outputs.keys()
     for name, expected in golden.items():
         found = np.asarray(outputs[name])[..., : expected.shape[-1]]
@@ -107,7 +107,7 @@ def test_released_plug(golden_dir, run, variant, outputs, final_norm_repeats):
 
 @pytest.mark.parity
 def test_merged_ranks_equal_the_whole_checkpoint(golden_dir):
-    # Key biases do not show in outputs, so the parameters themselves are compared.
+    # Outputs do not depend on key biases, so the parameters themselves are compared.
     directory = golden_dir / "plug_tiny"
     _, whole = golden_weights.load_plug_tiny(directory, "full", final_norm_repeats=1)
     _, merged = golden_weights.load_plug_tiny(directory, "mp2", final_norm_repeats=1)

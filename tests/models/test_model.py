@@ -1,4 +1,4 @@
-"""What the model may see, and that layouts of the same computation agree."""
+"""The model's attention boundaries, and equal results from layouts of the same computation."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_decoder_is_causal_by_gradient(norm: dict) -> None:
     config = synthetic.tiny_config(**norm)
     model, params = PlugModel(config), init(config)
     length = 6
-    ids = jnp.arange(10, 10 + length)[None]  # all different: one embedding row a position
+    ids = jnp.arange(10, 10 + length)[None]  # all different: one embedding row per position
     encoded = jax.random.normal(jax.random.key(2), (1, 5, config.hidden_size))
 
     def logits(table: jax.Array) -> jax.Array:
         replaced = {**params, "embeddings": {**params["embeddings"], "word_embeddings": table}}
         hidden = model.apply({"params": replaced}, ids, encoded, method="decode")
-        # Only one column of the output, whose row of the tied table is no input.
+        # Only one output column, whose row of the tied table is not an input.
         return hidden[0, :, 50]
 
     jacobian = jax.jit(jax.jacobian(logits))(params["embeddings"]["word_embeddings"])  # [q, V, M]
@@ -52,7 +52,7 @@ def test_decoder_is_causal_by_gradient(norm: dict) -> None:
 
 @BOTH
 def test_segments_are_isolated_by_gradient(norm: dict) -> None:
-    """Nothing flows between packed examples, on either side or across; nor from padding."""
+    """Nothing flows between packed examples, within either side or across; nor from padding."""
     config = synthetic.tiny_config(**norm)
     model, params = PlugModel(config), init(config)
     encoder_segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 0]])
@@ -90,7 +90,7 @@ def test_segments_are_isolated_by_gradient(norm: dict) -> None:
 
 @BOTH
 def test_packed_equals_alone(norm: dict) -> None:
-    """Examples that share a row give what each gives in a row of its own."""
+    """Examples that share a row give the same as each in its own row."""
     config = synthetic.tiny_config(**norm)
     model, params = PlugModel(config), init(config)
     batch = synthetic.batch(rows=2, decoder=20, seed=5)
@@ -105,7 +105,7 @@ def test_packed_equals_alone(norm: dict) -> None:
             }
             for name, value in batch.items():
                 side = "decoder" if name.startswith("decoder") else "encoder"
-                alone[name] = np.zeros_like(value)  # the other row and the rest stay padding
+                alone[name] = np.zeros_like(value)  # the other row and the rest remain padding
                 alone[name][0, : at[side].sum()] = value[row][at[side]]
             if not at["decoder"].any():
                 continue
@@ -143,7 +143,7 @@ def forward(model: PlugModel, params: dict, batch: dict) -> tuple[jax.Array, jax
 @pytest.mark.slow
 @pytest.mark.long
 def test_scanned_unrolled_and_rematerialised_agree() -> None:
-    """The same parameters, loss and gradients, with dropout on, whatever the code's layout."""
+    """The same parameters, loss and gradients, with dropout on, for every layout of the code."""
     base = synthetic.tiny_config(dropout_rate=0.1, attention_dropout_rate=0.1)
     params = init(base)
     ids = tokens((2, 9))
@@ -158,7 +158,7 @@ def test_scanned_unrolled_and_rematerialised_agree() -> None:
             return jnp.mean(logits**2)
 
         plain = jax.jit(functools.partial(loss, deterministic=True)).lower(params).as_text()
-        assert ("stablehlo.while" in plain) == config.scan_layers  # drawing dropout loops too
+        assert ("stablehlo.while" in plain) == config.scan_layers  # drawing dropout also loops
         return jax.jit(jax.value_and_grad(loss))(params)
 
     expected = loss_and_gradient(base)
@@ -177,7 +177,7 @@ def test_scanned_unrolled_and_rematerialised_agree() -> None:
 
 
 def test_padding_rows_are_zero_in_attention_and_finite() -> None:
-    """A decoder row without an encoder segment sees nothing: finite outputs and gradients."""
+    """A decoder row without an encoder segment attends to nothing: finite outputs and gradients."""
     config = synthetic.tiny_config()
     model, params = PlugModel(config), init(config)
     encoded = jnp.ones((1, 4, config.hidden_size))
@@ -214,7 +214,7 @@ def test_every_parameter_has_logical_axes_and_dtype() -> None:
 
 def test_parameter_count_of_27b() -> None:
     """The released model has 26.10B unique parameters."""
-    config = synthetic.plug_27b(use_pooler=True)  # the released one has its weights, unused
+    config = synthetic.plug_27b(use_pooler=True)  # the released model has its weights, unused
     shapes = jax.eval_shape(
         lambda: PlugModel(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     )

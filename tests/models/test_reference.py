@@ -44,7 +44,7 @@ ENCODER_LENGTH, DECODER_LENGTH = 19, 11
 
 
 def plain_batch(config, rng):
-    """Two whole rows; every optional input left out."""
+    """Two full rows; every optional input left out."""
     return {
         "tokens": rng.integers(0, config.vocab_size, (2, ENCODER_LENGTH), np.int32),
         "decoder_tokens": rng.integers(0, config.vocab_size, (2, DECODER_LENGTH), np.int32),
@@ -82,7 +82,7 @@ def _positions(segments):
 
 
 def outputs_of(encode, decode, mlm_logits, sentence_logits, config, batch):
-    """All outputs by one implementation's functions, zeroed at padding."""
+    """All outputs of one implementation, zeroed at padding."""
     optional = {
         key: batch[key] for key in ("token_types", "positions", "segment_ids") if key in batch
     }
@@ -151,13 +151,13 @@ def test_the_model_matches_the_reference(name, make_batch):
     expected = reference_outputs(config, params, batch)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        assert np.abs(value).max() > 0.5, key  # the comparison is about something
+        assert np.abs(value).max() > 0.5, key  # the comparison is not of zeros
         np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-5, err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["plug", "post_norm"])
 def test_a_packed_example_gives_what_it_gives_alone(name):
-    # Of the reference itself, which is only worth something if its masks are right.
+    # Check the reference itself, which is only useful if its masks are right.
     config = CONFIGS[name]
     params = reference_model.random_params(config, seed=0)
     batch = packed_batch(config, np.random.default_rng(2))

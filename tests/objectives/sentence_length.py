@@ -19,15 +19,15 @@ import tensorflow as tf
 
 from plug_jax.config import PlugConfig
 from plug_jax.data.features import ENCODER_TEXT, Feature, output_features
-from plug_jax.data.sources import TextSource
-from plug_jax.data.vocabularies import PlugVocabulary, load_vocabulary
-from plug_jax.evaluation.task_statistics import NO_CHANCE, Share
+from plug_jax.data.sources.text_source import TextSource
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary, load_vocabulary
 from plug_jax.losses import weighted
 from plug_jax.metrics import Mean
 from plug_jax.models.flops import RowShape
 from plug_jax.models.layers import projection
 from plug_jax.models.torch_tensors import Entry, linear
 from plug_jax.objectives.objective import Batch, Forward, Objective
+from plug_jax.objectives.shares import NO_CHANCE, Share
 
 LONGEST = 24
 

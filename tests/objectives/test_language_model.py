@@ -1,4 +1,4 @@
-"""The baseline in GPT-3's manner: one text of two, read by a decoder alone."""
+"""The GPT-3-style baseline: one text of two, read by a decoder alone."""
 
 import flax.linen as nn
 import jax
@@ -28,7 +28,7 @@ ALONE = PlugConfig(
     head_dim=4,
     mlp_dim=32,
     max_positions=16,
-    init_std=0.5,  # so that the texts make a difference
+    init_std=0.5,  # so that texts differ noticeably
     dropout_rate=0.0,
     attention_dropout_rate=0.0,
 )
@@ -37,7 +37,7 @@ SECOND = ([CLS, 12, SEP], [21, 22, SEP])
 
 
 def row(*examples, encoder=8, decoder=6):
-    """A batch of one row that packs (text, target) pairs; the encoder's text is masked."""
+    """A batch of one row of packed (text, target) pairs; the encoder's text is masked."""
     features = {
         "encoder_input_tokens": [],
         "encoder_original_tokens": [],
@@ -114,7 +114,7 @@ def test_what_follows_is_predicted_from_the_text_as_it_was_written(params):
 
 
 def test_no_token_sees_what_comes_after_it(params):
-    """What follows changes; the loss of the first text does not."""
+    """Later tokens change; the loss of the first text does not."""
     other_target = (FIRST[0], [30, 31])
     one, other = (scores(params, example) for example in (FIRST, other_target))
 
@@ -147,7 +147,7 @@ def test_objectives_and_models_that_do_not_fit_each_other():
     with pytest.raises(PlugError, match="MaskedLM, Continuation read the states of an encoder"):
         check_objectives((MaskedLM(), Continuation()), ALONE)
     with_encoder = PlugConfig(**{**ALONE.to_dict(), "num_encoder_layers": 1})
-    with pytest.raises(PlugError, match="LanguageModel is for a decoder alone"):
+    with pytest.raises(PlugError, match="LanguageModel is for a decoder-only model"):
         check_objectives((LanguageModel(),), with_encoder)
     check_objectives((LanguageModel(),), ALONE)
     with pytest.raises(PlugError, match="a model needs layers"):

@@ -1,4 +1,4 @@
-"""An objective in a file of its own, named by a line of gin: everything works with it."""
+"""An objective in its own file, named in one line of gin, works with everything."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from plug_jax.checkpoints.parameters import init_params
+from plug_jax.checkpoints.saved_model import load_for_inference, open_checkpoint
 from plug_jax.cli.main import main
 from plug_jax.cli.train import configure
 from plug_jax.convert.name_map import BERT, leaves_of
@@ -24,8 +26,6 @@ from plug_jax.objectives.composition import evaluation_metrics
 from plug_jax.objectives.masked_lm import MaskedLM
 from plug_jax.objectives.stages import STRUCTBERT
 from plug_jax.planning.flops import model_flops
-from plug_jax.training.saved_model import load_for_inference, open_checkpoint
-from plug_jax.training.state import init_params
 from plug_jax.training.writers import read_metrics
 from tests import synthetic
 from tests.objectives.sentence_length import LONGEST, SentenceLength, add_task
@@ -69,7 +69,7 @@ def arguments(command: str, files: list[str], bindings: list[str]) -> list[str]:
 
 
 def run_train(corpus: Path, model_dir: Path, *bindings: str) -> int:
-    """The command of a user; its status."""
+    """The user's command; returns its status."""
     files = ["runs/structbert_pretrain.gin", "models/tiny.gin", "mesh/cpu8.gin"]
     common = [
         f"MODEL_DIR = {str(model_dir)!r}",
@@ -88,7 +88,7 @@ def run_train(corpus: Path, model_dir: Path, *bindings: str) -> int:
 
 
 def train(corpus: Path, model_dir: Path, *bindings: str) -> dict[int, dict[str, float]]:
-    """A run that succeeds; the training records by step, times aside."""
+    """A successful run; the training records by step, without times."""
     assert run_train(corpus, model_dir, *bindings) == 0
     records = (r for r in read_metrics(model_dir) if r["split"] == "train")
     return {r["step"]: {k: v for k, v in r.items() if "second" not in k} for r in records}
@@ -149,7 +149,7 @@ def test_who_does_not_know_the_head_reads_the_rest(trained: Path) -> None:
 def test_its_head_starts_anew_on_another_checkpoint(
     corpus: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Encoder from a run that had no such objective, as fine-tuning does; and the reverse."""
+    """An encoder from a run without the objective, as in fine-tuning; and the reverse."""
     words = [
         "OBJECTIVES = (@masked_lm.MaskedLM(),)",
         "MIXTURE_OR_TASK_NAME = @pretrain.structbert_text()",
@@ -162,7 +162,7 @@ def test_its_head_starts_anew_on_another_checkpoint(
     ]
     capsys.readouterr()
     train(corpus, tmp_path / "words", *words, f"INITIAL_CHECKPOINT = {str(trained)!r}")
-    said = "heads/sentence_length of the checkpoint stays behind"
+    said = "heads/sentence_length of the checkpoint is not used"
     assert said in " ".join(capsys.readouterr().err.split())
     assert "heads" not in open_checkpoint(tmp_path / "words").param_shapes()
     capsys.readouterr()
@@ -179,7 +179,7 @@ def test_its_head_starts_anew_on_another_checkpoint(
         "EVAL_DATA = None",
     )
     assert records[1]["sentence_length_loss"] > 0
-    said = "heads/sentence_length of this run begins anew"
+    said = "heads/sentence_length of this run is newly initialised"
     assert said in " ".join(capsys.readouterr().err.split())
 
 
@@ -246,7 +246,7 @@ def test_it_is_inspected(corpus: Path, capsys: pytest.CaptureFixture) -> None:
     assert any(line.startswith("encoder padding") for line in lines)
     assert (
         main([*task, "--num_examples", "1"]) == 0
-    )  # not told of the objective: feature by feature
+    )  # without knowing the objective: feature by feature
     assert "sentence_length_weights" in capsys.readouterr().out
     assert main([*task, "--objective", "plug_jax.objectives.masked_lm.MaskedLM"]) == 2
     assert "lacks encoder_loss_weights, encoder_original_tokens" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The objectives of fine-tuning against their formulas, written out in NumPy."""
+"""The fine-tuning objectives against their formulas in NumPy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plug_jax.checkpoints.parameters import init_params
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.classification import Classification
@@ -27,7 +28,6 @@ from plug_jax.objectives.regression import Regression
 from plug_jax.objectives.span import Span
 from plug_jax.objectives.tagging import Tagging
 from plug_jax.objectives.task_heads import TaskObjective
-from plug_jax.training.state import init_params
 from tests import synthetic
 
 CONFIG = synthetic.tiny_config(num_decoder_layers=0, num_encoder_layers=1)
@@ -36,7 +36,7 @@ LENGTH = 12
 
 
 def params_of(objective: TaskObjective, config: Any = CONFIG) -> Any:
-    """Random ones: fresh biases are 0, and would hide a missing one."""
+    """Random parameters: initial biases are 0, and would hide a missing one."""
     params = init_params(PlugModel(config), jax.random.key(0), (objective,))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -185,7 +185,7 @@ class TestClassification:
         np.testing.assert_allclose(outputs["classification_logits"], logits, rtol=1e-4, atol=1e-5)
 
     def test_dropout_is_its_own(self) -> None:
-        """Training with the head's dropout varies with the key, without it does not."""
+        """With the head's dropout, training depends on the key; without it, it does not."""
         batch = self.batch([[12], [7]], [2, 0])
 
         def loss(objective: Classification, seed: int) -> float:
@@ -218,7 +218,7 @@ class TestMultipleChoice:
     objective = MultipleChoice(choices=3)
 
     def batch(self) -> dict[str, np.ndarray]:
-        """Two examples of three texts of 4; the last text of the second is not there."""
+        """Two examples of three texts of 4 tokens; the last text of the second is absent."""
         batch = text(2, [[4, 3, 4], [4, 4]])
         segments = np.array([[1] * 4 + [2] * 3 + [0] + [3] * 4, [1] * 4 + [2] * 4 + [0] * 4])
         positions = np.tile(np.arange(4), 3)[None] * (segments > 0)
@@ -231,7 +231,7 @@ class TestMultipleChoice:
 
     def test_softmax_over_the_texts(self) -> None:
         params, batch = params_of(self.objective), self.batch()
-        # Each text encoded as a row of its own.
+        # Each text encoded as a separate row.
         rows = {
             name: batch[name].reshape(6, 4)
             for name in ("encoder_input_tokens", "encoder_positions", "encoder_segment_ids")
@@ -273,7 +273,7 @@ def test_span_is_the_mean_of_both_ends() -> None:
     params = params_of(objective)
     batch = text(3, [[12], [7], [9]])
     starts, ends = np.zeros((3, LENGTH), np.int32), np.zeros((3, LENGTH), np.int32)
-    starts[0, 3] = ends[0, 5] = starts[1, 0] = ends[1, 0] = 1  # the third is not labelled
+    starts[0, 3] = ends[0, 5] = starts[1, 0] = ends[1, 0] = 1  # the third is unlabelled
     batch |= {"span_starts": starts, "span_ends": ends}
     logits = head_by_hand(params["heads"]["span"], states_of(params, batch))
     logits[1, 7:] = logits[2, 9:] = -np.inf  # no padding is an end

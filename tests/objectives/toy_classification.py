@@ -23,7 +23,7 @@ from plug_jax.objectives.objective import Objective, count
 
 
 class ToyClassification(Objective):
-    """What fine-tuning techniques are tried on."""
+    """An objective for trying fine-tuning techniques."""
 
     name: ClassVar[str] = "toy"
 

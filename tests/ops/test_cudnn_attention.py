@@ -1,4 +1,4 @@
-"""cuDNN's attention: what is asked of the GPU, and, where there is one, that it equals dot's."""
+"""cuDNN's attention: the calls to the GPU, and, where there is one, equality with dot attention."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CUDNN = "jax._src.cudnn.fused_attention_stablehlo"
 
 @pytest.fixture
 def traced_for_h100() -> Iterator[None]:
-    """What JAX asks of the GPU while it traces, answered as an H100 with cuDNN 9.10 does."""
+    """JAX's queries to the GPU during tracing, answered as an H100 with cuDNN 9.10 would."""
     with (
         mock.patch(f"{CUDNN}.check_cudnn_version", return_value=91000),
         mock.patch(f"{CUDNN}.check_compute_capability", return_value=True),
@@ -44,7 +44,7 @@ def with_gradients(attend: Callable[..., jax.Array], *arrays: jax.Array) -> tupl
 
 
 def inputs(query_segments: jax.Array, key_segments: jax.Array) -> list[jax.Array]:
-    """Queries, keys and values in bfloat16 for such rows: two heads of 64."""
+    """Queries, keys and values in bfloat16 for these rows: two heads of 64."""
     lengths = (query_segments.shape[1], key_segments.shape[1], key_segments.shape[1])
     return [
         normal((len(query_segments), n, 2, 64), seed).astype(jnp.bfloat16)
@@ -57,7 +57,7 @@ def inputs(query_segments: jax.Array, key_segments: jax.Array) -> list[jax.Array
 def test_equals_dot_attention_with_gradients(
     query_segments: jax.Array, key_segments: jax.Array, causal: bool
 ) -> None:
-    """As splash's test: packed rows, queries that see nothing, keys that nobody sees."""
+    """As splash's test: packed rows, queries without keys, keys without queries."""
     mask = attention.segment_mask(query_segments, key_segments)
     mask = mask & attention.causal_mask(key_segments.shape[1]) if causal else mask
     cudnn = functools.partial(
@@ -79,7 +79,7 @@ def test_equals_dot_attention_with_gradients(
 @ROWS
 @pytest.mark.usefixtures("traced_for_h100")
 def test_lowered_for_cuda(query_segments: jax.Array, key_segments: jax.Array, causal: bool) -> None:
-    """One kernel forward and one backward, with the segments as a bias that the heads share."""
+    """One forward and one backward kernel, with the segments as a bias shared by the heads."""
     cudnn = functools.partial(cudnn_attention, causal=causal)
 
     def step(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -103,7 +103,7 @@ def test_lowered_for_cuda(query_segments: jax.Array, key_segments: jax.Array, ca
 
 
 def test_same_numbers_through_jax_own_reference() -> None:
-    """The mask that the kernel is given, in JAX's own implementation, is that of dot attention."""
+    """With the kernel's mask, JAX's own implementation gives dot attention's results."""
     arrays = inputs(ENCODER, ENCODER)
     mask = attention.segment_mask(ENCODER, ENCODER) & attention.causal_mask(256)
     plain = jax.nn.dot_product_attention

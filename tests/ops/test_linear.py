@@ -1,4 +1,4 @@
-"""A product is lax's, and so are its gradients, whichever operand they turn."""
+"""The product and its gradients equal lax's, whatever operand they transpose."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax import lax
 
 from plug_jax.ops.linear import linear
 
-# Shapes of activations and weight, and the axes of each that are contracted.
+# Shapes of activations and weight, and the contracted axes of each.
 PRODUCTS = {
     "wider": ((3, 5, 4), (4, 16), ((2,), (0,))),
     "narrower": ((3, 5, 16), (16, 4), ((2,), (0,))),
@@ -23,7 +23,7 @@ PRODUCTS = {
 
 
 def both(shapes, axes, dtype, preferred=None):
-    """(Output, gradients) of ours and of lax, for a random gradient of the output."""
+    """(Output, gradients) of ours and of lax, for a random output gradient."""
     keys = jax.random.split(jax.random.key(0), 3)
     x, weight = (
         jax.random.normal(k, shape, dtype) for k, shape in zip(keys[:2], shapes, strict=True)
@@ -62,7 +62,7 @@ def test_types_are_laxs(preferred):
 
 
 def test_gradients_of_gradients_are_laxs():
-    """SMART perturbs along a gradient."""
+    """SMART needs gradients of gradients."""
 
     def twice(function):
         def inner(x, w):

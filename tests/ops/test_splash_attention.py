@@ -1,4 +1,4 @@
-"""Splash attention, interpreted on the CPU, against dot attention on the same segments."""
+"""Splash attention, interpreted on the CPU, against dot attention with the same segments."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CROSS_KEYS = segments([200, -80, 104], [150, 234])
 def test_equals_dot_attention_with_gradients(
     query_segments: jax.Array, key_segments: jax.Array, causal: bool
 ) -> None:
-    """Several blocks a row. What sees nothing or is seen by nothing gets zeros."""
+    """Several blocks per row. Queries and keys without a counterpart get zeros."""
     (rows, queries), keys = query_segments.shape, key_segments.shape[1]
     mask = attention.segment_mask(query_segments, key_segments)
     if causal:

@@ -1,4 +1,4 @@
-"""Planning cached decoding: the same step as generation takes, and what it keeps in memory."""
+"""Planning cached decoding: the step of generation, and its memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from plug_jax.checkpoints.parameters import init_params
 from plug_jax.errors import PlugError
 from plug_jax.models.decoder import split_layers
 from plug_jax.models.plug import PlugModel
 from plug_jax.partitioning import Partitioner
 from plug_jax.planning.compile import sharded_bytes
 from plug_jax.planning.decode import decode_program
-from plug_jax.training.state import init_params
 from tests import synthetic
 
 MESH = Partitioner(data=2, fsdp=2, tensor=2)
@@ -28,14 +28,14 @@ SIZES = {"batch_size": 8, "encoder_length": 6, "max_length": 10}
 def test_the_planned_step_is_a_step_of_decoding():
     config = synthetic.tiny_config()
     params = split_layers(init_params(PlugModel(config), jax.random.key(0)))
-    model = PlugModel(config, layers_apart=True)
+    model = PlugModel(config, unstacked_layers=True)
     encoded = jax.random.normal(jax.random.key(1), (8, 6, 16))
     tokens = jnp.arange(8, dtype=jnp.int32)[:, None] + 5
 
     def apply(method, *args, **kwargs):
         return model.apply({"params": params}, *args, method=method, **kwargs)
 
-    cache = apply("start_cache", encoded, max_length=10)
+    cache = apply("init_cache", encoded, max_length=10)
     expected, _ = apply("decode_step", tokens, cache)
     with MESH.context():
         program = decode_program(config, MESH, **SIZES)
@@ -96,7 +96,7 @@ def test_plan_of_base_on_the_real_compiler():
     )
     plan = json.loads(done.stdout)
     assert plan["fits"]
-    # 6 layers, keys and values, 8 rows, 128 + 128 places, 12 heads of 64 over 4 chips, bfloat16.
+    # 6 layers, keys and values, 8 rows, 128 + 128 positions, 12 heads of 64 over 4 chips, bfloat16.
     keys_and_values = 6 * 2 * 8 * 256 * 3 * 64 * 2
     assert keys_and_values <= plan["cache"] < keys_and_values + 8192
     assert plan["parameters"] == pytest.approx(2 * 159.2e6 / 4, rel=0.05)

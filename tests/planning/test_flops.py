@@ -1,4 +1,4 @@
-"""Model FLOPs by hand and against jax's own trace; executed FLOPs of loops, remat and kernels."""
+"""Model FLOPs by hand and against jax's trace; executed FLOPs of loops, remat and kernels."""
 
 import flax.linen as nn
 import jax
@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
+from plug_jax.checkpoints.parameters import abstract_params
 from plug_jax.config import PlugConfig
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.continuation import Continuation
 from plug_jax.objectives.masked_lm import MaskedLM
 from plug_jax.objectives.sentence_structural import SentenceStructural
 from plug_jax.planning.flops import dot_flops, executed_flops, model_flops
-from plug_jax.training.state import abstract_params
 from tests import synthetic
 
 SMALL = PlugConfig(
@@ -50,7 +50,7 @@ def test_worked_example_of_stage_2():
 
 
 def test_six_times_parameters_times_tokens():
-    """The 27B model, stage 1: 6 N a token, N the parameters of its layers, attention apart."""
+    """The 27B model, stage 1: 6 N per token, N the parameters of its layers, without attention."""
     config = synthetic.plug_27b(num_decoder_layers=0)
     flops = model_flops(config, STAGE1, {"encoder": 512}, batch_size=4)
     layers = 24 * (4 * 8192 * 8192 + 2 * 8192 * 32768)
@@ -64,7 +64,7 @@ def test_six_times_parameters_times_tokens():
 
 @pytest.mark.parametrize("pooler", [False, True])
 def test_the_formula_is_what_jax_traces(pooler):
-    """Forward passes without remat; the decoder's causal squares are whole in the trace."""
+    """Forward passes without remat; the trace has the decoder's causal squares in full."""
     config = PlugConfig(**{**SMALL.to_dict(), "use_pooler": pooler})
     model = PlugModel(config)
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), nn.unbox(abstract_params(model)))
@@ -90,7 +90,7 @@ def test_the_formula_is_what_jax_traces(pooler):
     )
 
     stage2 = model_flops(config, STAGE2, {"encoder": length, "decoder": short}, rows)
-    causal = 2 * 4 * 8 * rows * short * short // 2  # the half that is masked, of 2 layers
+    causal = 2 * 4 * 8 * rows * short * short // 2  # the masked half, of 2 layers
     assert traced_flops(lambda t, e: apply("decode", t, e), tokens[:, :short], encoded) == (
         stage2.parts["decoder"]
         + (stage2.parts["attention"] - stage1.parts["attention"])
@@ -122,7 +122,7 @@ def test_remat_counts_again():
     def layers(x):
         return jnp.sum(jnp.sin(jnp.sin(x @ x) @ x))
 
-    # Backward: two derivatives of each matmul. Remat: the first matmul again, to have its sine.
+    # Backward: two derivatives per matmul. Remat: the first matmul again, for its sine.
     plain = traced_flops(jax.grad(layers), X)
     assert plain == 6 * DOT
     assert traced_flops(jax.grad(jax.checkpoint(layers)), X) > plain

@@ -1,4 +1,4 @@
-"""mesh/h100_8.gin, as far as it goes without GPUs and a compiler for them: on eight CPU devices."""
+"""mesh/h100_8.gin on eight CPU devices, without GPUs or a compiler for them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ H100_BYTES = 80e9
 
 
 def test_memory_of_plug_27b_by_hand() -> None:
-    """26.0B parameters in float32, their gradients, and Adam's moments in bfloat16, an eighth."""
+    """An eighth of 26.0B float32 parameters, their gradients, and Adam's bfloat16 moments."""
     config = configure([RUN, "models/plug_27b.gin", MESH], [])
     with config.partitioner.context():
         state = train_program(config).layout.with_shardings()
     parameters, moments = sharded_bytes(state.params), sharded_bytes(state.opt_state)
     assert parameters / GIB == pytest.approx(12.13, abs=0.01)
     assert (parameters + moments) / GIB == pytest.approx(24.3, abs=0.05)
-    # Gradients and what micro-batches add them up in take as much as the parameters each.
+    # Gradients and their micro-batch accumulator take as much memory as the parameters each.
     assert (3 * parameters + moments) / GIB == pytest.approx(48.5, abs=0.1)
     assert 3 * parameters + moments < 0.7 * H100_BYTES
 
 
 @pytest.mark.slow
 def test_a_step_of_a_narrow_model() -> None:
-    """The file's mesh, remat, loss chunks and moments; four micro-batches of a row a device."""
+    """The file's mesh, remat, loss chunks and moments; four micro-batches of one row per device."""
     narrow = ["hidden_size = 64", "num_heads = 4", "head_dim = 16", "mlp_dim = 128"]
     bindings = [f"config.PlugConfig.{value}" for value in (*narrow, "num_encoder_layers = 2")]
     bindings += ["DECODER_LAYERS = 1", "VOCAB_SIZE = 1000", "BATCH_SIZE = 32", "MICRO_BATCHES = 4"]
@@ -48,7 +48,7 @@ def test_a_step_of_a_narrow_model() -> None:
         state = init_state(program.model, (), program.optimizer, program.layout, seed=0)
         parameters = jax.tree.leaves(state.params)
         held = sum(leaf.addressable_shards[0].data.size for leaf in parameters)
-        # Only biases of the vocabulary, of heads and of the MLP are whole on every device.
+        # Only the biases of the vocabulary, heads and MLP are replicated on all devices.
         assert held < 1.2 * sum(leaf.size for leaf in parameters) / 8
         _, metrics = program.train_step(state, put_batch(batch, config.partitioner.batch_sharding))
     assert math.isfinite(metrics["loss"].value())
@@ -74,7 +74,7 @@ def test_the_compiler_knows_its_options_and_auto_is_cudnn(mesh: str) -> None:
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("TPU v5 lite", 197e12),
         ("TPU v5p", 459e12),
-        ("TPU v5", 459e12),  # what jax calls a v5p
+        ("TPU v5", 459e12),  # jax's name for a v5p
         ("TPU7x", 1153.5e12),  # a chip is two devices
         ("cpu", None),
     ],

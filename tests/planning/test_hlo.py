@@ -1,4 +1,4 @@
-"""Reading HLO text: small modules written by hand, in the spellings of the TPU compiler."""
+"""Parsing HLO text: small hand-written modules in the TPU compiler's syntax."""
 
 import pytest
 
@@ -58,7 +58,7 @@ ENTRY %main (x: bf16[2,64], y: f32[16]) -> f32[16] {
 }
 """
 
-# The gather goes on while a fusion computes: three fusions hold the same collective.
+# The gather overlaps with a fusion: three fusions contain the same collective.
 ASYNC = """HloModule async
 
 %start (p0: bf16[2,64]) -> (bf16[2,64], bf16[8,64], u32[]) {
@@ -143,7 +143,7 @@ def test_an_asynchronous_collective_counts_once():
     assert facts(ASYNC, 4) == [
         ("all-gather", "bf16[8,64]", 1, 1024, "async"),
         ("reduce-scatter", "f32[8,16]", 1, 512),
-        ("collective-permute", "f32[4]", 1, 16),  # nothing to do meanwhile
+        ("collective-permute", "f32[4]", 1, 16),  # nothing to overlap with
     ]
 
 

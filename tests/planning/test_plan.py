@@ -1,4 +1,4 @@
-"""`plug-jax plan`: what it asks of gin files, what it says, and how it searches."""
+"""`plug-jax plan`: requirements on gin files, output, and the search for a batch size."""
 
 import dataclasses
 import importlib.util
@@ -10,13 +10,14 @@ from jax.errors import JaxRuntimeError
 
 from plug_jax.cli import main as dispatcher
 from plug_jax.cli import plan as command
+from plug_jax.compilation import compile_program
 from plug_jax.errors import PlugError
 from plug_jax.planning import plan as planning
 from plug_jax.planning import sweep as sweeping
+from plug_jax.planning.calibration import Expectation
 from plug_jax.planning.compile import DoesNotFit, compile_step, kept_activations
 from plug_jax.planning.roofline import Roofline
 from plug_jax.planning.topologies import GIB, parse_topology
-from plug_jax.training.compilation import compile_program
 from plug_jax.training.program import train_program
 
 FILES = ["runs/palm_pretrain.gin", "models/tiny.gin", "mesh/cpu8.gin"]
@@ -50,6 +51,7 @@ def some_plan(config, topology, *, fits=True, **changes):
     if fits:
         values = dict.fromkeys(planning.Speed.__dataclass_fields__, 0)
         values |= {"roofline": Roofline(2.0, 1.0, 1.0, 0.5), "collectives": (), "mfu_bound": 0.5}
+        values |= {"expected": None, "expected_days": None}
         speed = planning.Speed(**(values | changes))
     return planning.Plan(
         topology=str(topology),
@@ -76,7 +78,7 @@ def some_plan(config, topology, *, fits=True, **changes):
 
 @pytest.fixture
 def eight_devices(monkeypatch):
-    """Plans of v5e:2x4 on the 8 CPU devices: no TPU compiler."""
+    """Plans for v5e:2x4 on the 8 CPU devices: no TPU compiler."""
     monkeypatch.setattr(planning, "compile_only_devices", lambda topology: tuple(jax.devices()))
     return parse_topology("v5e:2x4")
 
@@ -104,7 +106,7 @@ def test_find_batch(eight_devices, monkeypatch, start, largest):
 def test_find_batch_interpolates_what_the_compiler_says_it_needs(
     eight_devices, monkeypatch, knows, tries
 ):
-    """4 GiB and 1 MiB a row, of 15.75 GiB: 12,032 rows = 1,504 x 8. Blindly it takes 12 plans."""
+    """4 GiB and 1 MiB a row, of 15.75 GiB: 12,032 rows = 1,504 x 8. Blind search: 12 plans."""
     config = command.configure(FILES, ["BATCH_SIZE = 8192", "MICRO_BATCHES = 2"])
 
     def make(c, topology):
@@ -142,6 +144,24 @@ def test_sweep_ranks_what_fits_and_leaves_out_what_does_not_divide(eight_devices
     assert (plans[0].mesh["fsdp"], plans[0].mesh["tensor"], plans[0].fits) == (4, 1, True)
     assert [p.fits for p in plans] == sorted((p.fits for p in plans), reverse=True)
     assert any("left out: tensor 4 does not divide" in line for line in said)
+
+
+def test_a_sweep_ranks_by_what_published_runs_let_expect(eight_devices, monkeypatch):
+    """HBM time and waiting count for less than in a bound, or for more."""
+    config = command.configure(FILES, ["BATCH_SIZE = 16"])
+    expected = {8: 0.4, 4: 0.6}
+
+    def make(candidate, topology):
+        fsdp = candidate.partitioner.fsdp
+        hoped = Expectation(expected[fsdp], 0.3, 0.7, chip_rows=1, rows=9, outside=())
+        return some_plan(candidate, topology, expected=hoped, mfu_scheduled=0.1 * fsdp)
+
+    monkeypatch.setattr(sweeping, "make_plan", make)
+    said = []
+    grid = sweeping.Grid.of(config, eight_devices, fsdp=[8, 4], tensor=[1])
+    plans = sweeping.sweep(config, eight_devices, grid, said.append)
+    assert [plan.mesh["fsdp"] for plan in plans] == [4, 8]
+    assert said[-1].endswith("as compiled 40.0%, expected 60%")
 
 
 def test_a_sweep_with_nothing_to_compare_says_why(eight_devices):
@@ -250,7 +270,7 @@ def test_rows_longer_than_the_positions_hold_several_examples(
 
 
 def test_a_plan_and_a_run_compile_with_the_options_of_the_mesh_file(eight_devices):
-    """Here CPUs, which have no such options."""
+    """On CPUs, which have no such options."""
     files = ["runs/structbert_pretrain.gin", *FILES[1:], "compiler/sparse_core.gin"]
     bindings = ["BATCH_SIZE = 8", "TASK_FEATURE_LENGTHS = {'encoder': 64}"]
     config = command.configure(files, bindings)

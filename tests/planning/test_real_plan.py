@@ -1,4 +1,4 @@
-"""Plans that the TPU compiler really makes, of the smallest model and of the 27B one."""
+"""Real plans from the TPU compiler, for the smallest model and the 27B one."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ def arguments(*others, files):
 
 
 def run_plan(*arguments):
-    """As a user would: in a process of its own."""
+    """In a process of its own, as a user would."""
     run = subprocess.run(
         [sys.executable, "-m", "plug_jax", *arguments, "--json"],
         cwd=ROOT,
@@ -35,7 +35,7 @@ def run_plan(*arguments):
 
 
 def collectives(plan):
-    """(kind, mesh axes, type): (times a step, bytes a step)."""
+    """(kind, mesh axes, type): (executions per step, bytes per step)."""
     found = {}
     for row in plan["speed"]["collectives"]:
         key = row["kind"], row["axes"], row["dtype"]
@@ -68,13 +68,13 @@ def test_a_real_plan_of_tiny(capsys):
     parameters = encoder + decoder + embeddings + heads
     assert plan["parameters"] == parameters
     memory = plan["memory"]
-    # Everything has a dimension of 128 that is split in four, but the vocabulary's bias, the
+    # Everything has a dimension of 128 that is split in four, except the vocabulary's bias, the
     # sentence head's 3, and biases by head or of the hidden layer of the MLP.
     assert parameters < memory["parameters"] < 1.2 * parameters  # 4 bytes, over 4 chips
-    # The moments of those too, but for what is of the 3 classes and the counts of steps.
+    # The moments of those too, except the 3 classes and the step counts.
     assert memory["optimizer"] == 2 * (parameters - 3 + 4 * 3) + 8
     state = memory["parameters"] + memory["optimizer"]
-    assert state < memory["arguments"] < 1.2 * state  # with the batch and the padding of layouts
+    assert state < memory["arguments"] < 1.2 * state  # with the batch and layout padding
     assert memory["peak"] == plan["hbm_needed"] < plan["hbm_available"]
 
     speed = plan["speed"]
@@ -85,14 +85,14 @@ def test_a_real_plan_of_tiny(capsys):
     forward += 4 * 128 * 8 * pairs
     forward += 2 * 8 * 32 * (128**2 + 128 * 21_128) + 2 * tokens * 128 * 21_128
     assert speed["model_flops"] == 3 * forward
-    # The whole causal square and the padded vocabulary.
+    # The full causal square and the padded vocabulary.
     assert 1.0 < speed["executed_flops"] / speed["model_flops"] < 1.05
     assert speed["uncounted_loops"] == 0
-    # Every matrix goes round twice in bfloat16, before the forward and the backward pass, and the
-    # tables of the embeddings once as they are. Gradients are summed where they are held, but for
-    # those of positions, of the 3 token types and of vectors, which are summed everywhere. Vectors
-    # that every chip has are updated in parts, and gathered once; a sum puts together the
-    # vocabulary's.
+    # Every matrix is gathered twice in bfloat16, before the forward and the backward pass, and the
+    # embedding tables once as they are. Gradients are reduce-scattered, except those of
+    # positions, of the 3 token types and of vectors, which are all-reduced. Replicated vectors
+    # are updated in parts, and gathered once; an all-reduce assembles the vocabulary's
+    # bias.
     matrices = 128 * 128 + 2 * (4 * 128**2 + 2 * 128 * 512) + 2 * (8 * 128**2 + 2 * 128 * 512)
     tables, small = (21_248 + 512 + 3) * 128, (512 + 3) * 128
     vectors = 2 * (3 * 128 + 512) + 2 * (6 * 128 + 512)
@@ -105,6 +105,11 @@ def test_a_real_plan_of_tiny(capsys):
     }
     assert speed["roofline"]["overlapped"] <= speed["roofline"]["scheduled"]
     assert 0 < speed["mfu_scheduled"] <= speed["mfu_bound"] <= 1
+    expected, (least, most) = speed["expected"], speed["expected_days"]
+    assert 0 < expected["low"] < expected["mfu"] < expected["high"] <= speed["mfu_bound"]
+    at_bound = speed["days"] * speed["mfu_bound"]
+    assert least == pytest.approx(at_bound / expected["high"])
+    assert most == pytest.approx(at_bound / expected["low"])
 
 
 @pytest.mark.slow
@@ -118,7 +123,7 @@ def test_plug_27b_fits_a_v5p_128():
     )
     assert plan["fits"] and plan["hbm_needed"] < plan["hbm_available"]
     assert 26.0e9 < plan["parameters"] < 26.1e9
-    # Parameters over fsdp=16, of which data=4 keeps copies; AdamW's moments over all 64 chips.
+    # Parameters over fsdp=16, replicated over data=4; AdamW's moments over all 64 chips.
     memory = plan["memory"]
     assert memory["parameters"] == pytest.approx(4 * plan["parameters"] / 16, rel=1e-2)
     assert memory["optimizer"] == pytest.approx(8 * plan["parameters"] / 64, rel=1e-2)
@@ -130,9 +135,9 @@ def test_plug_27b_fits_a_v5p_128():
     assert speed["mfu_scheduled"] > 0.92  # 94.1% with libtpu 0.0.42
     assert speed["roofline"]["hides_interconnect"]
     moved = {key: size for key, (_, size) in collectives(plan).items()}
-    # In each of four micro-batches the matrices go round twice in bfloat16, before the forward and
-    # the backward pass, and their gradients once. Another gather of the model would add a half.
-    # The new parameters go round the copies once, in float32.
+    # In each of four micro-batches the matrices are gathered twice in bfloat16, before the forward
+    # and the backward pass, and their gradients reduced once. Another gather would add a half.
+    # The new parameters are gathered to the replicas once, in float32.
     matrices = 2 * 25.85e9
     assert moved["all-gather", "fsdp", "bf16"] == pytest.approx(4 * 2 * matrices, rel=0.01)
     assert moved["all-reduce", "data+fsdp", "bf16"] == pytest.approx(4 * matrices, rel=0.01)

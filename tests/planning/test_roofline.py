@@ -10,7 +10,7 @@ from plug_jax.planning.hlo import Array
 from plug_jax.planning.roofline import Roofline, collective_seconds
 from plug_jax.planning.topologies import CHIPS, Place, Topology, parse_topology
 
-# 1 GB/s a link, one way; a dimension of 4 is a ring; 0.1 GB/s between slices.
+# 1 GB/s per link and direction; a dimension of 4 is a ring; 0.1 GB/s between slices.
 CHIP = dataclasses.replace(CHIPS["v5p"], ici_bandwidth=12e9, dcn_bandwidth=0.1e9)
 MEGABYTE = (Array("f32", (250_000,), 0),)
 
@@ -49,7 +49,7 @@ def test_link_bandwidth():
         ("reduce-scatter", RING, 3 / 4 / 2),
         ("all-reduce", RING, 2 * 3 / 4 / 2),
         ("all-gather", LINE, 1 / 2),  # one link in a line
-        ("all-gather", (tuple(range(8)),), 7 / 8 / 3),  # ring and line at the same time
+        ("all-gather", (tuple(range(8)),), 7 / 8 / 3),  # ring and line concurrently
         ("all-to-all", RING, 4 / 8),
         ("all-to-all", LINE, 2 / 4),
         ("collective-permute", ((0, 2), (2, 0)), 1.0),

@@ -29,7 +29,7 @@ from plug_jax.training.program import train_program
 GOLDEN = Path(__file__).parent / "shardings"
 MODELS = ("tiny", "small", "base", "large", "xl", "plug_27b", "plug_200b")
 MESHES = {
-    "h100_8": None,  # no TPUs: eight CPU devices stand for them
+    "h100_8": None,  # no TPUs: eight CPU devices stand in for them
     "v4_128": "v4:4x4x4",
     "v5e_16": "v5e:4x4",
     "v5e_256": "v5e:16x16",
@@ -84,7 +84,7 @@ def test_meshes_that_are_too_large_for_a_model(model: str, mesh: str) -> None:
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_no_chip_keeps_what_another_one_keeps(mesh: str) -> None:
-    """Parameters of 27B with more than 2M elements lie over fsdp; gradients over all chips."""
+    """27B parameters above 2M elements are sharded over fsdp; gradients over all chips."""
     golden = json.loads((GOLDEN / f"plug_27b-{mesh}.json").read_text())
     config = configure(["runs/palm_pretrain.gin", "models/plug_27b.gin", f"mesh/{mesh}.gin"], [])
     sizes = {axis: getattr(config.partitioner, axis) for axis in ("data", "fsdp", "tensor")}

@@ -20,11 +20,11 @@ from pathlib import Path
 from tests.reliability.kills import environment, hear_interrupts, write_run
 
 _EARLIEST = 0.2  # seconds
-_PATIENCE = 300.0  # seconds for a start to end
+_PATIENCE = 300.0  # seconds allowed for a start to end
 
 
 def interrupted(directory: Path, seconds: float) -> tuple[int, str]:
-    """Status and standard error of a run that is interrupted after so many seconds."""
+    """Status and standard error of a run interrupted after this many seconds."""
     process = subprocess.Popen(
         [sys.executable, "-m", "plug_jax", "train", "--gin_file=../run.gin"],
         cwd=directory,

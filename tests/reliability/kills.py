@@ -34,7 +34,7 @@ from tests.reliability.same_files import differences
 ROOT = Path(__file__).resolve().parent.parent.parent
 STEPS, SWITCH = 16, 8
 PHASES = ("start-up", "data", "rewrite", "step", "save", "evaluation", "switch", "end")
-# The longest that a strike comes after its moment, in seconds: a signal meets C++ code then.
+# The longest delay of a strike after its moment, in seconds: a signal then meets C++ code.
 DELAYS = {"step": 0.05, "save": 0.3, "evaluation": 0.1, "start-up": 0.1, "data": 0.5}
 SIGNALS: Mapping[str, Mapping[str, Any]] = {
     "SIGKILL": {"signal": "SIGKILL"},
@@ -42,14 +42,14 @@ SIGNALS: Mapping[str, Mapping[str, Any]] = {
     "SIGINT twice": {"signal": "SIGINT", "again": 0.1},
 }
 MOST_KILLS_OF_A_RUN = 6
-_PATIENCE = 600.0  # seconds for a process
+_PATIENCE = 600.0  # seconds allowed for a process
 
 _GIN = """
 from __gin__ import dynamic_registration
 from plug_jax import config
 from plug_jax.tasks import pretrain
 from plug_jax.objectives import masked_lm
-from plug_jax.training import best
+from plug_jax.checkpoints import best
 from plug_jax.training import checkpointing
 from plug_jax.training import program
 
@@ -84,7 +84,7 @@ program.TrainConfig.best = @best.Best()
 
 @dataclasses.dataclass
 class Kill:
-    """One process that was to be killed, and what became of it."""
+    """One process that was to be killed, and its outcome."""
 
     run: int
     phase: str
@@ -92,7 +92,7 @@ class Kill:
     at: int
     delay: float
     status: int | None = None
-    met: bool = False  # the moment came before the run was done
+    met: bool = False  # the run finished before the moment came
     seconds: float = 0.0
 
 
@@ -107,7 +107,7 @@ class Harness:
         self.differences: dict[int, list[str]] = {}
 
     def run(self, kills: int) -> None:
-        """Kill so many processes, and compare each run when it is done."""
+        """Kill this many processes, and compare each finished run."""
         counts = self._reference()
         self._counts, drawn = counts, self._draw()
         number = 0
@@ -116,15 +116,15 @@ class Harness:
             self._killed_run(number, drawn, min(kills - done, self._random.randint(3, 6)))
 
     def _reference(self) -> dict[str, int]:
-        """The run that nothing interrupts; moments by phase."""
+        """The uninterrupted run; moments by phase."""
         (self._directory / "0").mkdir()
         ended = self._start(0, {"counts": "../counts.json"})
         assert ended.returncode == 0, ended.stderr
         counts = json.loads((self._directory / "counts.json").read_text())
-        return {"rewrite": 2, **counts}  # a run that starts anew has none
+        return {"rewrite": 2, **counts}  # a new run has none
 
     def _draw(self) -> Iterator[tuple[str, str, float, float]]:
-        """Phase, signal, and where in the phase and how long after, as parts of one."""
+        """Phase, signal, and position in the phase and delay, both as fractions."""
         while True:
             pairs = [(phase, name) for phase in PHASES for name in SIGNALS]
             self._random.shuffle(pairs)
@@ -186,11 +186,11 @@ class Harness:
 
 
 def write_run(directory: Path) -> None:
-    """What the runs in directories of this one read: run.gin, the text and its vocabulary."""
+    """Input of the runs in subdirectories of this one: run.gin, the text and its vocabulary."""
     rng = np.random.default_rng(0)
     for name, count in (("train", 60), ("validation", 8)):
         documents = tiny_run.documents(rng, count)
-        documents[count // 2] = "短。"  # Some of what a run leaves out, which it counts.
+        documents[count // 2] = "短。"  # Some documents that are dropped and counted.
         tiny_run.write_documents(directory / f"{name}.txt", documents)
     tiny_run.write_vocabulary(directory / "vocab.txt")
     gin = _GIN % (STEPS, "\n".join(tiny_run.MODEL), SWITCH / STEPS)
@@ -198,13 +198,13 @@ def write_run(directory: Path) -> None:
 
 
 def hear_interrupts() -> None:
-    """Let SIGINT reach what is started: a shell has it ignored by its jobs in the background."""
+    """Restore SIGINT for child processes: a shell ignores it in background jobs."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """Of a command that runs on one CPU device, and keeps in `directory` what it has compiled."""
+    """For a command on one CPU device, with its compilation cache in `directory`."""
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     return os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -241,7 +241,7 @@ def main() -> int:
         harness = Harness(directory.resolve(), args.seed)
         try:
             harness.run(args.kills)
-        finally:  # one that is interrupted tells what it has
+        finally:  # one that is interrupted reports what it has
             _tell(harness, args.report)
     return 1 if any(harness.differences.values()) else 0
 

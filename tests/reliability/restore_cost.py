@@ -17,13 +17,14 @@ import jax
 import numpy as np
 from etils import epath
 
+from plug_jax.checkpoints.integrity import find_damage
+from plug_jax.checkpoints.parameters import abstract_params
 from plug_jax.models.plug import PlugModel
 from plug_jax.training.checkpointing import CheckpointConfig, Checkpoints
-from plug_jax.training.integrity import find_damage
 from plug_jax.training.safety import all_finite
-from plug_jax.training.state import StateLayout, TrainState, abstract_params
+from plug_jax.training.state import StateLayout, TrainState
+from tests.checkpoints.stored_run import NEW, Place, open_run, step_of
 from tests.inference_model import CONFIG
-from tests.training.stored_run import NEW, Place, open_run, step_of
 
 MODEL = dataclasses.replace(CONFIG, hidden_size=512, num_heads=8, head_dim=64, mlp_dim=2048)
 MODEL = dataclasses.replace(MODEL, num_encoder_layers=8, num_decoder_layers=5)
@@ -31,7 +32,7 @@ ROUNDS = 5
 
 
 def measure(directory: Path) -> str:
-    """Of params and two slots as Adam has them; medians, files in the cache of the system."""
+    """Medians for params and two slots as in Adam, with files in the page cache."""
     shapes = nn.unbox(abstract_params(PlugModel(MODEL)))
     rng = np.random.default_rng(0)
     device = jax.devices()[0]

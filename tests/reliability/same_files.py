@@ -1,4 +1,4 @@
-"""Whether two runs left the same in their MODEL_DIRs, times aside."""
+"""Whether two runs left the same files in their MODEL_DIRs, times aside."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from plug_jax.training.writers import read_metrics
 
 _ARRAYS = ("params", "optimizer")
-# Of times, or of files that are compared by what they mean.
+# Files with times, and files compared by content.
 _TIMES = ("_CHECKPOINT_METADATA", "_METADATA", "commit_success.txt", "checksums.sha256")
-# Counts of what was read, which is more than what was trained on by what waits in buffers: how much
-# waits is a matter of times. Reasons have to be the same.
+# Counts of what was read, which exceeds what was trained on by the buffered examples: how many
+# these are depends on timing. The reasons must be equal.
 _READ_AHEAD = ("dropped", "changed")
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:
-    """What is not the same, a line each: files, arrays to the bit, records, summary, scalars."""
+    """The differences, one line each: files, arrays bit by bit, records, summary, scalars."""
     found = []
     names = [_names(directory) for directory in (ours, theirs)]
     found += [f"only here: {name}" for name in sorted(names[0] - names[1])]
@@ -53,7 +53,7 @@ def _steps(model_dir: Path) -> set[str]:
 
 
 def _names(model_dir: Path) -> set[str]:
-    """Files that should be there in both, but for those that are compared by what they mean."""
+    """Names of files that both should have, except those compared by content."""
     names = {str(p.relative_to(model_dir)) for p in model_dir.rglob("*") if p.is_file()}
     return {name for name in names if not _is_compared_by_content(Path(name))}
 
@@ -62,7 +62,7 @@ def _is_compared_by_content(name: Path) -> bool:
     if name.parts[0] in ("tensorboard", "metrics.jsonl", "goodput.json"):
         return True
     of_step = name.parts[2:] if name.parts[0] == "checkpoints" else ()
-    # How far a pipeline had read ahead is in a place, and not in what follows it.
+    # A data position includes how far a pipeline had read ahead, without effect on later data.
     return bool(of_step) and (of_step[0] in _ARRAYS or ".data-" in name.name)
 
 
@@ -72,7 +72,7 @@ def _content(path: Path) -> Any:
         del summary["goodput"]
         return {k: sorted(v) if k in _READ_AHEAD else v for k, v in summary.items()}
     if path.name in _TIMES or path.suffix == ".index":
-        return None  # places, see above
+        return None  # data positions, see above
     if path.name.endswith(".counts.json"):
         return {k: sorted(v) for k, v in json.loads(path.read_text()).items()}
     return path.read_bytes()

@@ -1,4 +1,4 @@
-"""A real `plug-jax` command that a signal meets at one chosen moment.
+"""A real `plug-jax` command that receives a signal at a chosen moment.
 
     python -m tests.reliability.victim '{"phase": "save", "at": 7, "signal": "SIGKILL"}' train ...
 
@@ -26,7 +26,7 @@ _WRITES = os.O_WRONLY | os.O_RDWR
 
 
 class Moments:
-    """Counts the moments of each phase, and strikes at one of them."""
+    """Counts the moments of each phase, and sends the signal at one of them."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
@@ -43,14 +43,14 @@ class Moments:
             self._strike()
 
     def _strike(self) -> None:
-        Path(self._plan["struck"]).touch()  # standard error is shut in an import
+        Path(self._plan["struck"]).touch()  # an import closes standard error
         strike = functools.partial(os.kill, os.getpid(), signal.Signals[self._plan["signal"]])
         if "again" in self._plan:
             threading.Timer(self._plan["again"], strike).start()
         strike()
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """What Python tells its audit hooks."""
+        """An audit hook for Python's events."""
         if event == "import":
             self.passes("start-up")
         changes = event in _CHANGES or (event == "open" and _is_write(arguments))
@@ -64,7 +64,7 @@ def _is_write(arguments: tuple[Any, ...]) -> bool:
 
 
 def _phase_of(path: str) -> str | None:
-    """The phase in which a run changes a file."""
+    """The phase to which a run's change of a file belongs."""
     if "/checkpoints/" in path:
         return "save"
     if "/run/" not in path:
@@ -75,7 +75,7 @@ def _phase_of(path: str) -> str | None:
 
 
 def _around(owner: Any, name: str, phase: Callable[..., str], moments: Moments) -> None:
-    """A moment before and after each call of a function; `phase` is of its positional arguments."""
+    """A moment before and after each call of a function; `phase` is computed from its arguments."""
     function = getattr(owner, name)
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""A server of an encoder in a thread on a free port, which reads only when it is let."""
+"""A server for an encoder in a thread on a free port, which processes only when permitted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = "afqmc"
 
 
 class Gated(Reader):
-    """Reads only while it is let."""
+    """Processes only while permitted."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -32,7 +32,7 @@ class Gated(Reader):
 
 @contextlib.contextmanager
 def reading(model, *, batch_size=4, max_queue=8, labels=True, **options):
-    """A client of a server over the model, and its reader."""
+    """A client of a server for the model, and its reader."""
     with (
         server.listen("127.0.0.1", 0) as sock,
         Gated(batch_size=batch_size, max_queue=max_queue) as reader,

@@ -1,4 +1,4 @@
-"""A server in a thread on a free port, and slots that write only when they are let."""
+"""A server in a thread on a free port, and slots that advance only when permitted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = "lively"
 
 
 class GatedSlots(Slots):
-    """Advances as often as it is let, and fails when told to."""
+    """Advances as often as permitted, and fails on request."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -33,12 +33,12 @@ class GatedSlots(Slots):
         self.failure = None
 
     def shut(self):
-        """From now on, wait."""
+        """Wait from now on."""
         with self._changed:
             self._permits = 0
 
     def let(self, times=math.inf):
-        """Advance so often more."""
+        """Permit this many further steps."""
         with self._changed:
             self._permits += times
             self._changed.notify_all()
@@ -72,13 +72,13 @@ class Running:
         return self.client.post("/v1/completions", json=body)
 
     def complete(self, **body):
-        """The answer of a request that succeeds."""
+        """The response to a successful request."""
         response = self.post(**body)
         assert response.status_code == 200, response.text
         return response.json()
 
     def events(self, **body):
-        """All events of a stream that succeeds, without the last, which is [DONE]."""
+        """All events of a successful stream, without the final [DONE]."""
         with self.client.stream("POST", "/v1/completions", json={**body, "stream": True}) as r:
             assert r.status_code == 200
             assert r.headers["content-type"].startswith("text/event-stream")
@@ -89,22 +89,22 @@ class Running:
 
     @contextlib.contextmanager
     def raw(self, content=b"", timeout=30):
-        """A socket, on which `content` was sent."""
+        """A socket on which `content` was sent."""
         host, port = self.url.split("//")[1].split(":")
         with socket.create_connection((host, int(port)), timeout=timeout) as raw:
             raw.sendall(content)
             yield raw
 
     def connections(self):
-        """How many there are now."""
+        """The current number of connections."""
         return len(self.server.server_state.connections)
 
     def stop(self):
-        """As a signal does."""
+        """Stop as on a signal."""
         self.server.handle_exit(signal.SIGTERM, None)
 
     def wait_for(self, writing, waiting):
-        """Until the engine has so many texts."""
+        """Wait until the engine has this many texts."""
         for _ in range(1000):
             if self.engine.counts() == (writing, waiting):
                 return
@@ -113,14 +113,14 @@ class Running:
 
 
 def head(method="POST", path="/v1/completions", **fields):
-    """The head of a request that has a body of JSON; "_" in the names of fields is "-"."""
+    """The head of a request with a JSON body; "_" in header names becomes "-"."""
     fields = {"Host": "127.0.0.1", "Content_Type": "application/json", **fields}
     lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items()]
     return f"{method} {path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode()
 
 
 def answer_of(raw):
-    """The first answer on a socket: its status, headers and JSON."""
+    """The first response on a socket: its status, headers and JSON."""
     response = http.client.HTTPResponse(raw)
     response.begin()
     return response.status, response.headers, json.loads(response.read())
@@ -146,13 +146,13 @@ def running(slots, *, max_queue=16, steps=4, grace=5.0, host="127.0.0.1", tls=No
 
 
 def alone(prompt, options):
-    """The texts that `generate` writes for one prompt."""
+    """The texts that `generate` returns for one prompt."""
     return generate(lively_model(), [prompt], GenerationOptions(**options))[0]
 
 
 @contextlib.contextmanager
 def opened(server, asked, slots):
-    """The data of a stream's events, of which the slots have written the first."""
+    """The data of a stream's events, of which the slots have generated the first."""
     slots.let(1)
     with server.client.stream("POST", "/v1/completions", json=asked) as response:
         assert response.status_code == 200

@@ -1,4 +1,4 @@
-"""What a request's fields mean, and what is said of wrong ones."""
+"""Parsing of request fields, and errors for invalid ones."""
 
 import dataclasses
 
@@ -75,7 +75,7 @@ def test_every_field_arrives():
         ({"prompt": None}, "prompt", "prompt is missing"),
         ({"prompt": []}, "prompt", "empty list"),
         ({"prompt": [1, 2]}, "prompt", "token ids are not supported"),
-        ({"prompt": "\ud800"}, "prompt", "no Unicode text"),
+        ({"prompt": "\ud800"}, "prompt", "not valid Unicode"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens is 0; it must be at least 1"),
         ({"max_tokens": 2, "min_tokens": 3}, "min_tokens", "at most max_tokens"),
         ({"max_tokens": "9"}, "max_tokens", "must be an integer"),
@@ -100,7 +100,7 @@ def test_every_field_arrives():
         ({"model": 5}, "model", "must be a string"),
         ({"frequency_penalty": False}, "frequency_penalty", "use repetition_penalty"),
         ({"best_of": True}, "best_of", "ask for n texts"),
-        ({"stop": "\udfff"}, "stop", "no Unicode text"),
+        ({"stop": "\udfff"}, "stop", "not valid Unicode"),
         ({"top_p": 0}, "top_p", "above 0"),
         ({"seed": -1}, "seed", "0 or more"),
         ({"n": 0}, "n", "between 1 and 128"),
@@ -118,6 +118,8 @@ def test_every_field_arrives():
         ({"frequency_penalty": 0.1}, "frequency_penalty", "use repetition_penalty"),
         ({"presence_penalty": 1}, "presence_penalty", "use repetition_penalty"),
         ({"best_of": 3}, "best_of", "ask for n texts"),
+        ({"seed": 10**4000}, "seed", "0... (4,001 characters); it must be"),
+        ({"n": 10**4000}, "n", "0... (4,001 characters); it must be"),
         ({"tempreature": 1}, "tempreature", "unknown field 'tempreature'; there are: "),
     ],
 )

@@ -1,26 +1,26 @@
-"""The parts of a growing text, and the tokens that are handed out with each."""
+"""The chunks of a growing text, and the tokens sent with each."""
 
 from plug_jax.inference.generator import GeneratedText
 from plug_jax.inference.request_options import GenerationOptions
 from plug_jax.serving.choices import Choice
-from plug_jax.serving.engine import Job, Progress
+from plug_jax.serving.engine import TextProgress, TextTask
 
 PIECES = ["ab", "cd", "e", "## "]
 
 
 def decode(ids):
-    """Words with a space between them, as WordPiece has; "## " is the first byte of something."""
+    """Words separated by spaces, as in WordPiece; "## " is the first byte of a character."""
     return " ".join(PIECES[i] for i in ids).replace(" ## ", "\N{REPLACEMENT CHARACTER}")
 
 
 def progress(ids, finish_reason=None):
     log_probs = [-0.5 - i for i in range(len(ids))]
     text = GeneratedText(ids, decode(ids), log_probs, 0.0, 0.0, finish_reason == "stop")
-    return Progress(text, finish_reason)
+    return TextProgress(text, finish_reason)
 
 
 def choice_of(stop):
-    job = Job(prompt="", options=GenerationOptions(), notify=lambda: None, stop=stop)
+    job = TextTask(prompt="", options=GenerationOptions(), notify=lambda: None, stop=stop)
     return job, Choice(3, job, decode, logprobs=True)
 
 
@@ -78,7 +78,7 @@ def test_an_incomplete_character_waits():
 
 
 def test_a_text_that_no_longer_begins_with_what_was_sent_adds_nothing_to_it():
-    """As where a later token makes another character of an earlier one: nothing wrong follows."""
+    """As where a later token changes an earlier character: nothing wrong follows."""
     job, choice = choice_of(stop=())
     job.progress = progress([0, 1])
     assert choice.more()["text"] == "ab cd"

@@ -1,4 +1,4 @@
-"""API keys, what one client may have in hand, and encryption."""
+"""API keys, limits per client, and encryption."""
 
 import concurrent.futures
 import datetime
@@ -117,7 +117,7 @@ def test_keys_that_are_none_are_refused(tmp_path, monkeypatch, content, message)
         path.write_bytes(content)
     with pytest.raises(PlugError, match=message) as caught:
         read_keys(str(path))
-    assert "short" not in str(caught.value)  # a key is told to nobody
+    assert "short" not in str(caught.value)  # keys are never disclosed
 
 
 def test_an_empty_variable_does_not_open_the_server(monkeypatch):
@@ -168,7 +168,7 @@ def test_without_keys_a_client_is_an_address_and_shares_are_given_back():
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """Files of a certificate for 127.0.0.1, of its key, and of the key encrypted."""
+    """Files of a certificate for 127.0.0.1, its key, and the encrypted key."""
     x509 = pytest.importorskip("cryptography.x509")
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

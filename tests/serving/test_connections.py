@@ -1,4 +1,4 @@
-"""Clients that are slow, send half of it, too much or nonsense: over real sockets."""
+"""Clients that are slow, send incomplete, oversized or invalid requests: over real sockets."""
 
 import concurrent.futures
 import contextlib
@@ -26,7 +26,7 @@ def impatient(monkeypatch):
 
 
 def wait_until_closed(raw, dripping=b"", within=5):
-    """Read to the end, sending a byte now and then, and say how long it took."""
+    """Read to the end, sending a byte now and then; returns the time taken in seconds."""
     started = time.monotonic()
     raw.settimeout(0.05)
     with contextlib.suppress(ConnectionError):
@@ -73,7 +73,7 @@ def test_a_client_does_not_pay_for_a_server_that_is_held_up(server, monkeypatch)
         loop.call_soon_threadsafe(lambda: (time.sleep(2), held_up.set()))
         monkeypatch.setattr(connections, "PATIENCE_SECONDS", 20)
         assert held_up.wait(30)
-        time.sleep(0.2)  # it goes through what has become due
+        time.sleep(0.2)  # the loop handles what is due
         raw.sendall(head("GET", "/health"))
         assert answer_of(raw)[0] == 200
 
@@ -87,7 +87,7 @@ def test_a_body_that_does_not_come_is_answered_408(server, impatient, dripping):
         status, _, body = answer_of(raw)
     assert status == 408
     assert body["error"]["type"] == "invalid_request_error"
-    assert "did not come within" in body["error"]["message"]
+    assert "did not arrive within" in body["error"]["message"]
     assert server.engine.counts() == (0, 0)
 
 
@@ -99,10 +99,10 @@ def test_a_large_body_is_refused_before_it_is_sent(server):
 
 
 def test_a_client_that_sends_ten_megabytes_reads_its_413(server):
-    """It writes all before it reads; to close on it would take the answer away."""
+    """It sends everything before it reads; closing the connection would lose the response."""
     content = json.dumps({"prompt": "A" * 10_000_000}).encode()
     headers = {"Content-Type": "application/json"}
-    for body in (content, iter([content])):  # of a length that is said, and in chunks
+    for body in (content, iter([content])):  # with a declared length, and chunked
         response = server.client.post("/v1/completions", content=body, headers=headers)
         assert response.status_code == 413
     assert server.complete(prompt="A", max_tokens=1)
@@ -114,7 +114,7 @@ def test_an_endless_body_is_not_read_for_ever(server, impatient):
 
 
 def test_who_does_not_read_is_sent_away(impatient):
-    """The page, asked for so often that no buffer of the system holds it."""
+    """The page, requested so often that no system buffer holds the responses."""
     with running(gated_slots(1)) as server:
         with server.raw() as raw:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -176,7 +176,7 @@ def test_too_many_connections_are_answered_503(server, monkeypatch):
 @pytest.mark.parametrize(
     "sent",
     [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # as TLS begins
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # the TLS handshake starts
         b"GET / HTTP/1.1\r\n\r\n",
         head()[:-2] + b"A" * 100_000,
         head(Content_Length="x"),

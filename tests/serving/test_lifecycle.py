@@ -1,11 +1,14 @@
-"""Full queues, clients that go away, a model that fails, and the end of the server."""
+"""Full queues, disconnecting clients, a failing model, and shutdown."""
 
 import concurrent.futures
 import contextlib
+import errno
 import json
 import queue
+import select
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -14,6 +17,7 @@ import jax
 import pytest
 
 from plug_jax.inference.slots import Slots
+from plug_jax.serving.server import ignore_new_connections, listen
 from plug_jax.serving.worker import WorkerStoppedError
 from tests.inference_model import broken_model, lively_model
 from tests.serving.running import (
@@ -109,7 +113,7 @@ def test_a_failing_model_fails_its_requests_and_the_health():
 
 
 class FailingSlots(GatedSlots):
-    """The prompt BAD raises as it is admitted, or as long as it is in a slot; state is lost."""
+    """The prompt BAD raises on admission, or while it is in a slot; state is lost."""
 
     def __init__(self, where):
         self.where, self.bad = where, []
@@ -148,7 +152,7 @@ def test_what_one_request_raises_fails_no_other(where):
         slots.shut()
         opened_before = {"prompt": "ABC", "stream": True, **asked}
         with opened(server, opened_before, slots) as lines:
-            parts = [json.loads(next(lines))["choices"][0]["text"]]  # some of it is out already
+            parts = [json.loads(next(lines))["choices"][0]["text"]]  # some of it has been sent
             bad = [pool.submit(server.post, prompt="BAD", **asked, stream=s) for s in (False, True)]
             server.wait_for(writing=1, waiting=2)
             good = [pool.submit(server.complete, prompt=p, **asked) for p in ("HELLO", "XY")]
@@ -224,7 +228,7 @@ def test_at_the_end_requests_in_hand_are_finished_and_new_ones_refused():
         server.stop()
         while server.engine.state == "ok":
             threading.Event().wait(0.01)
-        for client in (kept, server.client):  # on a connection of before, and on a new one
+        for client in (kept, server.client):  # on an existing connection, and on a new one
             refused = client.post("/v1/completions", json={"prompt": "A"})
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
             assert refused.json()["error"]["message"] == "the server is stopping"
@@ -265,11 +269,11 @@ def test_half_a_request_does_not_keep_the_server_and_one_that_comes_is_answered(
 
 
 def test_who_connected_in_the_last_moment_is_answered():
-    """The system has connected it, and the server's loop has not looked since."""
+    """The system has accepted the connection, and the server's loop has not handled it yet."""
     late = queue.SimpleQueue()
     with running(gated_slots(1)) as server, contextlib.ExitStack() as clients:
 
-        def ending(overtime):  # called by the loop, just before it closes
+        def ending(overtime):  # called by the loop just before it closes
             late.put(clients.enter_context(server.raw(head(Content_Length=2) + b"{}")))
             return False
 
@@ -277,6 +281,28 @@ def test_who_connected_in_the_last_moment_is_answered():
         server.stop()
         status, _, body = answer_of(late.get(timeout=10))
         assert (status, body["error"]["message"]) == (503, "the server is stopping")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no filter of segments")
+def test_a_socket_about_to_close_takes_no_connection_that_closing_would_reset():
+    with (
+        listen("127.0.0.1", 0) as sock,
+        socket.create_connection(sock.getsockname()) as early,
+        socket.socket() as late,
+    ):
+        ignore_new_connections(sock)
+        late.setblocking(False)
+        assert late.connect_ex(sock.getsockname()) == errno.EINPROGRESS
+        assert select.select([], [late], [], 0.1)[1] == []  # in vain so far
+        early.sendall(b"before")
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.recv(10) == b"before"
+            early.sendall(b"after")
+            assert accepted.recv(10) == b"after"
+        sock.close()
+        assert select.select([], [late], [], 10)[1] == [late]
+        assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
 
 
 def test_a_model_that_does_not_come_back_keeps_neither_server_nor_clients():
@@ -295,7 +321,7 @@ def test_a_model_that_does_not_come_back_keeps_neither_server_nor_clients():
 
 
 def test_refusals_hold_nothing_of_who_was_refused():
-    """An exception that is raised over and over grows by a traceback each time."""
+    """An exception that is raised repeatedly grows by a traceback each time."""
     with running(gated_slots(1)) as server:
         server.engine.stop(0)
         depths = []

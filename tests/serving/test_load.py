@@ -1,4 +1,4 @@
-"""Two hundred clients at once, good and bad, against the command in a process of its own."""
+"""Two hundred concurrent clients, good and bad, against the command in its own process."""
 
 import asyncio
 import collections
@@ -36,7 +36,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The process, its address, and the file of what it says; the last test ends it."""
+    """The process, its address, and its log file; the last test ends it."""
     said = tmp_path_factory.mktemp("served") / "stderr"
     with (
         said.open("w") as err,
@@ -57,7 +57,7 @@ def resources(process):
 
 
 async def whole(client):
-    """Asks until there is room, as OpenAI's client does."""
+    """Retries until there is room, as OpenAI's client does."""
     while True:
         response = await client.post("/v1/completions", json=BODY)
         if response.status_code != 429:
@@ -86,7 +86,7 @@ async def too_large(client):
 
 
 async def raw(client, content):
-    """Sends something, reads nothing, and goes away in a while."""
+    """Sends something, reads nothing, and disconnects after a while."""
     url = client.base_url
     _, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(content)
@@ -150,7 +150,7 @@ def test_a_signal_under_load_leaves_no_request_without_an_answer(served):
                     statuses[r.status_code] += 1
                     lines = [line async for line in r.aiter_lines() if line]
             except httpx2.ConnectError:
-                return  # it listens no more
+                return  # it does not listen any more
             if r.status_code == 200:
                 assert lines[-1] == "data: [DONE]" or "the server stopped" in lines[-1]
 

@@ -42,7 +42,7 @@ def browser():
 
 @contextlib.contextmanager
 def opened(browser, server, name=NAME, **context):
-    """The page; in the end nothing may have been logged as an error, nor refused by the policy."""
+    """The page; at the end, no error may be logged, and nothing refused by the policy."""
     page = browser.new_context(**context).new_page()
     complaints = []
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
@@ -69,7 +69,7 @@ def test_a_text_streams_into_the_page(browser):
     slots = gated_slots(2)
     with running(slots) as server, opened(browser, server) as (page, complaints):
         assert page.locator("#max_tokens").get_attribute("max") == "48"
-        assert page.locator("#max_tokens").input_value() == "48"  # less than the usual
+        assert page.locator("#max_tokens").input_value() == "48"  # less than usual
         slots.shut()
         page.fill("#prompt", "ABC")
         page.fill("#max_tokens", "20")
@@ -88,7 +88,7 @@ def test_a_text_streams_into_the_page(browser):
         assert page.locator("article footer").inner_text().startswith("结束：")
         assert page.locator("#stop").is_hidden()
         page.click("#language")
-        assert page.locator("#go").inner_text() == "Write"
+        assert page.locator("#go").inner_text() == "Generate"
         assert page.locator("html").get_attribute("lang") == "en"
         page.fill("#n", "3")
         page.click("#go")
@@ -125,7 +125,7 @@ def test_what_is_wrong_is_shown(browser):
         page.click("#go")
         assert error.inner_text().startswith("Top-p：")
         page.fill("#top_p", "1")
-        assert complaints == []  # what follows is in the console too, as failed requests
+        assert complaints == []  # the following are in the console too, as failed requests
         page.fill("#prompt", "A" * 47)
         page.click("#go")
         error.get_by_text("a prompt has 47 tokens").wait_for()
@@ -151,7 +151,7 @@ def test_the_page_asks_for_the_key_of_a_server_that_needs_one(browser):
         page.click("#go")
         page.locator("#error", has_text="API 密钥").wait_for()
         page.fill("#key", key)
-        page.press("#key", "Enter")  # writes, as in every field of the form
+        page.press("#key", "Enter")  # writes to each field of the form
         wait_for_status(page, "词元/秒")
         page.locator("#model", has_text=NAME).wait_for()
         assert page.locator("#error").is_hidden()

@@ -57,7 +57,7 @@ def test_embeddings_have_openai_s_form(client, model):
 
 
 def test_embeddings_of_a_list_as_base64(client, model):
-    """What OpenAI's Python client asks for."""
+    """The request of OpenAI's Python client."""
     texts = ["怎么还款", "还款的方法是什么", "怎"]
     said = answer(client, "embeddings", input=texts, encoding_format="base64", normalize=True)
     assert [one["index"] for one in said["data"]] == [0, 1, 2]
@@ -97,9 +97,9 @@ def test_labels_are_those_of_classify(client, model):
         ("embeddings", {"input": "a", "pooling": "max"}, 400, "one of 'mean', 'cls'"),
         ("embeddings", {"input": "a", "max_length": 999}, 400, "between 3 and 128"),
         ("embeddings", {"input": "a", "temperature": 1}, 400, "unknown field 'temperature'"),
-        ("embeddings", {"input": ["a", " "]}, 400, "input 1: the text has no token"),
+        ("embeddings", {"input": ["a", " "]}, 400, "input 1: the text has no tokens"),
         ("embeddings", {"input": "怎" * 200}, 400, "the text has 200 tokens"),
-        ("embeddings", {"input": ["a"] * 13}, 400, "is of 13 texts; at most 12 here"),
+        ("embeddings", {"input": ["a"] * 13}, 400, "has 13 texts; at most 12 here"),
         ("classify", {"input": {"text_pair": "a"}}, 400, "input must be a string"),
         ("classify", {"input": "a", "labels": ["b"]}, 400, "unknown field 'labels'"),
         ("completions", {"prompt": "a"}, 404, "Not Found"),
@@ -109,6 +109,43 @@ def test_a_bad_request_is_answered_with_what_is_wrong(client, path, body, status
     response = client.post(f"/v1/{path}", json=body)
     assert response.status_code == status
     assert message in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        ("embeddings", {"pooling": "max"}, "pooling", "pooling must be one of 'mean', 'cls'"),
+        ("embeddings", {"pooling": 1}, "pooling", "pooling must be one of 'mean', 'cls'"),
+        ("embeddings", {"normalize": 1}, "normalize", "normalize must be true or false"),
+        ("embeddings", {"max_length": 2}, "max_length", "max_length is 2; it must be between 3"),
+        ("embeddings", {"max_length": 3.0}, "max_length", "max_length must be an integer"),
+        ("embeddings", {"max_length": True}, "max_length", "max_length must be an integer"),
+        ("embeddings", {"max_length": 10**4000}, "max_length", "0... (4,001 characters); it must"),
+        ("embeddings", {"dimensions": 32.0}, "dimensions", "dimensions must be an integer"),
+        ("embeddings", {"dimensions": 10**4000}, "dimensions", "... (4,001 characters); vectors"),
+        ("embeddings", {"encoding_format": []}, "encoding_format", "must be a string"),
+        ("embeddings", {"user": 1}, "user", "user must be a string"),
+        ("embeddings", {"a" * 5000: 1}, f"{'a' * 200}... (5,000 characters)", "unknown field 'aaa"),
+        ("embeddings", {"input": {}}, "input", "input must be a string"),
+        ("embeddings", {"model": "x" * 5000}, "model", "x'... (5,000 characters) here, only"),
+        ("classify", {"user": 1}, "user", "user must be a string"),
+        ("classify", {"model": 1}, "model", "model must be a string"),
+        ("classify", {"input": [{"text": 1}]}, "input", "input must be a string"),
+    ],
+)
+def test_the_wrong_field_is_the_error_s_param(client, path, body, param, message):
+    error = client.post(f"/v1/{path}", json={"input": "怎", **body}).json()["error"]
+    assert error["param"] == param
+    assert message in error["message"] and len(error["message"]) < 400
+
+
+def test_a_number_too_long_to_be_read_is_said_to_be_so(client):
+    body = b'{"input": "a", "max_length": %s}' % (b"9" * 10_000)
+    headers = {"Content-Type": "application/json"}
+    error = client.post("/v1/embeddings", content=body, headers=headers).json()["error"]
+    assert error["message"] == (
+        "the body is not JSON: a number of 10,000 digits is more than can be read"
+    )
 
 
 def test_the_other_routes(client, model):

@@ -1,4 +1,4 @@
-"""The server over real sockets: every text is what it would be alone, and nothing leaks."""
+"""The server over real sockets: every text equals that of the prompt alone, and nothing leaks."""
 
 import concurrent.futures
 import itertools
@@ -35,7 +35,7 @@ def body_of(prompt, options):
 
 @pytest.fixture(scope="module")
 def server():
-    """Three slots, so that requests wait and join."""
+    """Three slots, so that requests queue and join."""
     slots = gated_slots(3)
     assert [note for note in slots.warm_up() if "prompts" in note]
     with running(slots, max_queue=64) as server:

@@ -1,4 +1,4 @@
-"""Stop strings, whatever the number of tokens that come at a time."""
+"""Stop strings, whatever the number of tokens per step."""
 
 import pytest
 from hypothesis import given

@@ -1,17 +1,17 @@
-"""A little Chinese text and its vocabulary, on disk."""
+"""A small Chinese corpus and its vocabulary on disk."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
 
-from plug_jax.data.vocabularies import SPECIAL_PIECES
+from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES
 
 CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 60)]
 
 
 def write_corpus(directory: Path) -> Path:
-    """train.txt and validation.txt, a document a line, and vocab.txt in the directory."""
+    """train.txt and validation.txt, one document per line, and vocab.txt in the directory."""
     rng = random.Random(0)
 
     def sentence() -> str:

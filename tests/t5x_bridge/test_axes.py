@@ -8,11 +8,11 @@ from flax.linen import partitioning as flax_partitioning
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec
 
+from plug_jax.checkpoints.parameters import abstract_params
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.stages import PALM
 from plug_jax.partitioning import DEFAULT_RULES, Partitioner
 from plug_jax.t5x_bridge.axes import logical_axis_rules, params_axes, rules_with_batch
-from plug_jax.training.state import abstract_params
 from tests.objectives.toy_classification import ToyClassification
 from tests.synthetic import tiny_config
 

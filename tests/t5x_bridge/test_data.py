@@ -10,7 +10,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from plug_jax.data.pipeline import DatasetConfig, make_iterator
+from plug_jax.data.pipeline.pipeline import DatasetConfig, make_iterator
 from plug_jax.errors import PlugError
 from plug_jax.objectives.composition import features_of
 from plug_jax.objectives.stages import PALM, STRUCTBERT
@@ -55,7 +55,7 @@ def converter(pack=True, **options):
 
 
 def dataset_config(name, objectives, lengths, **changes):
-    """As t5x's DatasetConfig is, for as much as is read of it."""
+    """The fields of t5x's DatasetConfig that are used."""
     values = {
         "mixture_or_task_name": name,
         "task_feature_lengths": task_feature_lengths(objectives=objectives, lengths=lengths),
@@ -82,7 +82,7 @@ def test_lengths_by_feature():
 
 
 def test_what_the_evaluator_reads(palm):
-    """Rows of one example each, whose number is known, whatever lengths are named besides."""
+    """Rows of one example each, whose number is known, whatever lengths are set."""
     lengths = task_feature_lengths(objectives=PALM, lengths=LENGTHS)
     examples = seqio.get_mixture_or_task(palm).get_dataset(lengths, "validation", shuffle=False)
     some = examples.take(5).apply(tf.data.experimental.assert_cardinality(5))
@@ -123,7 +123,7 @@ def test_a_shard_is_a_stream(structbert, monkeypatch, seed):
     assert (shard.index, shard.num_shards) == (1, 2)
     assert features == features_of(STRUCTBERT)
     assert (config.use_cached, config.feature_lengths) == (True, {"encoder": 48})
-    # Without a seed, t5x's own: the time, in seconds.
+    # Without a seed, t5x's default: the time, in seconds.
     assert config.seed == 3 if seed else config.seed > 1_600_000_000
 
 
@@ -164,7 +164,9 @@ def test_an_evaluated_task(palm):
 
 
 def test_a_task_without_a_decoder_is_not_evaluated(structbert):
-    with pytest.raises(PlugError, match="'t5x_structbert' is no task with a text for the decoder"):
+    with pytest.raises(
+        PlugError, match="'t5x_structbert' is not a task with a text for the decoder"
+    ):
         evaluated_task(task=structbert)
 
 

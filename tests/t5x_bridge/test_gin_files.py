@@ -1,4 +1,4 @@
-"""The gin files of t5x/ and the commands that show them, without t5x: names are those of things."""
+"""The gin files of t5x/ and their documented commands, without t5x: all names exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plug_jax.cli.gin_statements import MACRO, Piece, Statement, read_files
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.name for path in (ROOT / "gin_configs" / "t5x").glob("*.gin"))
-# What t5x's own files set, of what ours and the documentation name.
+# Settings of t5x's own files that ours and the documentation use.
 T5X_MACROS = {
     "pretrain": "MODEL_DIR TRAIN_STEPS BATCH_SIZE MIXTURE_OR_TASK_NAME",
     "eval": "CHECKPOINT_PATH EVAL_OUTPUT_DIR MIXTURE_OR_TASK_NAME",
@@ -45,7 +45,7 @@ def statements(pieces: list[Piece]) -> list[Statement]:
 
 
 def named(statement: Statement) -> Iterator[tuple[str, str | None]]:
-    """`module.name` of plug_jax that a statement sets a parameter of, or refers to."""
+    """Each `module.name` of plug_jax that a statement configures or refers to."""
     imports = statement.origin.imports
     names = [(statement.selector, statement.parameter)]
     names += [(reference.name, None) for reference in statement.references]
@@ -56,7 +56,7 @@ def named(statement: Statement) -> Iterator[tuple[str, str | None]]:
 
 
 def parameters(dotted: str) -> set[str] | None:
-    """Of a function or class, None for any; KeyError where there is none of that name."""
+    """Parameters of a function or class, None for any; KeyError if there is none of that name."""
     module, _, name = dotted.rpartition(".")
     path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     if path.exists() and path.read_text(encoding="utf-8").startswith('"""Needs t5x.'):
@@ -103,7 +103,7 @@ def test_every_macro_is_set(name: str, search_paths: list[Path]) -> None:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Each `python -m t5x.SCRIPT` of the page and of the gin files."""
+    """Each `python -m t5x.SCRIPT` of the page and the gin files."""
     texts = {"t5x.md": (ROOT / "docs" / "t5x.md").read_text(encoding="utf-8")}
     for name in NAMES:
         text = (ROOT / "gin_configs" / "t5x" / name).read_text(encoding="utf-8")

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.inference.generator import generate
 from plug_jax.inference.model import InferenceModel
 from plug_jax.inference.options import GenerationOptions
-from plug_jax.training.saved_model import open_checkpoint
 from plug_jax.training.writers import read_metrics
 from tests.t5x_bridge.corpus import CHARACTERS, write_corpus
 
@@ -133,7 +133,7 @@ def ours1(work: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stage2(work: Path, stage1: Path) -> Path:
-    """By t5x, from the parameters of its stage 1."""
+    """Trained by t5x, from the parameters of its stage 1."""
     run(work, "plug_jax convert import-t5x", "--input", stage1.name, "--output", "imported1")
     more = ["--gin_file=t5x/initial_checkpoint.gin", "--gin.INITIAL_CHECKPOINT='imported1'", LAYERS]
     return t5x_train(work, "t5x2", "palm_pretrain", BOTH, *more)
@@ -151,7 +151,8 @@ def inference(stage2: Path) -> list[str]:
 
 
 def test_stage_1(stage1: Path, ours1: Path) -> None:
-    compare(stage1, ours1, tolerance=1e-6)
+    # Two programs that XLA fuses differently: equal on some CPUs, off by the last places on others.
+    compare(stage1, ours1, tolerance=2e-6)
 
 
 def test_a_run_that_goes_on(work: Path, stage1: Path, ours1: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_run_that_goes_on(work: Path, stage1: Path, ours1: Path) -> None:
 
 
 def test_stage_2(work: Path, stage2: Path) -> None:
-    """Masked LM ends on the way, and the decoder begins anew."""
+    """Masked LM ends midway, and the decoder starts untrained."""
     more = ["--gin_file=mesh/cpu1.gin", "--gin.INITIAL_CHECKPOINT='imported1'", LAYERS]
     compare(stage2, our_train(work, "ours2", "palm_pretrain", BOTH, *more), tolerance=1e-5)
 
@@ -172,7 +173,7 @@ def test_our_mesh_with_micro_batches(work: Path, optimizer: str) -> None:
     more = [
         "--gin_file=mesh/cpu8.gin",
         "--gin.MICRO_BATCHES=2",
-        "--gin.DROPOUT_RATE=0.0",  # t5x divides its keys in a way of its own
+        "--gin.DROPOUT_RATE=0.0",  # t5x splits its keys differently
         f"--gin.optimizer.OptimizerConfig.name='{optimizer}'",
     ]
     theirs = t5x_train(

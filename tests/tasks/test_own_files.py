@@ -1,4 +1,4 @@
-"""Tasks over files of one's own: what they read, and what they say of files that are wrong."""
+"""Tasks over the user's own files: what they read, and errors for malformed files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import seqio
 
-from plug_jax.data.vocabularies import SPECIAL_PIECES
+from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES
 from plug_jax.downstream.number_format import NumberFormat, ranks
 from plug_jax.downstream.record_task import RecordTask
 from plug_jax.errors import PlugError
@@ -95,7 +95,10 @@ def test_labels_of_whole_numbers_are_in_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text\tlabel\n好\tgood\n不\tbadd\n", r"train\.tsv, line 3: the label 'badd' is none of"),
+        (
+            "text\tlabel\n好\tgood\n不\tbadd\n",
+            r"train\.tsv, line 3: the label 'badd' is not one of",
+        ),
         ("text\tlabel\n好\t\n", r"train\.tsv, line 2: 'label' is empty"),
         ("txt\tlabel\n好\tgood\n", r"train\.tsv, line 2: there is no 'text'; it has 'txt'"),
         ("text\tlabel\n好\tgood\tbad\n", r"train\.tsv, line 2: 3 columns; expected 2"),
@@ -118,7 +121,7 @@ def test_files_that_give_no_labels_or_scale_are_refused(tmp_path: Path, vocabula
     with pytest.raises(PlugError, match="'label' has the one value 3; expected"):
         own_files.regression(vocabulary=vocabulary, train_file=one)
     word = write(tmp_path / "b.tsv", "text\tlabel\n好\t3\n不\tthree\n")
-    with pytest.raises(PlugError, match=r"b\.tsv, line 3: 'three' is no number"):
+    with pytest.raises(PlugError, match=r"b\.tsv, line 3: 'three' is not a number"):
         own_files.regression(vocabulary=vocabulary, train_file=word)
 
 

@@ -7,12 +7,16 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from plug_jax.data import pipeline
-from plug_jax.data.cleaning import MinLength
 from plug_jax.data.drops import change_counts, drop_counts, reset_counts
 from plug_jax.data.features import PALM, STRUCTBERT
-from plug_jax.data.token_source import TokenSource
-from plug_jax.data.vocabularies import SPECIAL_PIECES, default_vocabulary, load_vocabulary
+from plug_jax.data.pipeline import pipeline
+from plug_jax.data.preprocessors.cleaning import MinLength
+from plug_jax.data.sources.token_source import TokenSource
+from plug_jax.data.vocabularies.vocabulary import (
+    SPECIAL_PIECES,
+    default_vocabulary,
+    load_vocabulary,
+)
 from plug_jax.errors import PlugError
 from plug_jax.tasks import pretrain
 from tests.cached_corpus import cache
@@ -38,7 +42,7 @@ def fresh_counts():
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-    """The path of one with an id for each character of the sentence."""
+    """The path of a vocabulary with an id for each character of the sentence."""
     path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     pieces = [*SPECIAL_PIECES, *dict.fromkeys(SENTENCE)]
     path.write_text("\n".join(pieces) + "\n", encoding="utf-8")
@@ -200,7 +204,7 @@ def test_files_and_vocabulary_are_asked_for(vocabulary):
 
 @pytest.fixture(scope="module")
 def domains(tmp_path_factory, vocabulary):
-    """Files of documents of one character each, by domain: 1 document of "news", 2 of "novels"."""
+    """Files of one-character documents, by domain: 1 document of "news", 2 of "novels"."""
     directory = tmp_path_factory.mktemp("domains")
     files = {"train_files": {}, "validation_files": {}}
     for number, (domain, character) in enumerate(DOMAINS.items(), start=1):
@@ -227,7 +231,7 @@ def test_a_mixture_has_the_rates_asked_for(domains):
     )
     found = count_domains(dataset.take(2000).as_numpy_iterator(), domains["vocabulary"])
     for domain, rate in rates.items():
-        assert found[domain] / 2000 == pytest.approx(rate / 10, abs=0.05)  # 4 deviations
+        assert found[domain] / 2000 == pytest.approx(rate / 10, abs=0.05)  # 4 standard deviations
 
 
 def test_evaluation_reads_every_domain_wholly(domains):
@@ -265,7 +269,7 @@ def test_a_mixture_for_stage_1_of_several_formats(domains, tmp_path):
         vocabulary=domains["vocabulary"],
         file_format={"news": "lines", "qa": "jsonl"},
     )
-    assert again == name  # in its place
+    assert again == name  # replacing it
     mixture = seqio.get_mixture_or_task(name)
     assert tuple(mixture.splits) == ("train",) and mixture.total_rate == 4
     assert set(mixture.output_features) == {feature.name for feature in STRUCTBERT}

@@ -1,4 +1,4 @@
-"""seqio's own inspect_tasks_main over our tasks: once for all of them, as it takes long."""
+"""seqio's own inspect_tasks_main over our tasks, in a single run, which is slow."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from plug_jax.data.features import PALM
-from plug_jax.data.vocabularies import SPECIAL_PIECES
+from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES
 from tests.tfds_data import build_tfds
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,7 @@ SENTENCE = "天地人你我他她它们的，天地人你我他她它们的。"
 
 
 def test_seqios_own_tool_runs_on_our_tasks(tmp_path):
-    """It stops where its questions are answered with c. First come those over TFDS."""
+    """Answering its questions with c ends it. Tasks over TFDS come first."""
     (tmp_path / "corpus").mkdir()
     for name in ("train.txt", "validation.txt"):
         (tmp_path / "corpus" / name).write_text(SENTENCE * 20, encoding="utf-8")
@@ -48,7 +48,7 @@ def test_seqios_own_tool_runs_on_our_tasks(tmp_path):
             rf"\*\*\* Task: {task} (.*) Inspecting Task: {task}", run.stdout, re.S
         )
         assert output.count("* Split: ") == splits
-        # Tokens are decoded to one string; weights and token types pass as they are.
+        # Tokens are decoded to one string; weights and token types are unchanged.
         shapes = dict(re.findall(r"'(\w+)': <tf\.Tensor: shape=\((\d*),?\)", output))
         assert shapes.keys() == {feature.name for feature in PALM}
         decoded = {name for name, shape in shapes.items() if not shape}

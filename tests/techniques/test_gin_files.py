@@ -1,4 +1,4 @@
-"""The files of gin_configs/techniques add to a run, each what it is called after."""
+"""Each file of gin_configs/techniques adds the technique in its name to a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from plug_jax.checkpoints.best import Best
 from plug_jax.cli.train import configure
 from plug_jax.techniques.child_tuning import ChildTuningD, ChildTuningF
 from plug_jax.techniques.fgm import Fgm
@@ -13,7 +14,6 @@ from plug_jax.techniques.lora import Lora
 from plug_jax.techniques.r_drop import RDrop
 from plug_jax.techniques.smart import Smart
 from plug_jax.techniques.techniques import NO_TECHNIQUES, Techniques
-from plug_jax.training.best import Best
 from plug_jax.training.program import TrainConfig
 
 RUN = ["runs/structbert_pretrain.gin", "models/tiny.gin", "mesh/cpu1.gin"]
@@ -56,7 +56,7 @@ def test_epochs_and_the_best_checkpoint(tmp_path: Path) -> None:
     mine = tmp_path / "best.gin"
     mine.write_text(
         "from __gin__ import dynamic_registration\n"
-        "from plug_jax.training import best\n"
+        "from plug_jax.checkpoints import best\n"
         "from plug_jax.training import program\n"
         "program.TrainConfig.best = @best.Best()\n"
         "best.Best.metric = 'accuracy'\n"

@@ -1,4 +1,4 @@
-"""LoRA: what is added, what stands still, and what is read of a checkpoint."""
+"""LoRA: its parameters, what stays frozen, and reading its checkpoints."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from plug_jax.checkpoints.parameters import abstract_params
+from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.convert.to_torch import export_hf
-from plug_jax.data.vocabularies import WordPieceVocabulary
+from plug_jax.data.vocabularies.vocabulary import WordPieceVocabulary
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.stages import STRUCTBERT
@@ -24,8 +26,7 @@ from plug_jax.techniques.techniques import Techniques
 from plug_jax.training.checkpointing import CheckpointConfig, Checkpoints
 from plug_jax.training.initial_checkpoint import initialize_from
 from plug_jax.training.optimizer import OptimizerConfig
-from plug_jax.training.saved_model import open_checkpoint
-from plug_jax.training.state import TrainState, abstract_params
+from plug_jax.training.state import TrainState
 from tests import synthetic
 from tests.objectives.toy_classification import ToyClassification
 from tests.training.program_runs import (
@@ -42,7 +43,7 @@ ALL = Lora(rank=2, alpha=6.0, targets=("query", "key", "value", "out", "wi", "wo
 
 
 def random_params(lora: Lora, **changes: Any) -> tuple[PlugModel, dict]:
-    """Of a tiny model and LoRA's, B included."""
+    """Parameters of a tiny model with LoRA, including B."""
     model = PlugModel(synthetic.tiny_config(**changes))
     rng = np.random.default_rng(0)
     shapes = nn.unbox(abstract_params(model, lora=lora))
@@ -51,12 +52,12 @@ def random_params(lora: Lora, **changes: Any) -> tuple[PlugModel, dict]:
 
 
 def test_what_is_added_to_each_kernel() -> None:
-    """W + (alpha / rank) A B, layer by layer, of every kind of kernel."""
+    """W + (alpha / rank) A B, layer by layer, for every kind of kernel."""
     _, params = random_params(ALL)
     before, added = by_path(params), by_path(params["lora"])
     merged = by_path(ALL.merge(params))
     assert merged.keys() == {path for path in before if not path.startswith("lora")}
-    cases = {  # kernel: what is added to which part of it, [inputs, outputs] of a layer
+    cases = {  # kernel: the part of it that has an update, [inputs, outputs] of a layer
         "encoder/layers/attention/qkv/kernel": {0: "query", 1: "key", 2: "value"},
         "decoder/layers/cross_attention/key_value/kernel": {0: "key", 1: "value"},
         "decoder/layers/cross_attention/query/kernel": {None: "query"},
@@ -94,7 +95,7 @@ def test_only_what_is_named_has_parameters() -> None:
 
 
 def test_the_base_stands_still_on_a_mesh_as_on_one_device() -> None:
-    """It begins as the model without it, trains itself and the heads, and has slots of no more."""
+    """It starts as the base model, trains LoRA and the heads only, and has no other slots."""
     optimizer = OptimizerConfig(
         learning_rate=1e-2, warmup_fraction=0.0, epsilon=1e-3, weight_decay=0.5, layer_decay=0.9
     )
@@ -145,7 +146,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> WordPieceVocabulary:
 def stored(
     vocabulary: WordPieceVocabulary, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict]:
-    """MODEL_DIR of a run with LoRA, and its parameters as they are used."""
+    """MODEL_DIR of a LoRA run, and its merged parameters."""
     model, params = random_params(ALL)
     directory = tmp_path_factory.mktemp("run")
     checkpoints = checkpoints_of(directory, model, vocabulary, ALL)
@@ -164,7 +165,7 @@ def checkpoints_of(
 
 @pytest.mark.parametrize("decoder", [True, False])
 def test_what_is_read_is_merged(stored: tuple[Path, dict], decoder: bool) -> None:
-    """On one device and sharded, in float32 and rounded once; without the decoder if so asked."""
+    """On one device and sharded, in float32 and rounded once; without the decoder if requested."""
     directory, merged = stored
     saved = open_checkpoint(directory)
     assert jax.tree.map(lambda x: x.shape, saved.param_shapes()) == jax.tree.map(
@@ -213,7 +214,7 @@ def test_a_run_with_other_settings_is_refused(
 def test_another_run_starts_from_the_sum(
     stored: tuple[Path, dict], vocabulary: WordPieceVocabulary
 ) -> None:
-    """And its own LoRA begins anew."""
+    """With new LoRA parameters of its own."""
     directory, merged = stored
     techniques = Techniques(lora=Lora(rank=2))
     config = run_config(model=synthetic.tiny_config(), techniques=techniques)
@@ -222,7 +223,7 @@ def test_another_run_starts_from_the_sum(
         state, note = initialize_from(
             directory, start(config, program), program.layout, vocabulary=vocabulary
         )
-    assert note is not None and "lora of this run begins anew" in note
+    assert note is not None and "lora of this run is newly initialised" in note
     params = dict(state.params)
     assert not np.any(params.pop("lora")["encoder"]["layers"]["attention"]["query"]["b"])
     assert_close(params, merged, 1e-5)

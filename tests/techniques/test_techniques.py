@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from plug_jax.checkpoints.parameters import init_params
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.masked_lm import MaskedLM
@@ -27,7 +28,6 @@ from plug_jax.techniques.techniques import Techniques
 from plug_jax.training import fisher
 from plug_jax.training.fisher import fisher_of, top_mask
 from plug_jax.training.optimizer import OptimizerConfig, make_optimizer
-from plug_jax.training.state import init_params
 from plug_jax.training.step import StepConfig
 from tests import synthetic
 from tests.objectives.sentence_length import SentenceLength
@@ -107,7 +107,7 @@ def test_r_drop_is_its_formula() -> None:
 
 
 def test_smart_is_its_formula() -> None:
-    """With large numbers, so that the gradient's step counts beside the noise."""
+    """With large values, so that the gradient's step matters beside the noise."""
     passes = passes_of(dropout=0.1)
     config = Smart(weight=2.0, noise=0.1, step_size=3.0, steps=2)
     noise_rng, rng = jax.random.split(jax.random.fold_in(RNG, smart._SALT))
@@ -115,7 +115,7 @@ def test_smart_is_its_formula() -> None:
 
     @jax.jit
     def near(perturbation: jax.Array, clean: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What is predicted near x, and the gradient of how far it is from the clean pass."""
+        """Predictions near x, and the gradient of their distance from the clean pass."""
 
         def divergence(perturbation: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = logits_of(passes, rng, perturbation)
@@ -169,7 +169,7 @@ def test_fgm_adds_the_gradient_of_the_moved_table() -> None:
 
 
 def test_child_tuning_f_keeps_a_part_and_scales_it() -> None:
-    """After clipping, before the moments, anew every step, and the same for a step."""
+    """After clipping, before the moments, with a new mask every step, the same for a given step."""
     params = {"w": {"kernel": jnp.zeros(20_000)}}
     config = OptimizerConfig(learning_rate=0.1, clip_norm=1.0, b1=0.9, weight_decay=0.0)
     masking = ChildTuningF(p=0.2).transformation(3)
@@ -279,7 +279,7 @@ def test_all_together_on_a_mesh_as_on_one_device() -> None:
 
 @pytest.mark.slow
 def test_micro_batches_give_the_same_update() -> None:
-    """SMART draws other noise for another slice; the rest does not know."""
+    """SMART draws other noise for each micro-batch; the others do not depend on them."""
     techniques = dataclasses.replace(ALL, smart=None)
     model = synthetic.tiny_config(num_encoder_layers=1, num_decoder_layers=0)
     config = run_config(objectives=TOY, techniques=techniques, model=model)

@@ -1,4 +1,4 @@
-"""A run with techniques that keep something: killed and restarted, and used afterwards."""
+"""A run with stateful techniques: killed and restarted, and used afterwards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from plug_jax.checkpoints.parameters import abstract_params
+from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.models.plug import PlugModel
 from plug_jax.techniques.child_tuning import ChildTuningD
 from plug_jax.techniques.lora import Lora
@@ -20,8 +22,6 @@ from plug_jax.training.checkpointing import CheckpointConfig
 from plug_jax.training.evaluate import EvaluateConfig, evaluate_checkpoint
 from plug_jax.training.loop import train
 from plug_jax.training.program import TrainConfig
-from plug_jax.training.saved_model import open_checkpoint
-from plug_jax.training.state import abstract_params
 from plug_jax.training.step import StepConfig
 from plug_jax.training.writers import read_metrics
 from tests import synthetic
@@ -50,7 +50,7 @@ def params_of(model_dir: Path) -> Any:
 def test_a_killed_run_goes_on_as_if_nothing_happened(
     lora: Lora | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mask of Child-Tuning D is that of its beginning; the checkpoint is used as any other."""
+    """Child-Tuning D keeps its first mask; the checkpoint can be used like any other."""
     data = write_task(tmp_path, f"techniques_{'lora' if lora else 'whole'}")
 
     def config(name: str) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""The compiled step of a run, over batches that need no data: for tests of what a run trains."""
+"""A run's compiled step over given batches without data: for tests of training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.metrics import Mean, add
 from plug_jax.objectives.composition import summarize_metrics
 from plug_jax.objectives.stages import STRUCTBERT
@@ -51,7 +51,7 @@ def run_config(**changes: Any) -> TrainConfig:
 
 
 def write_task(root: Path, name: str) -> DatasetConfig:
-    """A stage-1 task over 40 documents, 38 pieces in its vocabulary; unpacked, in batches of 8."""
+    """A stage-1 task over 40 documents, vocabulary of 38 pieces; unpacked, in batches of 8."""
     rng = np.random.default_rng(0)
     documents = [
         "".join("".join(rng.choice(list(tiny_run.CHARACTERS), 6)) + "。" for _ in range(8))
@@ -99,7 +99,7 @@ def assert_close(a: Any, b: Any, atol: float) -> None:
 
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send this process a real SIGINT in its step of that number."""
+    """Send this process a real SIGINT in the step of this number."""
     dispatched = StepTimer.dispatched
     calls = []
 

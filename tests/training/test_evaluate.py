@@ -1,4 +1,4 @@
-"""Scoring a split again and again."""
+"""Repeated evaluation of a split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from plug_jax.data import pipeline
+from plug_jax.data.pipeline import pipeline
 from plug_jax.training import evaluate as evaluate_lib
 from plug_jax.training.evaluate import Evaluator
 from tests import synthetic

@@ -1,4 +1,4 @@
-"""Whole runs whose checkpoints cannot be written for a while."""
+"""Whole runs whose checkpoints temporarily cannot be written."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.checkpoints.saved_model import load_for_inference, open_checkpoint
+from plug_jax.checkpoints.saving import CannotSave
+from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.training.checkpointing import CheckpointConfig, Checkpoints
 from plug_jax.training.loop import train
 from plug_jax.training.program import TrainConfig
-from plug_jax.training.saved_model import load_for_inference, open_checkpoint
-from plug_jax.training.saving import CannotSave
 from plug_jax.training.state import TrainState
 from plug_jax.training.writers import read_metrics
 from tests import synthetic, tiny_run
@@ -61,7 +61,7 @@ def test_a_disk_that_fills_up_and_is_freed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The run trains on, ends with a status of its own, and goes on exactly when there is space."""
+    """The run trains on, ends with a status of its own, and resumes exactly once there is space."""
     whole, model_dir = tmp_path / "whole", tmp_path / "run"
     train(config_of(whole, data))
     size = sum(path.stat().st_size for path in (whole / "checkpoints/8").rglob("*"))
@@ -74,7 +74,7 @@ def test_a_disk_that_fills_up_and_is_freed(
             self: Checkpoints, state: TrainState, *args: Any, **kwargs: Any
         ) -> None:
             if int(state.step) == 6:
-                self.regular_steps()  # waits for the save before
+                self.regular_steps()  # waits for the previous save
                 fill(disk)
             save(self, state, *args, **kwargs)
 
@@ -101,7 +101,7 @@ def test_a_disk_that_fills_up_and_is_freed(
 
 
 def test_a_file_system_that_does_not_answer(root: Path, data: DatasetConfig) -> None:
-    """Opening a pipe that nobody reads waits for ever; the process ends all the same."""
+    """Opening a pipe without a reader blocks forever; the process ends nevertheless."""
     checkpoints = root / "hangs" / "checkpoints"
     checkpoints.mkdir(parents=True)
     os.mkfifo(checkpoints / ".can-be-written")

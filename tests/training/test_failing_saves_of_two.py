@@ -16,7 +16,7 @@ from tests.two_processes import Ended, started
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 GIN_FILES = ["runs/structbert_pretrain.gin", "models/tiny.gin", "mesh/cpu8.gin"]
-# In process 1: its place in the data cannot be written with the checkpoint of step 4.
+# In process 1: its data position cannot be written with the checkpoint of step 4.
 REFUSED = """
 import errno, itertools, os
 from plug_jax.training.feed import Feed
@@ -27,7 +27,7 @@ def refused(feed, directory):
     save(feed, directory)
 Feed.save = refused
 """
-# In process 0: somebody else fills the disk before the checkpoint of step 6, and then tidies up.
+# In process 0: another program fills the disk before the checkpoint of step 6, then cleans up.
 FILLED = """
 from pathlib import Path
 from plug_jax.training.checkpointing import Checkpoints
@@ -42,7 +42,16 @@ def on_a_full_disk(checkpoints, state, *arguments, **options):
     save(checkpoints, state, *arguments, **options)
 Checkpoints.save = on_a_full_disk
 """
-# In process 1: from the checkpoint of step 4 on the system lets it write no byte to a file.
+# In process 0: the commit of step 8, after both have written their parts.
+UNCOMMITTED = """
+import errno, os
+from plug_jax.checkpoints.format import FilesHandler
+def finalize(handler, directory):
+    if "8" in directory.parent.name:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+FilesHandler.finalize = finalize
+"""
+# In process 1: from the checkpoint of step 4 on, every write to a file fails.
 FORBIDDEN = """
 import os, resource, subprocess
 from plug_jax.training.checkpointing import Checkpoints
@@ -68,7 +77,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     corpus: Path, model_dir: Path, logs: Path, preludes: dict[int, str], *, steps: int
 ) -> list[Ended]:
-    """So many steps with a checkpoint after every other one."""
+    """This many steps with a checkpoint at every second one."""
     bindings = [
         f"MODEL_DIR = {str(model_dir)!r}",
         f"TRAIN_FILES = {str(corpus / 'text.txt')!r}",
@@ -95,31 +104,34 @@ def stored(checkpoints: Path) -> list[str]:
 def test_both_go_on_when_one_cannot_write_and_when_none_can(corpus: Path, tmp_path: Path) -> None:
     model_dir = tmp_path / "run"
     model_dir.mkdir()
-    with small_disk(tmp_path, 8 << 10) as disk:
+    with small_disk(tmp_path, 12 << 10) as disk:
         (model_dir / "checkpoints").symlink_to(disk)
-        preludes = {0: FILLED.format(disk=str(disk)), 1: REFUSED}
-        ended = run(corpus, model_dir, tmp_path / "logs", preludes, steps=10)
+        preludes = {0: FILLED.format(disk=str(disk)) + UNCOMMITTED, 1: REFUSED}
+        ended = run(corpus, model_dir, tmp_path / "logs", preludes, steps=12)
         assert [one.status for one in ended] == [0, 0], ended
-        assert stored(disk) == ["10", "2", "8"]
-    failed = "could not be saved: {}; the newest is that of step 2. The run goes on"
+        assert stored(disk) == ["10", "12", "2"]
+    failed = "could not be saved: {}; the newest is that of step 2. The run continues"
     refused = f"of step 4 {failed.format('Disk quota exceeded (process 1)')}"
     full = f"of step 6 {failed.format('No space left on device (process 0)')}"
+    uncommitted = f"of step 8 {failed.format('Input/output error (process 0)')}"
     said = ended[0].stderr
-    assert refused in said and full in said
-    assert said.count("could not be saved") == 2 and "could not be saved" not in ended[1].stderr
+    assert refused in said and full in said and uncommitted in said
+    assert said.count("could not be saved") == 3 and "could not be saved" not in ended[1].stderr
     assert all("Traceback" not in one.stderr for one in ended), ended
-    assert [record["step"] for record in read_metrics(model_dir)] == list(range(1, 11))
+    assert [record["step"] for record in read_metrics(model_dir)] == list(range(1, 13))
 
 
 def test_both_end_when_one_cannot_write_the_last(corpus: Path, tmp_path: Path) -> None:
-    """Not even its arrays, which the other waits for in the background no longer than it has to."""
+    """Not even its arrays, for which the other waits in the background only as long as it must."""
     model_dir = tmp_path / "run"
     ended = run(corpus, model_dir, tmp_path / "logs", {1: FORBIDDEN}, steps=6)
     assert [one.status for one in ended] == [74, 74], ended
     said = ended[0].stderr
     failed = r"could not be saved: .*File too large \(process 1\); the newest is that of step 2\."
-    assert re.search(rf"the checkpoint of step 4 {failed} The run goes on", said), said
-    assert re.search(rf"error: the checkpoint of step 6 {failed} Make ", said), said
+    assert re.search(rf"the checkpoint of step 4 {failed} The run continues", said), said
+    # Process 0 says so itself, or the other, if it is first.
+    ending = "(error|process 1 ended the run)"
+    assert re.search(rf"{ending}: the checkpoint of step 6 {failed} Make ", said), said
     assert "Traceback" not in said
     assert stored(model_dir / "checkpoints") == ["2"]
     again = run(corpus, model_dir, tmp_path / "again", {}, steps=6)

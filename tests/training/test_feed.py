@@ -9,12 +9,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from plug_jax.errors import PlugError
-from plug_jax.training.feed import Share, rows_by_process, share_of
+from plug_jax.training.feed import DataShare, rows_by_process, share_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What a mesh asks of a device."""
+    """The attributes of a device that a mesh needs."""
 
     id: int
     process_index: int
@@ -29,32 +29,32 @@ def rows(processes: list[int], shape: tuple[int, int, int]) -> dict[int, frozens
     return rows_by_process(NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
 
-def shares(by_process: dict[int, frozenset[int]]) -> list[Share]:
+def shares(by_process: dict[int, frozenset[int]]) -> list[DataShare]:
     return [share_of(process, by_process) for process in sorted(by_process)]
 
 
 def test_each_process_has_rows_of_its_own() -> None:
     by_process = rows([0, 0, 0, 0, 1, 1, 1, 1], (2, 2, 2))
     assert by_process == {0: frozenset(range(4)), 1: frozenset(range(4, 8))}
-    assert shares(by_process) == [Share(0, 2, leader=True), Share(1, 2, leader=True)]
+    assert shares(by_process) == [DataShare(0, 2, leader=True), DataShare(1, 2, leader=True)]
 
 
 def test_tensor_parallel_processes_read_the_same_rows() -> None:
-    """Four processes of one device, two of them to each copy: one of the two is the leader."""
+    """Four processes of one device, two per copy: one of each two is the leader."""
     assert shares(rows([0, 1, 2, 3], (1, 2, 2))) == [
-        Share(0, 2, leader=True),
-        Share(0, 2, leader=False),
-        Share(1, 2, leader=True),
-        Share(1, 2, leader=False),
+        DataShare(0, 2, leader=True),
+        DataShare(0, 2, leader=False),
+        DataShare(1, 2, leader=True),
+        DataShare(1, 2, leader=False),
     ]
     assert shares(rows([0, 0, 1, 1], (1, 1, 4))) == [
-        Share(0, 1, leader=True),
-        Share(0, 1, leader=False),
+        DataShare(0, 1, leader=True),
+        DataShare(0, 1, leader=False),
     ]
 
 
 def test_rows_of_a_process_need_not_be_neighbours() -> None:
-    """A 4 x 4 torus whose hosts hold squares of 2 x 2, in a mesh that follows its rows."""
+    """A 4 x 4 torus whose hosts hold squares of 2 x 2, in a mesh in row order."""
     hosts = [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
     by_process = rows(hosts, (1, 16, 1))
     assert by_process[1] == {2, 3, 6, 7}
@@ -63,5 +63,5 @@ def test_rows_of_a_process_need_not_be_neighbours() -> None:
 
 
 def test_rows_that_are_shared_in_part() -> None:
-    with pytest.raises(PlugError, match="choose the tensor axis"):
+    with pytest.raises(PlugError, match="choose a tensor axis"):
         shares(rows([0, 0, 0, 1, 1, 1], (1, 3, 2)))

@@ -59,7 +59,7 @@ def run(stage: str, root: Path) -> dict[str, object]:
     import jax
 
     from plug_jax.cli.train import configure
-    from plug_jax.data.pipeline import make_iterator
+    from plug_jax.data.pipeline.pipeline import make_iterator
     from plug_jax.partitioning import Partitioner
     from plug_jax.training.loop import train
     from plug_jax.training.writers import read_metrics
@@ -80,7 +80,7 @@ def run(stage: str, root: Path) -> dict[str, object]:
     else:
         bindings = [b for b in bindings if not b.startswith("DECODER_LAYERS")]
     files = [f"runs/{RUNS[stage]}_pretrain.gin", "models/tiny.gin", "mesh/cpu1.gin"]
-    # One device of those that tests have, as when it was recorded.
+    # One of the tests' devices, as when it was recorded.
     mesh = Partitioner(data=1, devices=tuple(jax.devices()[:1]))
     config = dataclasses.replace(configure(files, bindings), partitioner=mesh)
     digest = hashlib.sha256()
@@ -103,7 +103,7 @@ def test_ten_steps_are_what_they_were(stage: str, tmp_path: Path) -> None:
     assert len(found["records"]) == len(golden["records"]) == 11
     for one, before in zip(found["records"], golden["records"], strict=True):
         assert one.pop("split") == before.pop("split")
-        # Other processors round otherwise; on the one that recorded them they are equal.
+        # Other processors round differently; on the recording one they are equal.
         assert one == pytest.approx(before, rel=2e-5, abs=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, over kills."""
+"""A run's time accounting, over kills."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from plug_jax.checkpoints.format import PlainPath
 from plug_jax.training import goodput as goodput_lib
-from plug_jax.training.checkpoint_format import PlainPath
 from plug_jax.training.goodput import CAUSES, GOODPUT_FILE, Goodput
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that advances only when told."""
 
     now = 1000.0
 
@@ -79,8 +79,8 @@ def test_a_kill_costs_the_steps_after_the_checkpoint_and_the_time_until_the_rest
     first = start(tmp_path, clock, step=0)
     run_steps(first, clock, 1, 20, idle=False)
     first.write()
-    clock.now += 50  # 8 s of them it still worked, and was killed
-    died = start(tmp_path, clock, step=10)  # and this one died at once
+    clock.now += 50  # 8 s of it still working, then killed
+    died = start(tmp_path, clock, step=10)  # and this one killed at once
     clock.now += 100
     last = start(tmp_path, clock, step=10)
     run_steps(last, clock, 11, 15, idle=False)
@@ -88,13 +88,13 @@ def test_a_kill_costs_the_steps_after_the_checkpoint_and_the_time_until_the_rest
     seconds = last.summary()["seconds"]
     assert died is not last
     assert seconds["lost"] == 40 and seconds["step"] == 40 + 20
-    # Of the second start what it wrote when it had read the checkpoint is known.
+    # The second start is known up to its last record, after reading the checkpoint.
     assert seconds["down"] == 50 + 105
     assert seconds["start_up"] == 6 and seconds["restore"] == 9 and seconds["compile"] == 10
     assert last.summary()["starts"] == 3
     assert sum(seconds.values()) == clock.now - 1000
 
-    # A run that ended is not down until it goes on.
+    # A finished run is not down until it resumes.
     clock.now += 10_000
     longer = start(tmp_path, clock, step=15)
     longer.write()
@@ -112,7 +112,7 @@ def test_a_start_that_trains_nothing_changes_nothing(tmp_path: Path, clock: Cloc
 
 
 def test_it_is_written_now_and_then(tmp_path: Path, clock: Clock) -> None:
-    """So a kill between loses half a minute at most."""
+    """So a kill loses at most half a minute."""
     goodput = start(tmp_path, clock, step=0)
     run_steps(goodput, clock, 1, 9, idle=False)
     [written] = json.loads((tmp_path / GOODPUT_FILE).read_text())["open"]

@@ -1,4 +1,4 @@
-"""What asks a run to stop. tests/training/test_loop.py and test_multihost.py stop real ones."""
+"""Stop requests to a run. tests/training/test_loop.py and test_multihost.py stop real ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_signal_stops_after_the_step(number: signal.Signals, status: int) -> N
             assert not made.after(1)
             os.kill(os.getpid(), number)
             assert made.after(2) and heard == []
-            os.kill(os.getpid(), number)  # a second one does what it would have done
+            os.kill(os.getpid(), number)  # a second one has its default effect
             assert heard == [1]
             error = made.error(2, saved=True)
         assert (str(error), error.status, error.step) == (number.name, status, 2)

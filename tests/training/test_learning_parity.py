@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from plug_jax.benchmarks.torch_training import TorchTraining
 from plug_jax.cli.train import configure
-from plug_jax.data.pipeline import make_iterator
+from plug_jax.data.pipeline.pipeline import make_iterator
 from plug_jax.training.program import TrainConfig
 from tests.training import program_runs
 from tests.training.test_golden_losses import BINDINGS, RUNS, write_corpus
@@ -57,7 +57,7 @@ def configured(stage: str, root: Path, *, pack: bool) -> TrainConfig:
 
 
 def without_key_biases(name: str, leaf: np.ndarray) -> np.ndarray:
-    """What an output depends on: a softmax over keys does not see what is added to all of them."""
+    """All parameters that outputs depend on: a softmax ignores a constant added to all keys."""
     if name.endswith(("qkv/bias", "key_value/bias")):
         keys = 1 if "qkv" in name else 0
         return np.delete(leaf, keys, axis=1)
@@ -77,7 +77,7 @@ def test_sixty_steps_are_those_of_pytorch(stage: str, pack: bool, tmp_path: Path
     ours = np.array([one["loss"] for one in values])
     masked = [("tokens_loss" in one) for one in values]
     assert masked == [stage == "stage1" or n < LAST_MASKED for n in range(STEPS)]
-    assert losses[-5:].mean() < losses[:5].mean() - 0.3  # something was learnt
+    assert losses[-5:].mean() < losses[:5].mean() - 0.3  # something was learned
     np.testing.assert_allclose(ours, losses, rtol=0, atol=1e-4)
     found = {"/".join(path): leaf for path, leaf in flatten_dict(after.params).items()}
     started = {"/".join(path): leaf for path, leaf in flatten_dict(before.params).items()}

@@ -1,4 +1,4 @@
-"""Layer-wise decay and multipliers, by worked examples."""
+"""Layer-wise decay and multipliers, in worked examples."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from plug_jax.checkpoints.parameters import abstract_params
 from plug_jax.errors import PlugError
 from plug_jax.models.plug import PlugModel
 from plug_jax.parameter_paths import by_path
 from plug_jax.training.learning_rates import learning_rate_scales
 from plug_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from plug_jax.training.state import abstract_params
 from plug_jax.training.trained import Trained
 from tests import synthetic
 from tests.objectives.sentence_length import SentenceLength
@@ -49,7 +49,7 @@ def test_a_decoder_goes_on_where_the_encoder_ends() -> None:
     scales = scales_of(params_of(num_decoder_layers=1), 0.5)
     assert scales["embeddings/word_embeddings"] == [1 / 32]
     assert scales["encoder/layers/mlp/wi/kernel"] == [1 / 16, 1 / 8]
-    assert scales["encoder/final_norm/scale"] == [1 / 4]  # as the decoder's first layer
+    assert scales["encoder/final_norm/scale"] == [1 / 4]  # like the decoder's first layer
     assert scales["decoder/layers/mlp/wi/kernel"] == [1 / 4]
     assert scales["decoder/final_norm/scale"] == [1 / 2]
     assert scales["mlm_head/bias"] == scales["heads/sentence_length/bias"] == [1]

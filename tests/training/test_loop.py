@@ -1,4 +1,4 @@
-"""Whole runs over real files: resuming, interrupting, the two stages, and what goes wrong."""
+"""Whole runs over real files: resuming, interrupting, both stages, and errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -13,27 +14,29 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from plug_jax.data import pipeline
-from plug_jax.data.pipeline import DatasetConfig
-from plug_jax.data.vocabularies import load_vocabulary
+from plug_jax.checkpoints.checksums import CHECKSUMS
+from plug_jax.checkpoints.format import CHECKPOINTS, open_manager
+from plug_jax.checkpoints.saved_model import (
+    load_for_inference,
+    open_checkpoint,
+    vocabulary_fingerprint,
+)
+from plug_jax.compilation import Compilation, CompiledProgram
+from plug_jax.data.pipeline import pipeline
+from plug_jax.data.pipeline.pipeline import DatasetConfig
+from plug_jax.data.vocabularies.vocabulary import load_vocabulary
 from plug_jax.errors import PlugError
 from plug_jax.objectives.continuation import Continuation
 from plug_jax.objectives.masked_lm import MaskedLM
 from plug_jax.objectives.stages import STRUCTBERT
 from plug_jax.partitioning import Partitioner
 from plug_jax.tasks import pretrain
-from plug_jax.training.checkpoint_format import CHECKPOINTS, open_manager
+from plug_jax.training import opening
 from plug_jax.training.checkpointing import CheckpointConfig
-from plug_jax.training.checksums import CHECKSUMS
-from plug_jax.training.evaluate import EvaluateConfig, evaluate_checkpoint
+from plug_jax.training.evaluate import EvaluateConfig, Evaluator, evaluate_checkpoint
 from plug_jax.training.loop import train
 from plug_jax.training.optimizer import OptimizerConfig
-from plug_jax.training.program import TrainConfig
-from plug_jax.training.saved_model import (
-    load_for_inference,
-    open_checkpoint,
-    vocabulary_fingerprint,
-)
+from plug_jax.training.program import TrainConfig, TrainProgram
 from plug_jax.training.step import StepConfig
 from plug_jax.training.timing import StepTimer
 from plug_jax.training.writers import ProgressReport, read_metrics
@@ -106,7 +109,7 @@ def losses(model_dir: Path) -> dict[int, dict[str, float]]:
 @pytest.fixture(scope="module")
 def whole_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MODEL_DIR of an uninterrupted stage-2 run of 8 steps, masked LM in the first 4."""
-    # A name of characters that mean something to somebody on the way.
+    # A name with characters that are special to gin, globs and others.
     model_dir = tmp_path_factory.mktemp("whole") / "lr=[1e-4] *?{天}\n100%#~"
     train(run_config(corpus, model_dir))
     return model_dir
@@ -115,7 +118,7 @@ def whole_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_interrupted_run_goes_on_bit_for_bit(
     corpus: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in step 5 (after the phase switch), then again: every loss as if nothing happened."""
+    """Ctrl-C in step 5 (after the phase switch), then again: every loss as if uninterrupted."""
     assert threading.current_thread() is threading.main_thread()
     with monkeypatch.context() as patch:
         interrupt_at(5, patch)
@@ -129,7 +132,7 @@ def test_interrupted_run_goes_on_bit_for_bit(
     assert losses(tmp_path) == losses(whole_run)
     logged = read_metrics(whole_run)[-1]
     assert final == {k: v for k, v in logged.items() if k not in ("step", "split")}
-    # What was dropped is that of the whole run.
+    # The drop counts are those of the whole run.
     [counts] = (tmp_path / "checkpoints" / "8" / "data").glob("*.counts.json")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["dropped"] == json.loads(counts.read_text())["dropped"]
@@ -145,7 +148,7 @@ def test_interrupted_run_goes_on_bit_for_bit(
 def test_an_interruption_adds_no_record_and_leaves_none_out(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes in step 4, which is evaluated and not logged: the next start makes up for that."""
+    """It comes in step 4, which is evaluated and not logged: the next start catches up."""
 
     def records(model_dir: Path) -> list[dict]:
         return [
@@ -199,7 +202,7 @@ def test_phase_switch_and_metrics_of_a_run(whole_run: Path) -> None:
 
 
 def files_of(directory: Path) -> dict[Path, tuple[bytes, int]]:
-    """What each file holds, and when it was written."""
+    """Each file's content and modification time."""
     return {
         path: (path.read_bytes(), path.stat().st_mtime_ns)
         for path in directory.rglob("*")
@@ -227,10 +230,14 @@ def test_a_finished_run_is_left_as_it_is(
 
 
 def test_other_data_are_refused_or_start_anew(
-    corpus: Path, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Path,
+    whole_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A refused run has written and compiled nothing. A wanted change keeps the model and what was
-    dropped; a run that is restarted after it goes on in the new data."""
+    """A refused run writes nothing, and does not wait for its compilation. A wanted change keeps
+    the model and what was dropped; a run that is restarted after it continues in the new data."""
     model_dir = tmp_path / "run"
     shutil.copytree(whole_run, model_dir)
     before = files_of(model_dir)
@@ -238,14 +245,13 @@ def test_other_data_are_refused_or_start_anew(
     changed = dataclasses.replace(
         config, train_data=dataclasses.replace(config.train_data, packing_window=16)
     )
-    compiles: list[str] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, _, **details: compiles.append(str(details.get("fun_name")))
-    )
-    with pytest.raises(PlugError, match=r"packing_window: 32 then, 16 now(.|\n)*RESTART_CHANGED"):
-        train(changed)
+    with monkeypatch.context() as patched:
+        patched.setattr(Compilation, "result", lambda compilation: pytest.fail("it waits"))
+        with pytest.raises(
+            PlugError, match=r"packing_window: 32 then, 16 now(.|\n)*RESTART_CHANGED"
+        ):
+            train(changed)
     assert files_of(model_dir) == before
-    assert not [name for name in compiles if "train_step" in name]
     dropped = json.loads((model_dir / "summary.json").read_text())["dropped"]
 
     restart = CheckpointConfig(every=3, keep=2, restart_changed_data=True)
@@ -263,14 +269,14 @@ def test_other_data_are_refused_or_start_anew(
 def test_a_checkpoint_without_settings_of_its_data(
     corpus: Path, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of an earlier version: said, and gone on with."""
+    """From an earlier version: reported, and resumed."""
     shutil.copytree(whole_run, tmp_path / "run")
     step = tmp_path / "run" / "checkpoints" / "8"
     for path in [*(step / "data").glob("*.json"), step / CHECKSUMS]:
         path.unlink()
     config = run_config(corpus, tmp_path / "run", train_steps=9, eval_data=None)
     train(config)
-    assert "kept neither the settings of its data nor" in capsys.readouterr().err
+    assert "saved neither its data settings nor" in capsys.readouterr().err
     assert sorted(losses(tmp_path / "run")) == list(range(1, 10))
 
 
@@ -293,16 +299,16 @@ def test_evaluate_needs_only_the_checkpoint(corpus: Path, whole_run: Path) -> No
 
 
 def assert_equal(a: dict, b: dict) -> None:
-    """Equal but for a step of 1e-30, which moves only zeros."""
+    """Equal except for a step of 1e-30, which changes only zeros."""
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-20), a, b)
 
 
 def test_stage_2_starts_from_stage_1(corpus: Path, tmp_path: Path) -> None:
-    """Encoder, embeddings and heads are taken over; the decoder is fresh; step and slots anew."""
+    """Encoder, embeddings and heads are loaded; the decoder is fresh; step and slots restart."""
     train(run_config(corpus, tmp_path / "1", stage=1, train_steps=3, eval_data=None))
     _, source, vocabulary = load_for_inference(tmp_path / "1")
     assert vocabulary == load_vocabulary(corpus / "vocab.txt")
-    # A learning rate too small to move a float32 shows what the run started from.
+    # A learning rate too small to change a float32 shows the initial parameters.
     still = OptimizerConfig(learning_rate=1e-30, weight_decay=0.0)
     config = run_config(
         corpus,
@@ -328,7 +334,7 @@ def test_stage_2_starts_from_stage_1(corpus: Path, tmp_path: Path) -> None:
 def test_an_encoder_starts_from_a_model_with_a_decoder(
     corpus: Path, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Everything but the decoder is taken over, and that it stays behind is said."""
+    """Everything except the decoder is loaded, and a message says that it is left out."""
     config = run_config(
         corpus,
         tmp_path / "encoder",
@@ -344,14 +350,45 @@ def test_an_encoder_starts_from_a_model_with_a_decoder(
     assert set(source) - set(params) == {"decoder"}
     assert_equal(params, {name: source[name] for name in params})
     said = " ".join(capsys.readouterr().err.split())
-    assert "decoder of the checkpoint stays behind" in said
+    assert "decoder of the checkpoint is not used" in said
+
+
+def test_the_step_compiles_while_the_data_are_read(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = threading.Event()
+    checked, lower = opening.check_data, TrainProgram.lower
+
+    def check(*args: object) -> None:
+        checked(*args)  # type: ignore[arg-type]
+        read.set()
+
+    def slow(program: TrainProgram) -> jax.stages.Lowered:
+        assert read.wait(60), "the data wait for the compilation"
+        return lower(program)
+
+    monkeypatch.setattr(opening, "check_data", check)
+    monkeypatch.setattr(TrainProgram, "lower", slow)
+    read_before: list[bool] = []
+    start = Compilation.start
+
+    def begin(compilation: Compilation) -> Future[CompiledProgram]:
+        read_before.append(read.is_set())
+        return start(compilation)
+
+    monkeypatch.setattr(Compilation, "start", begin)
+    train(run_config(corpus, tmp_path, eval_data=None, train_steps=2))
+    assert not read_before[0]
 
 
 @pytest.mark.slow
-def test_nothing_compiles_after_the_first_step(
+def test_only_the_evaluation_compiles_after_the_first_step(
     corpus: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through evaluation, the phase switch and checkpoints; a restored run compiles as often."""
+    """Once, beside the first steps, through the phase switch and checkpoints.
+
+    A restored run compiles as often.
+    """
     events: list[str] = []
     order: list[str] = []
 
@@ -377,8 +414,8 @@ def test_nothing_compiles_after_the_first_step(
     jax.monitoring.register_event_duration_secs_listener(listen)
     train(run_config(corpus, tmp_path))  # evaluates at 4 and 8, saves at 3, 6 and 8
     first = events.copy()
-    # The host never blocks the devices: a step's metrics are read when they have the next one, but
-    # where the run stops anyway, to evaluate or to save.
+    # The host never blocks the devices: a step's metrics are read once the next one runs, except
+    # where the run waits anyway, to evaluate or to save.
     assert order == (
         ["step", "step", "read 1", "step", "read 2", "read 3", "step", "read 4"]
         + ["step", "step", "read 5", "read 6", "step", "step", "read 7", "read 8"]
@@ -389,11 +426,23 @@ def test_nothing_compiles_after_the_first_step(
     for steps, names in ((8, first), (2, second)):
         assert names.count("step") == steps
         before, after = names[: names.index("step")], names[names.index("step") :]
-        assert [sum(kind in name for name in before) for kind in ("train_step", "eval_step")] == [
-            1,
-            1,
-        ]
-        assert set(after) == {"step"}
+        assert sum("train_step" in name for name in before) == 1
+        assert sum("eval_step" in name for name in names) == 1
+        assert {name for name in after if "eval_step" not in name} == {"step"}
+
+
+def test_an_evaluation_that_does_not_compile_ends_the_run_at_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the first evaluation, which may be hours away."""
+
+    def fail(evaluator: Evaluator) -> None:
+        raise PlugError("no memory for the evaluation")
+
+    monkeypatch.setattr(Evaluator, "_lowered", property(fail))
+    with pytest.raises(PlugError, match="no memory for the evaluation"):
+        train(run_config(corpus, tmp_path, eval_every=8))
+    assert 8 not in losses(tmp_path)
 
 
 @pytest.mark.slow
@@ -462,7 +511,7 @@ def test_model_dir_of_another_model(corpus: Path, whole_run: Path, tmp_path: Pat
     other = dataclasses.replace(config.model, norm_placement="post")
     with pytest.raises(PlugError, match="norm_placement is 'pre' there and 'post' here"):
         train(dataclasses.replace(config, model=other))
-    # The same sizes, so only the pieces tell.
+    # The sizes are equal, so only the pieces differ.
     vocabulary = tmp_path / "vocab.txt"
     pieces = (corpus / "vocab.txt").read_text(encoding="utf-8").replace("天\n地", "地\n天")
     vocabulary.write_text(pieces, encoding="utf-8")
@@ -495,7 +544,7 @@ def test_a_converted_checkpoint_is_no_run_to_go_on_with(corpus: Path, tmp_path: 
             params=ocp.args.StandardSave({"w": np.zeros(1)}),
         )
         manager.save(0, args=args)
-    with pytest.raises(PlugError, match="no place in its data.* INITIAL_CHECKPOINT of a new"):
+    with pytest.raises(PlugError, match="no data position to resume.* INITIAL_CHECKPOINT of a new"):
         train(config)
 
 

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 
 def bindings(corpus: Path, model_dir: Path) -> list[str]:
-    """A run of 40 steps with a checkpoint after each tenth."""
+    """A run of 40 steps with a checkpoint at every tenth."""
     return [
         f"MODEL_DIR = {str(model_dir)!r}",
         f"TRAIN_FILES = {str(corpus / 'text.txt')!r}",
@@ -66,7 +66,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MODEL_DIR of the run that nothing happens to."""
+    """MODEL_DIR of an undisturbed run."""
     root = tmp_path_factory.mktemp("whole")
     ended = run(corpus, root / "run", root / "logs")
     assert [one.status for one in ended] == [0, 0], ended
@@ -88,7 +88,7 @@ def wait_for_step(step: int, model_dir: Path, pair: Pair) -> None:
 
 
 def arrays(item: Path) -> Any:
-    """The arrays of a checkpoint's item, whole, of however many processes they are."""
+    """The full arrays of a checkpoint item, whatever the number of processes."""
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(item).item_metadata.tree
         whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -111,7 +111,7 @@ def assert_same(model_dir: Path, whole: Path) -> None:
 def test_the_first_process_is_killed_and_the_run_goes_on_exactly(
     corpus: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """Beside it is the coordinator, which the others would be aborted without."""
+    """The coordinator is a separate process, without which the others would abort."""
     model_dir = tmp_path / "run"
     with started("train", GIN_FILES, bindings(corpus, model_dir), tmp_path / "first") as pair:
         wait_for_step(13, model_dir, pair)
@@ -172,7 +172,7 @@ def test_stacks_of_all_when_the_data_of_one_block(corpus: Path, tmp_path: Path) 
 
 @pytest.mark.long
 def test_supervisors_bring_a_killed_process_back(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    """Process 1 is killed once; nobody starts anything by hand."""
+    """Process 1 is killed once; nothing is restarted by hand."""
     model_dir = tmp_path / "run"
     settings = bindings(corpus, model_dir)
     logs = tmp_path / "logs"

@@ -1,4 +1,4 @@
-"""A MODEL_DIR is one run's at a time, and can be written to."""
+"""A MODEL_DIR belongs to one run at a time, and must be writable."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from plug_jax.checkpoints.format import PlainPath
 from plug_jax.errors import PlugError
-from plug_jax.training.checkpoint_format import PlainPath
 from plug_jax.training.model_dir import LOCK_FILE, ModelDirInUse, held
 
 HOLD = """
 import sys, time
-from plug_jax.training.checkpoint_format import PlainPath
+from plug_jax.checkpoints.format import PlainPath
 from plug_jax.training.model_dir import held
 with held(PlainPath.of(sys.argv[1])):
     print("held", flush=True)
@@ -39,7 +39,7 @@ def test_the_second_run_is_refused_and_told_of_the_first(tmp_path: Path) -> None
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
-    # What a killed run leaves behind is in nobody's way, and goes when the next one ends.
+    # What a killed run leaves behind does no harm, and is removed when the next one ends.
     assert (model_dir / LOCK_FILE).exists()
     with (
         held(model_dir),
@@ -50,10 +50,19 @@ def test_the_second_run_is_refused_and_told_of_the_first(tmp_path: Path) -> None
     assert list(model_dir.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["", "[]", "1", '{"pid": 3}'])
+def test_a_lock_that_does_not_say_who_has_it(tmp_path: Path, text: str) -> None:
+    model_dir = PlainPath.of(tmp_path)
+    with held(model_dir):
+        (tmp_path / LOCK_FILE).write_text(text)
+        with pytest.raises(ModelDirInUse, match="it has just started"), held(model_dir):
+            pass
+
+
 def test_a_lock_whose_file_is_taken_away_is_not_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run that had it ends between the opening of its file and the locking."""
+    """The previous owner ends between our opening and locking of the file."""
     import fcntl
 
     lock, model_dir, opened = fcntl.flock, PlainPath.of(tmp_path), []
@@ -96,7 +105,7 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
 def test_what_cannot_be_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Root may write everywhere, so the system's answer is another's here."""
+    """Root may write everywhere, so the system's answer is simulated."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "metrics.jsonl").write_text("")
     closed = tmp_path / name

@@ -1,4 +1,4 @@
-"""Where the numbers of a step stop being finite."""
+"""Locating the first non-finite values of a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.training.test_safety import Poisoned, batch
 
 
 def test_by_module_parameter_loss_and_row() -> None:
-    """A layer's weight, then one row of the positions, which two rows of a micro-batch reach."""
+    """A layer's weight, then one row of the positions, which two rows of a micro-batch use."""
     config = run_config(
         model=synthetic.tiny_config(num_decoder_layers=0, remat_policy="full"),
         objectives=(MaskedLM(),),

@@ -20,6 +20,19 @@ from tests import tiny_run
 from tests.two_processes import started
 
 GIN_FILES = ["runs/palm_pretrain.gin", "models/tiny.gin", "mesh/cpu8.gin"]
+# Even on a fast machine the run must not end before the test's signal arrives and
+# the processes agree on the step to stop after. The other one gets at most two steps further.
+HELD_AFTER_STEP_2 = """
+import time
+from plug_jax.hosts.peers import _NEVER
+from plug_jax.training.interrupts import Interrupts
+real = Interrupts.after
+def after(self, step):
+    while step == 2 and self._others._last_step == _NEVER:
+        time.sleep(0.05)
+    return real(self, step)
+Interrupts.after = after
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +75,7 @@ def bindings(corpus: Path, model_dir: Path, train_files: str = "train?.txt") -> 
 
 
 def assert_close(ours: dict, theirs: dict) -> None:
-    """Equal but for the rounding of sums, and the time they took."""
+    """Equal except for the rounding of sums, and times."""
     names = {name for name in theirs if "second" not in name}
     assert names == {name for name in ours if "second" not in name}
     for name in names - {"split"}:
@@ -79,7 +92,8 @@ def test_two_processes_train_and_evaluate_as_one(
 
     cache = tmp_path / "compiled"
     run = [*bindings(corpus, together), f"COMPILATION_CACHE_DIR = {str(cache)!r}"]
-    with started("train", GIN_FILES, run, tmp_path / "first") as pair:
+    held = {1: HELD_AFTER_STEP_2}
+    with started("train", GIN_FILES, run, tmp_path / "first", preludes=held) as pair:
         while not read_metrics(together) and all(p.poll() is None for p in pair.processes):
             time.sleep(0.05)
         pair.processes[1].send_signal(signal.SIGTERM)
@@ -92,7 +106,7 @@ def test_two_processes_train_and_evaluate_as_one(
     for ended in first:
         line = rf"interrupted by SIGTERM: the checkpoint of step {stopped.name} was saved [\d.]+ s"
         assert re.search(line, ended.stderr), ended
-    # Each process wrote its own place in the data.
+    # Each process wrote its own data position.
     assert {p.stem for p in (stopped / "data").glob("*.index")} == {
         "stream_00000-of-00002",
         "stream_00001-of-00002",
@@ -110,14 +124,14 @@ def test_two_processes_train_and_evaluate_as_one(
     assert (together / "checkpoints" / "6").is_dir()
     summaries = [json.loads((d / "summary.json").read_text()) for d in (alone, together)]
     assert summaries[1]["step"] == 6 and summaries[1].keys() == summaries[0].keys()
-    # Both processes read both streams; what a stream dropped counts once.
+    # Both processes read both streams; a stream's drops count once.
     kept = [json.loads(p.read_text()) for p in (together / "checkpoints/6/data").glob("*.counts.*")]
     total: collections.Counter[str] = collections.Counter()
     for counts in kept:
         total.update(counts["dropped"])
     assert len(kept) == 2 and summaries[1]["dropped"] == dict(total) != {}
     assert "MODEL_DIR" in (together / "config.gin").read_text()
-    # The second process says and writes nothing of its own.
+    # The second process prints and writes nothing itself.
     assert len(list((together / "tensorboard").iterdir())) == 2  # one for each start
     for ended in (first[1], second[1]):
         assert "validation at step" not in ended.stderr and "compiled in" not in ended.stderr
@@ -171,7 +185,7 @@ def test_an_error_of_one_process_ends_both(corpus: Path, tmp_path: Path) -> None
 
 @pytest.mark.long
 def test_both_go_on_from_the_same_good_checkpoint(corpus: Path, tmp_path: Path) -> None:
-    """Each process hashes what it wrote; what one finds damaged both leave."""
+    """Each process hashes what it wrote; a checkpoint that one finds damaged is skipped by both."""
     model_dir = tmp_path / "run"
     run = [b.replace("_EVERY = 6", "_EVERY = 2") for b in bindings(corpus, model_dir)]
     with started("train", GIN_FILES, run, tmp_path / "first") as pair:

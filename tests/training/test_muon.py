@@ -1,4 +1,4 @@
-"""Muon moves each matrix of a layer as optax moves that matrix alone; Adam moves the rest."""
+"""Muon updates each matrix of a layer as optax does alone; Adam updates the rest."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+from plug_jax.checkpoints.parameters import init_params
 from plug_jax.config import PlugConfig
 from plug_jax.models.plug import PlugModel
 from plug_jax.parameter_paths import by_path
 from plug_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from plug_jax.training.state import init_params
 
 CONFIG = PlugConfig(
     vocab_size=40,
@@ -32,7 +32,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def moved() -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """Parameters before and after some steps, and the gradients of each, by path."""
+    """Parameters before and after some steps, and each step's gradients, by path."""
     before = params = init_params(PlugModel(CONFIG), jax.random.key(0))
     config = OptimizerConfig(
         name="muon", learning_rate=RATE, schedule="constant", weight_decay=0.0, clip_norm=0.0
@@ -49,7 +49,7 @@ def moved() -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
     return by_path(before), by_path(params), gradients
 
 
-# How the array of one layer divides into matrices [in, out].
+# How a layer's array divides into matrices [in, out].
 def _matrices(name: str, array: np.ndarray) -> list[np.ndarray]:
     hidden = CONFIG.hidden_size
     if name in ("qkv", "key_value"):  # [M,3 or 2,H,K]
@@ -110,7 +110,7 @@ def test_all_else_is_adams(moved: Any) -> None:
 
 
 def test_every_matrix_of_a_layer_is_muons(moved: Any) -> None:
-    """None is forgotten: a step of Muon is 0.2 of the rate by root mean square, of Adam's 1."""
+    """An update's RMS is at most 0.2 of the learning rate with Muon, and 1 with Adam."""
     before, after, _ = moved
     for path in before:
         if "/layers/" in path and path.endswith("kernel"):

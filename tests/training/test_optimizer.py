@@ -1,4 +1,4 @@
-"""Schedules and weight decay by worked examples."""
+"""Schedules and weight decay, in worked examples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_schedules(name: str, after: list[float]) -> None:
 
 
 def test_weight_decay_spares_biases_and_norms() -> None:
-    """One AdamW step without gradient: kernels and tables shrink by lr * decay, the rest stays."""
+    """One AdamW step without gradient: kernels and tables shrink by lr * decay, others stay."""
     params = {
         "mlp": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
         "layer_norm": {"scale": jnp.ones(2)},
@@ -62,7 +62,7 @@ def test_weight_decay_spares_biases_and_norms() -> None:
 
 
 def test_gradients_are_clipped_by_their_norm_over_all_parameters() -> None:
-    """(3, 4) has norm 5. Adam's first moment keeps a tenth of what is left of it."""
+    """(3, 4) has norm 5. Adam's first moment is a tenth of the clipped gradient."""
     grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
     for clip_norm, kept in ((1.0, [0.6, 0.8]), (10.0, [3.0, 4.0]), (0.0, [3.0, 4.0])):
         config = OptimizerConfig(learning_rate=0.1, clip_norm=clip_norm, b1=0.9)
@@ -86,7 +86,7 @@ def test_config_says_what_is_wrong() -> None:
         ("learning_rate", 1e39),  # infinite in float32
         ("warmup_fraction", 1.0),
         ("weight_decay", -0.1),
-        ("clip_norm", -1.0),  # would turn gradients round
+        ("clip_norm", -1.0),  # would reverse gradients
         ("b1", 1.0),
         ("b2", -0.1),
         ("epsilon", 0),
@@ -106,7 +106,7 @@ def test_rounding_at_random_is_right_on_average() -> None:
 
 
 def test_bfloat16_moments_follow_float32_ones() -> None:
-    """The second moment also falls, where rounding to the nearest would keep it for ever."""
+    """The second moment also decreases, where rounding to nearest would keep it forever."""
     adam = optax.scale_by_adam(b1=0.9, b2=0.999)
     low = bfloat16_moments(adam)
     params = {"w": jnp.zeros((256,))}
@@ -123,7 +123,7 @@ def test_bfloat16_moments_follow_float32_ones() -> None:
     full, kept = (np.asarray(s.nu["w"], np.float32) for s in states)
     peak = 1 - 0.999**100
     assert full[0] < 0.8 * peak
-    # Each element is a random walk around the truth; their mean is close to it.
+    # Each element is a random walk around the exact value; their mean is close to it.
     np.testing.assert_allclose(kept.mean(), full[0], rtol=0.01)
     np.testing.assert_allclose(np.mean(updates[1]), updates[0][0], rtol=0.02)
 

@@ -1,4 +1,4 @@
-"""What ends a run before anything is compiled or written: every message."""
+"""Errors before anything is trained or written: every message."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import pytest
 
-from plug_jax.data.pipeline import DatasetConfig
+from plug_jax.checkpoints.best import Best
+from plug_jax.checkpoints.format import PlainPath
+from plug_jax.compilation import Compilation
+from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.errors import PlugError
 from plug_jax.tasks import pretrain
-from plug_jax.training import loop
-from plug_jax.training.best import Best
-from plug_jax.training.checkpoint_format import PlainPath
 from plug_jax.training.checkpointing import CheckpointConfig
 from plug_jax.training.loop import train
 from plug_jax.training.model_dir import ModelDirInUse, held
@@ -33,12 +33,13 @@ NO_UTF_8 = b"caf\xe9\n"
 
 @pytest.fixture
 def make_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeConfig:
-    """A run over files of `tmp_path`, that may not come to compile."""
+    """A run over files of `tmp_path` that must not get to its first step."""
 
-    def compile_program(lower: object) -> None:
-        raise AssertionError("it compiles")
+    def result(compilation: Compilation) -> None:
+        raise AssertionError("it trains")
 
-    monkeypatch.setattr(loop, "compile_program", compile_program)
+    monkeypatch.setattr(Compilation, "start", lambda compilation: None)
+    monkeypatch.setattr(Compilation, "result", result)
 
     def make(
         *, train_files: str = "text.txt", validation_files: str | None = "text.txt", **changes: Any
@@ -82,6 +83,12 @@ def test_a_model_dir_that_is_a_file(make_config: MakeConfig, tmp_path: Path) -> 
         train(config)
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_model_dir_without_a_name(make_config: MakeConfig, name: str) -> None:
+    with pytest.raises(PlugError, match="name the directory that the run is to write"):
+        make_config(model_dir=name)
+
+
 def test_a_model_dir_in_use(make_config: MakeConfig) -> None:
     config = make_config()
     with held(PlainPath.of(config.model_dir)), pytest.raises(ModelDirInUse, match="in use by"):
@@ -96,14 +103,14 @@ def test_a_disk_without_room(make_config: MakeConfig, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("every", "keep", "best", "kept", "start", "count", "keep_every"),
     [
-        (10, 3, False, 0, 0, 4, None),  # three, and one that is being written
+        (10, 3, False, 0, 0, 4, None),  # three, and one being written
         (10, 3, True, 0, 0, 5, None),
-        (10, 3, False, 3, 30, 1, None),  # a run that goes on has made room for the others
+        (10, 3, False, 3, 30, 1, None),  # a resumed run has removed the others
         (10, 3, False, 4, 40, 1, None),  # it was killed before it deleted the oldest
         (40, 3, False, 0, 0, 3, None),  # steps 40, 80 and 100
         (40, 3, False, 2, 80, 1, None),
         (10, None, False, 5, 50, 5, None),
-        (10, 3, False, 3, 100, 0, None),  # it is done
+        (10, 3, False, 3, 100, 0, None),  # it is finished
         (10, 1, False, 0, 0, 5, 30),  # two that pass, and 30, 60, 90
         (10, 1, False, 4, 40, 3, 30),  # 30 and 40 of which 10 and 20 went; 60, 90 and one
     ],
@@ -174,5 +181,5 @@ def test_a_best_metric_that_no_evaluation_gives(make_config: MakeConfig) -> None
 
 
 def test_all_is_well(make_config: MakeConfig) -> None:
-    with pytest.raises(AssertionError, match="it compiles"):
+    with pytest.raises(AssertionError, match="it trains"):
         train(make_config(best=Best("mlm_accuracy")))

@@ -1,4 +1,4 @@
-"""Runs that skip too many updates in a row, and go back to an earlier checkpoint."""
+"""Runs that skip too many consecutive updates, and return to an earlier checkpoint."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from plug_jax.checkpoints.format import CHECKPOINTS, FilesSave, LatestRegular, open_manager
 from plug_jax.cli.debug_nans import show_rows
-from plug_jax.data.pipeline import DatasetConfig, vocabulary_of
-from plug_jax.data.vocabularies import default_vocabulary
+from plug_jax.data.pipeline.pipeline import DatasetConfig, vocabulary_of
+from plug_jax.data.vocabularies.vocabulary import default_vocabulary
 from plug_jax.errors import PlugError
 from plug_jax.objectives.masked_lm import MaskedLM
 from plug_jax.tasks import pretrain
 from plug_jax.training import feed
-from plug_jax.training.checkpoint_format import CHECKPOINTS, FilesSave, LatestRegular, open_manager
 from plug_jax.training.checkpointing import CheckpointConfig, Checkpoints
 from plug_jax.training.loop import train
 from plug_jax.training.optimizer import OptimizerConfig
@@ -41,7 +41,7 @@ BAD = "毒"
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents in the order in which they are read; those from 12 to 23, and 36, have poison."""
+    """Documents in reading order; numbers 12 to 23, and 36, are poisoned."""
     root = tmp_path_factory.mktemp("poison")
     rng = np.random.default_rng(0)
     documents = []
@@ -84,7 +84,7 @@ def poisoned_run(corpus: Path, model_dir: Path, **changes: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def whole_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run, which skips updates one by one and too many in a row."""
+    """An uninterrupted run, which skips single updates and too many consecutive ones."""
     model_dir = tmp_path_factory.mktemp("whole") / "run"
     train(poisoned_run(corpus, model_dir))
     return model_dir
@@ -108,10 +108,10 @@ def arrays(model_dir: Path, step: int | None = None) -> dict[str, np.ndarray]:
 
 
 def test_too_many_in_a_row_take_the_run_back(whole_run: Path) -> None:
-    """To the newest checkpoint from before them; steps, and with them the data, go on."""
+    """To the newest checkpoint before them; steps, and with them the data, go on."""
     train_records, skipped = records(whole_run, "train"), records(whole_run, "skipped")
     back = {step: record["to"] for step, record in records(whole_run, "rollback").items()}
-    # 10 to 12 are noticed before the checkpoint of 12, 15 to 17 before that of 15, which is late.
+    # 10 to 12 are noticed before the checkpoint of 12; 15 to 17 before that of 15, which is late.
     assert {10, 11, 12, 15, 16, 17} <= skipped.keys() and {9, 13, 14}.isdisjoint(skipped)
     assert back == {12: 9, 17: 12}
     assert all(np.isnan(r["loss"]) and np.isnan(r["grad_norm"]) for r in skipped.values())
@@ -152,7 +152,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_same_run(model_dir: Path, whole_run: Path) -> None:
-    """What is logged (times aside), which checkpoints there are, and all that is in the newest."""
+    """The same records (times aside), checkpoints, and contents of the newest one."""
     for split in ("train", "skipped", "rollback"):
         found, expected = records(model_dir, split), records(whole_run, split)
         np.testing.assert_equal({step: found[step] for step in expected}, expected)
@@ -197,7 +197,7 @@ def test_an_often_interrupted_run_skips_and_goes_back_alike(
 def test_a_killed_run_skips_and_goes_back_alike(
     corpus: Path, whole_run: Path, tmp_path: Path
 ) -> None:
-    """As if killed before the way back was saved: it is gone again, and noted once."""
+    """As if killed before the rollback was saved: it is repeated, and recorded once."""
     shutil.copytree(whole_run, tmp_path / "run")
     for step in (12, 17, 19, 20):
         shutil.rmtree(tmp_path / "run" / CHECKPOINTS / str(step))
@@ -209,7 +209,7 @@ def test_a_killed_run_skips_and_goes_back_alike(
 def test_a_learning_rate_far_too_high_ends_the_run(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With every checkpoint finite, and once it is lowered the same command goes on."""
+    """With every checkpoint finite, and once the rate is lowered the same command continues."""
     good = poisoned_run(corpus, tmp_path, objectives=(MaskedLM(),), train_steps=6)
     train(good)
     high = dataclasses.replace(
@@ -223,7 +223,7 @@ def test_a_learning_rate_far_too_high_ends_the_run(
     assert error.value.status == 65
     assert len(records(tmp_path, "rollback")) == 2
     assert all(np.isfinite(v).all() for n, v in arrays(tmp_path).items() if "losses" not in n)
-    # Among what was saved since may be one that an update ruined and that is finite all the same.
+    # Later checkpoints may include one that a bad update damaged and that is still finite.
     for path in (tmp_path / CHECKPOINTS).iterdir():
         if int(path.name) > 6:
             shutil.rmtree(path)
@@ -247,7 +247,7 @@ def test_there_may_be_nothing_to_go_back_to(corpus: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_parameters_that_are_not_finite_are_not_saved(corpus: Path, tmp_path: Path) -> None:
-    """A step so far that it overflows leaves a finite loss and gradient, and no such checkpoint."""
+    """An overflowing update has a finite loss and gradient; its result is not saved."""
     config = poisoned_run(
         corpus,
         tmp_path,
@@ -263,7 +263,7 @@ def test_parameters_that_are_not_finite_are_not_saved(corpus: Path, tmp_path: Pa
 
 
 def test_a_checkpoint_of_an_earlier_version_has_skipped_nothing(tmp_path: Path) -> None:
-    """It is restored, with the counts of a run that begins."""
+    """It is restored, with counts as at the start of a run."""
     config = run_config()
     with program_of(config) as program:
         layout, state = program.layout, start(config, program)
@@ -304,7 +304,7 @@ def test_checkpoints_of_interruptions_are_kept_while_they_are_the_newest() -> No
 def test_a_step_of_a_run_is_looked_into_again(
     corpus: Path, whole_run: Path, tmp_path: Path
 ) -> None:
-    """From the checkpoint before it, or the beginning, with the batch and the loss it had."""
+    """From the checkpoint before it, or the initial state, with the same batch and loss."""
     shutil.copytree(whole_run, tmp_path / "run")
     config = poisoned_run(corpus, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}

@@ -1,4 +1,4 @@
-"""Updates that are not made, step by step."""
+"""Skipped updates, step by step."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests import synthetic
 from tests.objectives.toy_classification import ToyClassification
 from tests.training.program_runs import MESH, program_of, run_config, start
 
-POISON = 89  # a token: the loss of a batch that has it is not a number
+POISON = 89  # a token: the loss of a batch with it is NaN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Poisoned(MaskedLM):
-    """Masked LM whose loss is NaN for a batch that has one token."""
+    """Masked LM whose loss is NaN for a batch with one token."""
 
     token: int = POISON
 
@@ -48,7 +48,7 @@ class Poisoned(MaskedLM):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoisonedToy(ToyClassification):
-    """The same of an objective that predicts distributions, which techniques ask for."""
+    """The same for an objective that predicts distributions, which techniques need."""
 
     def metrics(self, forward: Forward) -> dict[str, Mean]:
         return poisoned(super().metrics(forward), "toy_loss", forward, POISON)
@@ -87,7 +87,7 @@ STEPS = {
 
 @pytest.mark.parametrize("changes", STEPS.values(), ids=STEPS)
 def test_a_batch_that_is_not_finite_changes_nothing(changes: dict[str, Any]) -> None:
-    """Parameters and slots stay to the bit; the step after it is as if it had not been there."""
+    """Parameters and slots are unchanged to the bit; the next step is as if it had not occurred."""
     config = run_config(**({"objectives": (Poisoned(),)} | changes))
     with program_of(config) as program:
 
@@ -122,7 +122,7 @@ def test_a_batch_that_is_not_finite_changes_nothing(changes: dict[str, Any]) -> 
 
 
 def judged(config: SafetyConfig, *steps: tuple[float, float]) -> tuple[list[bool], SafetyState]:
-    """Which of the updates of these (loss, norm) are made."""
+    """Which of the updates with these (loss, norm) are applied."""
     one = jax.jit(lambda *args: judge(config, *args))
     state, made = SafetyState.start(), []
     for number, (loss, norm) in enumerate(steps):
@@ -149,8 +149,8 @@ def test_a_loss_far_above_the_median_is_skipped_if_asked_for() -> None:
         assert made == [True] * 40 + [expected]
         assert all(judged(SafetyConfig(), *usual, (loss, 1.0))[0])
     made, _ = judged(spikes, *usual[:31], (1e6, 1.0))
-    assert all(made)  # too few to compare with
-    # A loss that stays high is soon the usual one; the window forgets what is older than it.
+    assert all(made)  # too few for a comparison
+    # A loss that stays high soon becomes the norm; the window drops older ones.
     made, state = judged(spikes, *[(1.0 + i % 2, 1.0) for i in range(WINDOW)], *[(9.0, 1.0)] * 100)
     assert made == [True] * WINDOW + [False] * 64 + [True] * 36
     assert np.sum(state.losses == 9) == 100

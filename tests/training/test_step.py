@@ -34,7 +34,7 @@ from plug_jax.training.step import StepConfig, make_eval_step, make_train_step
 from tests import synthetic
 
 STAGE_1 = {"num_decoder_layers": 0}
-STAGE_2 = (MaskedLM(), Continuation())  # masked LM to the end
+STAGE_2 = (MaskedLM(), Continuation())  # masked LM until the end
 
 
 def stage_of(config: PlugConfig) -> Objectives:
@@ -213,7 +213,7 @@ def test_metrics_of_a_step_have_their_names() -> None:
 
 
 def test_select_predictions_example() -> None:
-    """The docstring's example, and what is beyond the capacity is counted."""
+    """The docstring's example, and predictions beyond the capacity are counted."""
     batch = {
         "encoder_loss_weights": jnp.array([[0, 1, 0, 1], [1, 1, 1, 0]]),
         "encoder_shuffled": jnp.array([[0, 0, 0, 1], [0, 0, 0, 0]]),

@@ -1,4 +1,4 @@
-"""Where a step's time went, and traces of steps."""
+"""Time accounting of a step, and profiler traces."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(timer: StepTimer, steps: int, *, data_seconds: float, step: jax.stages.C
 
 
 def test_slow_devices_show_as_device_wait() -> None:
-    """Or as dispatch: a CPU may not take a step before it has finished the last one."""
+    """Or as dispatch: on a CPU, dispatch may block until the previous step is done."""
     timer = StepTimer()
     run(timer, 5, data_seconds=0.0, step=slow_step())
     read = timer.read()
@@ -62,13 +62,13 @@ def test_slow_devices_show_as_device_wait() -> None:
 
 
 def test_slow_data_show_as_data_wait() -> None:
-    """Data that take as long as the devices, which work meanwhile, are no wait for the devices."""
+    """Data that take as long as the devices, working meanwhile, do not count as device wait."""
     timer = StepTimer()
     run(timer, 5, data_seconds=2 * SLOW, step=slow_step())
     read = timer.read()
     assert read["step_seconds"] > 1.5 * SLOW
     assert read["data_wait_seconds"] > 0.7 * read["step_seconds"]
-    # The last step has nothing after it to hide behind.
+    # The last step has no later step to overlap with.
     assert read["device_wait_seconds"] < 0.5 * SLOW
 
 

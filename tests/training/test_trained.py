@@ -1,4 +1,4 @@
-"""Freezing: what is frozen does not move, has no slots, and changes nothing of the rest."""
+"""Freezing: frozen parameters do not change, have no slots, and do not affect the others."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_parts_and_the_way_back() -> None:
 
 
 def test_frozen_parameters_stay_on_a_mesh_as_on_one_device() -> None:
-    """Not by weight decay either; their gradient is no part of the norm that clipping goes by."""
+    """Not by weight decay either; their gradient does not count in the clipping norm."""
     freeze = ("embeddings", "mlm_head", "encoder/layers:0")
     optimizer = OptimizerConfig(
         learning_rate=1e-2, warmup_fraction=0.0, epsilon=1e-3, weight_decay=0.5, freeze=freeze

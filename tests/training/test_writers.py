@@ -1,4 +1,4 @@
-"""What a run writes about itself."""
+"""The files that a run writes about itself."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plug_jax.errors import PlugError
 from plug_jax.training import writers
-from plug_jax.training.writers import METRICS_FILE, MetricsWriter, read_metrics
+from plug_jax.training.writers import (
+    METRICS_FILE,
+    MetricsWriter,
+    read_metrics,
+    read_summary,
+    write_summary,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x03\0\0\0\x02"  # how one of 3 x 2 begins
 
 
 def test_metrics_that_are_no_numbers_are_null(tmp_path: Path) -> None:
-    """Those that an older version wrote as NaN too."""
+    """Including those that an older version wrote as NaN."""
     (tmp_path / METRICS_FILE).write_text('{"step": 1, "split": "train", "loss": NaN}\n')
     writer = MetricsWriter(tmp_path, start_step=1)
     writer.write(2, "train", {"loss": math.inf, "grad_norm": 1.5})
@@ -51,7 +58,7 @@ def scalars(model_dir: Path, tag: str = "train/loss") -> list[tuple[int, float]]
 
 
 def test_each_step_stands_once_in_the_file_and_in_tensorboard(tmp_path: Path) -> None:
-    """A run that is killed after step 5, its newest checkpoint of step 3; and again at once."""
+    """A run killed after step 5 with its newest checkpoint at step 3; and again immediately."""
     write(tmp_path, range(1, 6), start_step=0)
     write(tmp_path, range(4, 5), start_step=3, loss=7)
     write(tmp_path, range(4, 7), start_step=3, loss=9)
@@ -96,12 +103,12 @@ def test_a_kill_while_records_are_cut_loses_none(
 def test_a_store_is_written_to_by_tensorflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on gs://, which its library writes to as to a file here."""
+    """As on gs://, to which TensorFlow writes as to a local file."""
     monkeypatch.setattr(writers, "is_remote", lambda path: True)
     write(tmp_path, range(1, 6), start_step=0)
     writer = MetricsWriter(tmp_path, start_step=3)
     writer.write(4, "train", {"loss": 9})
-    assert steps_of(tmp_path) == [1, 2, 3, 4]  # each record at once
+    assert steps_of(tmp_path) == [1, 2, 3, 4]  # each record immediately
     writer.sync()
     writer.close()
 
@@ -119,10 +126,37 @@ def test_half_a_line_and_half_an_event_of_a_killed_run(tmp_path: Path) -> None:
     assert [step for step, _ in scalars(tmp_path)] == [1, 2, 3, 4, 5]
 
 
-def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
-    (tmp_path / METRICS_FILE).write_bytes(b'{"step": 1, "split": "train"}\n\xff\0\n')
-    with pytest.raises(PlugError, match=r"metrics.jsonl, line 2, is no record of a step"):
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\0",
+        b"3",
+        b"null",
+        b"[]",
+        b'"step"',
+        b"{}",
+        b'{"step": 2}',
+        b'{"split": "train"}',
+        b'{"step": "2", "split": "train"}',
+        b'{"step": 2, "split": "train", "loss": "low"}',
+        b"[" * 100_000,
+    ],
+    ids=lambda line: line[:20].decode(errors="replace"),
+)
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / METRICS_FILE).write_bytes(b'{"step": 1, "split": "train"}\n' + line + b"\n")
+    with pytest.raises(PlugError, match=r"metrics.jsonl, line 2, is not a record of a step"):
         read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", "{}", '{"step": 3}', '{"step": 3, "metrics": 1}', "\0"]
+)
+def test_a_summary_that_is_none_is_as_if_it_were_not_there(tmp_path: Path, content: str) -> None:
+    (tmp_path / "summary.json").write_text(content, encoding="utf-8")
+    assert read_summary(epath.Path(tmp_path)) is None
+    write_summary(epath.Path(tmp_path), {"step": 3, "metrics": {"loss": 1.0}})
+    assert read_summary(epath.Path(tmp_path)) == {"step": 3, "metrics": {"loss": 1.0}}
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""Offline caches of tasks, made with Apache Beam; only `run` and `grouping` import it."""
+"""Offline caches of tasks, made with Apache Beam, which only `run` and `grouping` import."""

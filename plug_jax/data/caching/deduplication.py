@@ -1,4 +1,4 @@
-"""Which documents repeat others: equal texts, and MinHash for nearly equal ones.
+"""Deduplication of documents: equal texts exactly, nearly equal ones by MinHash.
 
 Nothing here knows about files or Beam; `plug_jax.data.caching.run` brings the documents together.
 """
@@ -17,23 +17,22 @@ from plug_jax.errors import PlugError
 
 SHINGLE_CHARACTERS = 5
 PERMUTATIONS = 128
-# Candidates are compared before they count, so a missed pair costs more than a needless candidate:
-# at a threshold of 0.8, 87% of the pairs that are just that similar meet in a band, with
-# datasketch's even weights 40% would.
+# Candidates are verified, so a missed pair costs more than a needless candidate: at a threshold of
+# 0.8, 87% of pairs with exactly that similarity share a band; with datasketch's even weights 40%.
 _FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT = 0.1, 0.9
 # Bounds the work on a bucket whose documents are all different; real ones have a handful.
 _MAX_FIRSTS = 1024
 _SHINGLES_AT_ONCE = 1 << 14  # 8 MB of permuted hashes
 
-Place = tuple[int, int]  # (shard, number of the document in it): their order is "first"
+DocumentId = tuple[int, int]  # (shard, index of the document in it); "first" means this order
 
 
 @dataclasses.dataclass(frozen=True)
 class Deduplication:
-    """What counts as a repetition: equal texts, and with a threshold those nearly equal too.
+    """What counts as a duplicate: equal texts, and with a threshold near duplicates too.
 
-    `near_threshold` is the Jaccard similarity of the sets of 5-character pieces of two texts from
-    which the later one is left out. Raises PlugError unless it lies between 0 and 1.
+    `near_threshold` is the Jaccard similarity of two texts' sets of 5-character shingles at which
+    the later one is dropped. Raises PlugError unless it lies between 0 and 1.
     """
 
     near_threshold: float | None = None
@@ -47,7 +46,7 @@ class Deduplication:
             )
 
     def bands(self) -> tuple[int, int]:
-        """Number of LSH bands and of rows in each, which datasketch finds best."""
+        """Number of LSH bands and rows per band, as optimised by datasketch."""
         lsh = _datasketch().MinHashLSH(
             threshold=self.near_threshold,
             num_perm=PERMUTATIONS,
@@ -57,20 +56,20 @@ class Deduplication:
 
 
 def digest(text: bytes) -> bytes:
-    """16 bytes that equal texts share, and no others for all practical purposes."""
+    """A 16-byte hash, in practice shared only by equal texts."""
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def signature(text: str) -> np.ndarray:
-    """MinHash of the text's 5-character pieces: uint32 [128]; a shorter text is one piece.
+    """MinHash of the text's 5-character shingles: uint32 [128]; a shorter text is one shingle.
 
     The share of equal entries of two signatures estimates the Jaccard similarity of the two sets
-    of pieces, with a standard error of at most 0.045 (Broder 1997).
+    of shingles, with a standard error of at most 0.045 (Broder 1997).
 
-    Example: "abcdefgh" has the pieces abcde, bcdef, cdefg, defgh, and "abcdefgx" shares 3 of them:
-    the similarity is 3 / 5.
+    Example: "abcdefgh" has the shingles abcde, bcdef, cdefg, defgh, and "abcdefgx" shares 3 of
+    them: the similarity is 3 / 5.
     """
-    # The sketch's permutations cost 0.1 ms to make; copies share them.
+    # Making the sketch's permutations takes 0.1 ms; copies share them.
     sketch = _empty_sketch().copy()
     shingles = _shingle_hashes(text)
     for start in range(0, len(shingles), _SHINGLES_AT_ONCE):
@@ -81,29 +80,29 @@ def signature(text: str) -> np.ndarray:
 def band_keys(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
     """Hashes of the bands of signatures uint32 [n, 128]: uint64 [n, bands].
 
-    Documents whose band is the same have the same hash there, and hardly any others.
+    Documents with an equal band have equal hashes there, others hardly ever.
     """
     used = signatures[:, : bands * rows].reshape(-1, bands, rows).astype(np.uint64)
     keys = np.sum(used * np.array(_factors(rows)), axis=2, dtype=np.uint64)
-    # What decides on a worker is the remainder, so all bits have to be as good as the upper ones.
+    # Workers are chosen by the remainder, so low bits must be as random as high ones.
     return np.multiply(keys ^ (keys >> np.uint64(32)), _factors(1)[0])
 
 
 def link_similar(
-    members: Iterable[tuple[Place, np.ndarray]], threshold: float
-) -> list[tuple[Place, Place]]:
+    members: Iterable[tuple[DocumentId, np.ndarray]], threshold: float
+) -> list[tuple[DocumentId, DocumentId]]:
     """Pairs (later, earlier) of documents that share a band and are similar enough.
 
-    In order of their places, each document is compared with those that were similar to none before
-    it; the result does not depend on the order given.
+    In document order, each is compared with those that were similar to no earlier one; the result
+    does not depend on the order given.
 
     Args:
-      members: places and signatures, uint32 [128].
-      threshold: the least share of equal entries.
+      members: ids and signatures, uint32 [128].
+      threshold: the minimum share of equal entries.
     """
     ordered = sorted(members, key=lambda member: member[0])
     firsts = np.empty((min(len(ordered), _MAX_FIRSTS), PERMUTATIONS), np.uint32)
-    places: list[Place] = []
+    places: list[DocumentId] = []
     links = []
     for place, values in ordered:
         similarities = np.mean(firsts[: len(places)] == values, axis=1)
@@ -116,14 +115,14 @@ def link_similar(
     return links
 
 
-def later_members(links: Iterable[tuple[Place, Place]]) -> set[Place]:
-    """All but the first document of each group of documents that links hold together.
+def later_members(links: Iterable[tuple[DocumentId, DocumentId]]) -> set[DocumentId]:
+    """All but the first document of each connected group.
 
     Example: (0, 7)-(0, 2) and (1, 0)-(0, 7) make one group: (0, 7) and (1, 0) go, (0, 2) stays.
     """
-    parent: dict[Place, Place] = {}
+    parent: dict[DocumentId, DocumentId] = {}
 
-    def first_of(place: Place) -> Place:
+    def first_of(place: DocumentId) -> DocumentId:
         root = place
         while (above := parent.get(root, root)) != root:
             root = above
@@ -138,7 +137,7 @@ def later_members(links: Iterable[tuple[Place, Place]]) -> set[Place]:
 
 
 def _shingle_hashes(text: str) -> np.ndarray:
-    """The different 32-bit hashes of the text's pieces, sorted: uint64 [n]."""
+    """The distinct 32-bit hashes of the text's shingles, sorted: uint64 [n]."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
     width = min(SHINGLE_CHARACTERS, len(points))
     count = len(points) - width + 1

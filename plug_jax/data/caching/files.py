@@ -1,4 +1,4 @@
-"""The files of an offline cache: seqio's own, and beside them what made the cache."""
+"""The files of an offline cache: seqio's own, and the cache's settings."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from plug_jax.data.descriptions import (
     describe_vocabularies,
     file_sizes,
 )
-from plug_jax.data.token_source import TokenSource
+from plug_jax.data.sources.token_source import TokenSource
 from plug_jax.errors import PlugError
 
 COMPLETED = "COMPLETED"
-# Tokens of a document: bins [1, 32), [32, 64), ..., [16384, infinity).
+# Document length in tokens: bins [1, 32), [32, 64), ..., [16384, infinity).
 LENGTH_EDGES = (1, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _IN_WORDS = {
     "format": "another version of plug-jax",
@@ -37,7 +37,7 @@ _IN_WORDS = {
     "files": "other source files",
     "deduplication": "other deduplication",
 }
-# Drops that are no documents.
+# Drops that are not documents.
 _NO_DOCUMENTS = ("damaged_file", "empty_file")
 _FORMAT = 1
 _READERS = 32  # threads, for the latency of remote file systems
@@ -63,17 +63,17 @@ class SplitFiles:
 
     @property
     def fingerprint(self) -> str:
-        """What made the cache."""
+        """The settings that the cache was made with."""
         return _fingerprint_path(self.directory, self.split)
 
     @property
     def records(self) -> str:
-        """Directory of what is known of each finished shard, and of unfinished shards."""
+        """Directory with a record of each finished shard, and with unfinished shards."""
         return os.path.join(self.directory, f"shards.{self.split}")
 
     @property
     def duplicates(self) -> str:
-        """Directory of what deduplication found."""
+        """Directory of deduplication results."""
         return os.path.join(self.directory, f"duplicates.{self.split}")
 
     def shard(self, index: int) -> str:
@@ -82,7 +82,7 @@ class SplitFiles:
         return f"{prefix}-{index:05d}-of-{self.shards:05d}"
 
     def finished(self) -> dict[int, dict[str, Any]]:
-        """What is known of each shard that is written completely, by its index."""
+        """The record of each complete shard, by its index."""
         with futures.ThreadPoolExecutor(_READERS) as pool:
             found = pool.map(self._finished_shard, range(self.shards))
             return {index: known for index, known in enumerate(found) if known is not None}
@@ -95,14 +95,14 @@ class SplitFiles:
         return known if tf.io.gfile.stat(path).length == known["bytes"] else None
 
     def reopen(self) -> None:
-        """Takes back that a split is complete, if it was."""
+        """Marks a split as incomplete."""
         if tf.io.gfile.exists(self.info):
             for path in (os.path.join(self.directory, COMPLETED), self.info, self.stats):
                 if tf.io.gfile.exists(path):
                     tf.io.gfile.remove(path)
 
     def remove(self) -> None:
-        """Removes everything of this split, whatever its number of shards; the mark goes first."""
+        """Removes all files of this split, for any number of shards; first the completion mark."""
         prefix = f"{self.split}.tfrecord-"
         names = [name for name in tf.io.gfile.listdir(self.directory) if name.startswith(prefix)]
         shards = [os.path.join(self.directory, name) for name in names]
@@ -116,17 +116,17 @@ class SplitFiles:
 
 
 def cache_directory(output_cache_dir: str, task_name: str) -> str:
-    """Where seqio looks for a task in one of its cache directories."""
+    """The directory of a task within a seqio cache directory."""
     return os.path.join(output_cache_dir, seqio.utils.get_task_dir_from_name(task_name))
 
 
 def fingerprint(
     task: seqio.Task, split: str, deduplication: Deduplication | None
 ) -> dict[str, Any]:
-    """Everything that decides what is in a cache, for JSON.
+    """Everything that determines a cache's content, for JSON.
 
-    The vocabulary counts by the hash of its content, the preprocessors before the cache by their
-    names and arguments, the source's files by their names and sizes.
+    The vocabulary is represented by its content's hash, the preprocessors before the cache by names
+    and arguments, the source's files by names and sizes.
     """
     files = task.source.list_shards(split)
     return {
@@ -152,18 +152,18 @@ def preprocessors(task: seqio.Task) -> list[Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What two fingerprints do not share, in words: ["another vocabulary"]."""
+    """The differences of two fingerprints in words: ["another vocabulary"]."""
     changed = [name for name in new if old.get(name) != new[name]]
     if "vocabulary" in changed and "preprocessing" in changed:
-        changed.remove("preprocessing")  # it holds the vocabulary
+        changed.remove("preprocessing")  # it includes the vocabulary
     return [_IN_WORDS[name] for name in changed]
 
 
 def check_cache(task: seqio.Task, split: str) -> None:
-    """Raises PlugError if the cache that seqio reads for a task was made with other settings.
+    """Raises PlugError if a task's cache was made with other settings.
 
-    Those are the vocabulary and the preprocessors before the cache; the source's files need not be
-    there any more. A cache without a fingerprint, made by seqio's own script, passes.
+    Compares the vocabulary and the preprocessors before the cache; the source's files need not
+    exist any more. A cache without a fingerprint, made by seqio's own script, passes.
     """
     if not task.supports_caching or not task.cache_dir:
         return
@@ -182,15 +182,15 @@ def check_cache(task: seqio.Task, split: str) -> None:
     if changed := differences(old, new):
         raise PlugError(
             f"The cache {task.cache_dir} of {task.name!r} was made with "
-            f"{' and '.join(changed)} than the task has now: make it anew with `plug-jax "
-            "cache --overwrite`, or give the task what the cache was made with."
+            f"{' and '.join(changed)} than the task has now: rebuild it with `plug-jax "
+            "cache --overwrite`, or restore the task's settings."
         )
 
 
 def check_token_files(task: seqio.Task, split: str) -> None:
     """Raises PlugError if a `TokenSource` reads a cache of another vocabulary than the task's.
 
-    Files that have no fingerprint of a cache beside them pass.
+    Files without a cache fingerprint next to them pass.
     """
     if not isinstance(task.source, TokenSource) or split not in task.splits:
         return
@@ -207,7 +207,7 @@ def check_token_files(task: seqio.Task, split: str) -> None:
 
 
 def write_summaries(files: SplitFiles, shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Writes seqio's info and stats files out of what is known of every shard; the statistics."""
+    """Writes seqio's info and stats files from the shards' records; returns the statistics."""
     shards = list(shards)
     features = next((shard["features"] for shard in shards if shard["features"]), None)
     statistics = merge_statistics(shard["statistics"] for shard in shards)
@@ -231,7 +231,7 @@ def write_summaries(files: SplitFiles, shards: Iterable[Mapping[str, Any]]) -> d
 
 
 def cached_shards(task: seqio.Task, split: str) -> list[str]:
-    """The files that seqio reads of a task that is cached."""
+    """The files that seqio reads for a cached task."""
     with tf.io.gfile.GFile(seqio.utils.get_cached_info_path(task.cache_dir, split)) as file:
         shards = json.load(file)["num_shards"]
     files = SplitFiles(task.cache_dir, split, shards)
@@ -259,12 +259,12 @@ def merge_statistics(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def dropped_documents(drops: Mapping[str, int]) -> int:
-    """How many documents were dropped, out of drops by reason."""
+    """The number of documents dropped, from drops by reason."""
     return sum(count for reason, count in drops.items() if reason not in _NO_DOCUMENTS)
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """What a JSON file holds; None if it is not there or was cut off."""
+    """The content of a JSON file; None if it is missing or truncated."""
     try:
         with tf.io.gfile.GFile(path) as file:
             return json.load(file)
@@ -273,12 +273,12 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 
 def write_json(path: str, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file that is there completely or not at all."""
+    """Writes a JSON file atomically."""
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_mark(directory: str) -> None:
-    """Writes the file that says that everything in a directory is complete."""
+    """Writes the file that marks a directory as complete."""
     with tf.io.gfile.GFile(os.path.join(directory, COMPLETED), "w") as file:
         file.write("")
 

@@ -1,11 +1,14 @@
-"""Finds the documents of a split that repeat others, over all its shards, with Apache Beam.
+"""Finds the duplicate documents of a split over all its shards, with Apache Beam.
 
-What is grouped are not documents but arrays of them, at most some hundred from each shard: a runner
-that keeps groups in memory, as the local one does, needs 2 kB a document then, instead of 25.
+Arrays of documents are grouped instead of single documents, at most some hundred from each shard. A
+runner that keeps groups in memory, as the local one does, then needs 200 bytes per document to find
+equal ones, and 3.3 kB to find similar ones. To bound this, keys can be grouped in passes over a
+part of them each; documents with equal keys are in the same pass.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -15,33 +18,54 @@ import numpy as np
 import tensorflow as tf
 
 from plug_jax.data.caching import deduplication
+from plug_jax.data.caching.files import read_json
 from plug_jax.data.caching.shards import EXACT, KEPT, NEAR, ShardWork, load_array, save_array
 
-_PARTITIONS = 256  # of the keys; all documents of one key are in one
+_PARTITIONS = 256  # of the keys; documents with equal keys share one
 
-# Columns of an array of documents, uint64 [n, 4]: what documents are grouped by, then the place.
+# Columns of an array of documents, uint64 [n, 4]: the grouping key, then the document id.
 _KEY, _SHARD, _NUMBER = slice(0, 2), 2, 3
 
 Keyed = tuple[int, np.ndarray]  # by partition or by shard
 
 
-def group_equal(pipeline: beam.Pipeline, work: ShardWork) -> None:
-    """Saves the numbers of the documents whose text an earlier one has, by shard."""
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One pass over all documents, for a share of the keys."""
+
+    number: int = 0
+    of: int = 1
+
+    def select(self, documents: np.ndarray) -> np.ndarray:
+        """The documents of this pass: uint64 [n, 4] to [n', 4]."""
+        if self.of == 1:
+            return documents
+        return documents[_partition(documents) % np.uint64(self.of) == self.number]
+
+
+def passes(documents: int, at_once: int) -> list[Pass]:
+    """Enough passes for about `at_once` documents each; at most 256."""
+    count = min(-(-documents // at_once), _PARTITIONS) or 1
+    return [Pass(number, count) for number in range(count)]
+
+
+def group_equal(pipeline: beam.Pipeline, work: ShardWork, share: Pass) -> None:
+    """Saves the indices of documents that repeat an earlier text, by shard."""
     _ = (
         pipeline
         | beam.Create(range(work.files.shards))
-        | "digests" >> beam.FlatMap(_keyed_by_digest, work=work)
+        | "digests" >> beam.FlatMap(_keyed_by_digest, work=work, share=share)
         | "equal" >> beam.GroupByKey()
         | "later" >> beam.FlatMap(_later_of_equal)
         | "by shard" >> beam.GroupByKey()
-        | "save" >> beam.Map(_save, work=work, name="equal")
+        | "save" >> beam.Map(_save, work=work, name="equal", share=share)
     )
 
 
-def group_similar(pipeline: beam.Pipeline, work: ShardWork) -> None:
-    """Saves pairs of documents that are similar, by the shard of the later one.
+def group_similar(pipeline: beam.Pipeline, work: ShardWork, share: Pass) -> None:
+    """Saves pairs of similar documents, by the shard of the later one.
 
-    Signatures are looked up for those documents alone that share a band with another.
+    Signatures are only looked up for documents that share a band with another.
     """
     assert work.deduplication is not None
     bands, rows = work.deduplication.bands()
@@ -49,7 +73,7 @@ def group_similar(pipeline: beam.Pipeline, work: ShardWork) -> None:
     _ = (
         pipeline
         | beam.Create(range(work.files.shards))
-        | "bands" >> beam.FlatMap(_keyed_by_band, work=work, bands=bands, rows=rows)
+        | "bands" >> beam.FlatMap(_keyed_by_band, work=work, share=share, bands=bands, rows=rows)
         | "candidates" >> beam.GroupByKey()
         | "of several" >> beam.FlatMap(_sharing_a_band)
         | "by shard" >> beam.GroupByKey()
@@ -57,14 +81,14 @@ def group_similar(pipeline: beam.Pipeline, work: ShardWork) -> None:
         | "buckets" >> beam.GroupByKey()
         | "compare" >> beam.FlatMap(_similar_pairs, threshold=threshold)
         | "by later shard" >> beam.GroupByKey()
-        | "save" >> beam.Map(_save, work=work, name="similar")
+        | "save" >> beam.Map(_save, work=work, name="similar", share=share)
     )
 
 
-def _keyed_by_digest(index: int, *, work: ShardWork) -> Iterator[Keyed]:
+def _keyed_by_digest(index: int, *, work: ShardWork, share: Pass) -> Iterator[Keyed]:
     keys = load_array(_path(work, index, "digests")).view("<u8")
     places = np.stack([np.full(len(keys), index), np.arange(len(keys))], axis=1)
-    yield from _by_partition(np.concatenate([keys, places.astype(np.uint64)], axis=1))
+    yield from _by_partition(share.select(np.concatenate([keys, places.astype(np.uint64)], axis=1)))
 
 
 def _later_of_equal(group: tuple[int, Iterable[np.ndarray]]) -> Iterator[Keyed]:
@@ -74,7 +98,9 @@ def _later_of_equal(group: tuple[int, Iterable[np.ndarray]]) -> Iterator[Keyed]:
         yield index, of_shard[:, [_NUMBER]]
 
 
-def _keyed_by_band(index: int, *, work: ShardWork, bands: int, rows: int) -> Iterator[Keyed]:
+def _keyed_by_band(
+    index: int, *, work: ShardWork, share: Pass, bands: int, rows: int
+) -> Iterator[Keyed]:
     signatures = load_array(_path(work, index, "signatures"))
     equal = _load(work, index, "equal", 1)
     numbers = np.setdiff1d(np.arange(len(signatures)), equal)
@@ -82,7 +108,7 @@ def _keyed_by_band(index: int, *, work: ShardWork, bands: int, rows: int) -> Ite
     for band in range(bands):
         columns = [np.full(len(numbers), band), keys[:, band], np.full(len(numbers), index)]
         documents = np.stack([column.astype(np.uint64) for column in [*columns, numbers]], axis=1)
-        yield from _by_partition(documents)
+        yield from _by_partition(share.select(documents))
 
 
 def _sharing_a_band(group: tuple[int, Iterable[np.ndarray]]) -> Iterator[Keyed]:
@@ -117,7 +143,12 @@ def _similar_pairs(
 
 
 def _by_partition(documents: np.ndarray) -> Iterator[Keyed]:
-    return _split(documents, documents[:, 1] % np.uint64(_PARTITIONS))
+    return _split(documents, _partition(documents))
+
+
+def _partition(documents: np.ndarray) -> np.ndarray:
+    """By their keys, uint64 [n, 4] to [n]."""
+    return documents[:, 1] % np.uint64(_PARTITIONS)
 
 
 def _split(documents: np.ndarray, keys: np.ndarray) -> Iterator[Keyed]:
@@ -134,7 +165,7 @@ def _sorted(documents: np.ndarray) -> np.ndarray:
 
 
 def _like_the_one_before(documents: np.ndarray) -> np.ndarray:
-    """Whether each document but the first has the key of the one before it: bool [n - 1]."""
+    """Whether each document but the first has its predecessor's key: bool [n - 1]."""
     return (documents[1:, _KEY] == documents[:-1, _KEY]).all(axis=1)
 
 
@@ -142,19 +173,32 @@ def _path(work: ShardWork, index: int, name: str) -> str:
     return os.path.join(work.files.duplicates, f"{index:05d}.{name}.npy")
 
 
-def _save(group: tuple[int, Iterable[np.ndarray]], *, work: ShardWork, name: str) -> None:
+def _save(
+    group: tuple[int, Iterable[np.ndarray]], *, work: ShardWork, name: str, share: Pass
+) -> None:
+    """Saves what was found of a shard, after what the passes before this one found."""
     index, parts = group
-    save_array(_path(work, index, name), np.concatenate(list(parts)).astype(np.int64))
+    found = [part.astype(np.int64) for part in parts]
+    if share.number > 0:
+        found.insert(0, _load(work, index, name, found[0].shape[1]))
+    save_array(_path(work, index, name), np.concatenate(found))
 
 
 def _load(work: ShardWork, index: int, name: str, columns: int) -> np.ndarray:
-    """What was saved of a shard, int64 [n, columns]; n is 0 if there was nothing to save."""
+    """What was saved for a shard, int64 [n, columns]; n is 0 if there was nothing to save."""
     path = _path(work, index, name)
     return load_array(path) if tf.io.gfile.exists(path) else np.zeros((0, columns), np.int64)
 
 
+def sketched_documents(work: ShardWork) -> int:
+    """How many documents there are sketches of."""
+    names = (f"{index:05d}.json" for index in range(work.files.shards))
+    known = (read_json(os.path.join(work.files.duplicates, name)) for name in names)
+    return sum(shard["statistics"]["documents"] for shard in known if shard is not None)
+
+
 def decide_fates(work: ShardWork) -> None:
-    """Writes the fates of all documents, out of what the two groupings saved."""
+    """Writes the fates of all documents, from the results of both groupings."""
     shards = range(work.files.shards)
     links = (
         ((index, number), (first_index, first))
@@ -173,7 +217,7 @@ def decide_fates(work: ShardWork) -> None:
 
 
 def remove_sketches(work: ShardWork) -> None:
-    """Removes what is of no use any more when the fates are known."""
+    """Removes files that are not needed once the fates are known."""
     for index in range(work.files.shards):
         for name in ("digests", "signatures", "equal", "similar"):
             if tf.io.gfile.exists(_path(work, index, name)):

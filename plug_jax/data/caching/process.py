@@ -1,4 +1,4 @@
-"""The start of a worker process; light to import, so that it comes before tensorflow."""
+"""The start of a worker process; light to import, so that it runs before tensorflow loads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _STDERR = 2
 
 
 def start_worker() -> None:
-    """Ends this process with its parent, leaves the keyboard to that, and imports tensorflow.
+    """Ends this process with its parent, leaves Ctrl-C to the parent, and imports tensorflow.
 
-    That with standard error shut: what its libraries print while they are loaded would come once a
-    process, and tear the progress bars apart.
+    Standard error is closed meanwhile: messages of its libraries, once per process, would disrupt
+    the progress bars.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

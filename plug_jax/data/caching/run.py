@@ -1,8 +1,8 @@
-"""A seqio task's documents, tokenised once and for all: an offline cache made with Apache Beam.
+"""Offline caches of a seqio task's tokenised documents, made with Apache Beam.
 
-seqio's own script shuffles all examples on the way into a chosen number of shards, in whatever
-order they come. Here each shard of the source becomes one shard of the cache, so that the same
-input gives the same bytes, and what is finished stays finished when a run is cut short.
+seqio's own script shuffles all examples into a chosen number of shards, in the order of their
+arrival. Here each shard of the source becomes one shard of the cache, so that the same input gives
+the same bytes, and finished shards survive an interrupted run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from plug_jax.data.caching.files import (
 )
 from plug_jax.data.caching.shards import ShardWork, before_cache, sketch_shard, write_shard
 from plug_jax.data.caching.workers import (
-    Progress,
+    CacheProgress,
     cores,
     is_done,
     watch,
@@ -55,24 +55,29 @@ try:
         decide_fates,
         group_equal,
         group_similar,
+        passes,
         remove_sketches,
+        sketched_documents,
     )
 except ImportError as error:
     raise PlugError("Caching needs Apache Beam: pip install 'plug-jax[cache]'.") from error
 
-_BYTES_A_WORKER = 16 << 20  # of text: some seconds of work
+_BYTES_A_WORKER = 16 << 20  # of text: a few seconds of work
+# Documents grouped in memory at once, about half a gigabyte: 200 bytes each to find equal ones,
+# 3.3 kB to find similar ones.
+_EQUAL_AT_ONCE, _SIMILAR_AT_ONCE = 2_500_000, 150_000
 _LOCAL_RUNNERS = (None, "DirectRunner", "FnApiRunner")
 
 
 @dataclasses.dataclass(frozen=True)
 class CachedSplit:
-    """One split of a cache that is complete."""
+    """A complete split of a cache."""
 
     directory: str
     split: str
     shards: int
-    shards_written: int  # by this call; 0 if the split was there already
-    statistics: Mapping[str, Any]  # what stats.<split>.json holds
+    shards_written: int  # by this call; 0 if the split existed
+    statistics: Mapping[str, Any]  # content of stats.<split>.json
 
 
 def cache_task(
@@ -84,23 +89,23 @@ def cache_task(
     overwrite: bool = False,
     workers: int | None = None,
     beam_options: Sequence[str] = (),
-    report: Callable[[Progress], None] | None = None,
+    report: Callable[[CacheProgress], None] | None = None,
 ) -> list[CachedSplit]:
     """Writes an offline cache of a task, for `seqio.add_global_cache_dirs([output_cache_dir])`.
 
     Shard i of n of the source becomes <split>.tfrecord-0000i-of-0000n. A shard is written under
-    another name and renamed when it is complete; a call after one that was cut short writes what is
-    missing. The bytes depend on the task and its source alone.
+    another name and renamed when it is complete; after an interruption, the next call writes what
+    is missing. The bytes depend only on the task and its source.
 
     Args:
-      task: registered or not; it is pickled for the workers with its source and vocabulary.
+      task: registered or not; it is pickled for the workers, including source and vocabulary.
       output_cache_dir: a cache directory of seqio's; the task gets its own below it.
-      splits: those to cache, by default all.
-      deduplicate: what to leave out of each split; by default repetitions stay.
-      overwrite: remove what is there of these splits first.
-      workers: processes of the local runner, by default one a core, fewer for little text.
-      beam_options: flags of Beam, such as --runner=DataflowRunner; by default everything runs here.
-      report: called now and then from another thread.
+      splits: the splits to cache; default: all.
+      deduplicate: the duplicates to drop from each split; default: none.
+      overwrite: first remove existing files of these splits.
+      workers: processes of the local runner; default: one per core, fewer for little text.
+      beam_options: Beam flags, such as --runner=DataflowRunner; default: run locally.
+      report: called periodically from another thread.
 
     Returns:
       The splits, complete.
@@ -142,7 +147,7 @@ class _Run:
         deduplicate: Deduplication | None,
         workers: int | None,
         beam_options: list[str],
-        report: Callable[[Progress], None] | None,
+        report: Callable[[CacheProgress], None] | None,
     ) -> None:
         self._task = task
         self._directory = directory
@@ -154,7 +159,7 @@ class _Run:
 
     @property
     def most_workers(self) -> int:
-        """The most processes there can be at once."""
+        """The maximum number of concurrent processes."""
         return self._workers or cores()
 
     def split(self, split: str, *, overwrite: bool) -> CachedSplit:
@@ -174,7 +179,7 @@ class _Run:
         return CachedSplit(self._directory, split, files.shards, len(missing), statistics)
 
     def _prepare(self, files: SplitFiles, overwrite: bool) -> None:
-        """Makes sure that what is there already belongs to this cache."""
+        """Checks that existing files belong to this cache."""
         new = fingerprint(self._task, files.split, self._deduplicate)
         old = read_json(files.fingerprint)
         if overwrite:
@@ -197,18 +202,21 @@ class _Run:
         write_json(files.fingerprint, new)
 
     def _find_duplicates(self, files: SplitFiles) -> None:
-        """Leaves the fate of each document in files.duplicates."""
+        """Writes the fate of each document to files.duplicates."""
         if tf.io.gfile.exists(os.path.join(files.duplicates, COMPLETED)):
             return
         done = {int(name[:5]) for name in tf.io.gfile.listdir(files.duplicates) if is_done(name)}
         missing = [index for index in range(files.shards) if index not in done]
         self._over_shards(sketch_shard, files, missing, files.duplicates, "comparing")
         work = self._work(files)
-        with self._pipeline() as pipeline:
-            group_equal(pipeline, work)
-        if work.deduplication is not None and work.deduplication.near_threshold is not None:
+        documents = sketched_documents(work) if self._local else 0  # others group on their disks
+        for share in passes(documents, _EQUAL_AT_ONCE):
             with self._pipeline() as pipeline:
-                group_similar(pipeline, work)
+                group_equal(pipeline, work, share)
+        if work.deduplication is not None and work.deduplication.near_threshold is not None:
+            for share in passes(documents, _SIMILAR_AT_ONCE):
+                with self._pipeline() as pipeline:
+                    group_similar(pipeline, work, share)
         decide_fates(work)
         write_mark(files.duplicates)
         remove_sketches(work)
@@ -224,7 +232,7 @@ class _Run:
         workers = min(self._workers or _worthwhile_workers(self._task, files), len(shards))
         threads = cores() // workers + 1 if workers > 1 else None
         work = self._work(files, threads)
-        # A local runner gets all shards as one element, and hands them out as processes get free.
+        # A local runner gets all shards as one element, and assigns them as processes get free.
         elements = [shards] if self._local else [[index] for index in shards]
         with watch(directory, files, step, self._report), self._pipeline() as pipeline:
             _ = (
@@ -235,14 +243,14 @@ class _Run:
             )
 
     def _work(self, files: SplitFiles, threads: int | None = None) -> ShardWork:
-        # By value where need be: what gin or a notebook made cannot be imported by a worker.
+        # By value if necessary: a worker cannot import what gin or a notebook defined.
         task = before_cache(self._task, deduplicate=self._deduplicate is not None)
         return ShardWork(cloudpickle.dumps(task), files, self._deduplicate, threads)
 
     @contextlib.contextmanager
     def _pipeline(self) -> Iterator[beam.Pipeline]:
         """A pipeline that runs when the block ends, and fails with the PlugError of a worker."""
-        # Not the DirectRunner: that one may download another runner, and wait for it.
+        # Not the DirectRunner, which may download another runner and wait for it.
         runner = FnApiRunner() if self._local else None
         options = PipelineOptions(self._options)
         if self._local:
@@ -254,7 +262,7 @@ class _Run:
         except PlugError as error:
             raise PlugError(re.sub(r" \[while running .*\]$", "", str(error))) from error
         except Exception as error:
-            if str(error).startswith("KeyboardInterrupt"):  # Beam made a RuntimeError of it
+            if str(error).startswith("KeyboardInterrupt"):  # Beam wraps it in a RuntimeError
                 raise KeyboardInterrupt from None
             if found := re.search(r"PlugError: (.*?)( \[while running .*)?$", str(error), re.M):
                 raise PlugError(found[1]) from error
@@ -273,7 +281,7 @@ def _make_writable(directory: str) -> None:
 
 
 def _worthwhile_workers(task: seqio.Task, files: SplitFiles) -> int:
-    """One process a core, or fewer if they would spend their time on starting."""
+    """One process per core, or fewer if start-up would dominate."""
     sizes = file_sizes(task.source.list_shards(files.split))
     if None in sizes:
         return cores()
@@ -281,10 +289,10 @@ def _worthwhile_workers(task: seqio.Task, files: SplitFiles) -> int:
 
 
 def _check_flags(flags: Sequence[str]) -> tuple[bool, int]:
-    """Whether Beam's flags ask for this machine, and for how many workers then, 0 for all cores."""
+    """Whether Beam's flags select this machine, and its number of workers, 0 for all cores."""
     options = PipelineOptions(list(flags))
     if options.view_as(StandardOptions).runner not in _LOCAL_RUNNERS:
-        return False, 0  # that runner may have flags of its own
+        return False, 0  # the runner may have its own flags
     known = options.get_all_options()
     if unknown := set(options.get_all_options(retain_unknown_options=True)) - set(known):
         raise PlugError(f"Neither plug-jax nor Beam has an option --{min(unknown)}.")

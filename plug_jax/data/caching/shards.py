@@ -1,4 +1,4 @@
-"""What one worker does with one shard of a source: write it, or sketch its documents."""
+"""A worker's job on one shard of a source: write it, or sketch its documents."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from plug_jax.data.caching.files import (
     preprocessors,
     write_json,
 )
-from plug_jax.data.documents import tokenize_documents
 from plug_jax.data.drops import change_counts, count_drops, drop_counts
+from plug_jax.data.preprocessors.documents import tokenize_documents
 from plug_jax.errors import PlugError
 
-KEPT, EXACT, NEAR = range(3)  # what becomes of a document
+KEPT, EXACT, NEAR = range(3)  # a document's fate
 _DROP_REASONS = {EXACT: "exact_duplicate", NEAR: "near_duplicate"}
 _REPORT_SECONDS = 1.0
 
-# Counts of drops are the process's: one shard at a time, or they could not be told apart. What is
-# heavy runs in tf.data's threads all the same.
+# Drop counts are per process: do one shard at a time so that counts can be attributed. Heavy work
+# runs in tf.data's threads anyway.
 _one_shard_at_a_time = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardWork:
-    """What a worker needs to know, wherever it runs; it can be pickled."""
+    """What a worker needs to know; can be pickled."""
 
-    task: bytes  # what `before_cache` gives, pickled
+    task: bytes  # the result of `before_cache`, pickled
     files: SplitFiles
     deduplication: Deduplication | None
-    threads: int | None = None  # of tf.data; None for one a core
+    threads: int | None = None  # of tf.data; None: one per core
 
     def documents(self, index: int) -> tf.data.Dataset:
         """The source's shard through the preprocessors before the cache, in a fixed order."""
@@ -75,7 +75,7 @@ class ShardWork:
             shuffle=False,
             shard_info=seqio.ShardInfo(index, self.files.shards),
         )
-        # As in seqio's own script, a preprocessor that draws does it by task and shard.
+        # As in seqio's own script, random preprocessors are seeded by task and shard.
         named = hashlib.sha256(f"{task.name} {index}".encode()).digest()
         dataset = part.preprocess_precache(dataset, seed=int.from_bytes(named[:3]))
         options = tf.data.Options()
@@ -88,7 +88,7 @@ class ShardWork:
 def before_cache(task: seqio.Task, *, deduplicate: bool) -> seqio.Task:
     """The task without what comes after its cache.
 
-    Raises PlugError if it has no CacheDatasetPlaceholder, or no stage to deduplicate before.
+    Raises PlugError if it has no CacheDatasetPlaceholder, or no stage before which to deduplicate.
     """
     stages = preprocessors(task)
     if deduplicate:
@@ -101,7 +101,7 @@ def before_cache(task: seqio.Task, *, deduplicate: bool) -> seqio.Task:
     )
 
 
-@tf.autograph.experimental.do_not_convert  # takes seconds, for no `if` or loop over tensors
+@tf.autograph.experimental.do_not_convert  # converting takes seconds and changes nothing
 def drop_duplicates(dataset: tf.data.Dataset, *, fates: np.ndarray) -> tf.data.Dataset:
     """Drops and counts the documents of one shard that repeat others.
 
@@ -110,7 +110,7 @@ def drop_duplicates(dataset: tf.data.Dataset, *, fates: np.ndarray) -> tf.data.D
 
     Args:
       dataset: blocks of texts, {"text": tf.string [d]}.
-      fates: what becomes of each document: uint8 [documents of the shard].
+      fates: each document's fate: uint8 [documents of the shard].
     """
     table = tf.constant(fates)
 
@@ -127,7 +127,7 @@ def drop_duplicates(dataset: tf.data.Dataset, *, fates: np.ndarray) -> tf.data.D
 
 
 def write_shard(work: ShardWork, index: int) -> None:
-    """Writes one shard and what is known of it; there is either both in the end, or neither."""
+    """Writes one shard and its record, both or neither."""
     temporary = os.path.join(work.files.records, f"{index:05d}.tmp-{uuid.uuid4().hex}")
     with _one_shard_at_a_time, _Report(work.files.records, index) as report:
         drops, changes = drop_counts(), change_counts()
@@ -178,7 +178,7 @@ def sketch_shard(work: ShardWork, index: int) -> None:
 
 
 def save_array(path: str, array: np.ndarray) -> None:
-    """Writes an array that is there completely or not at all."""
+    """Writes an array atomically."""
     content = io.BytesIO()
     np.save(content, array)
     write_whole(path, content.getvalue())
@@ -191,7 +191,7 @@ def load_array(path: str) -> np.ndarray:
 
 
 class _Report:
-    """Says now and then how many documents a shard has so far, for whoever watches."""
+    """Periodically reports how many documents a shard has so far."""
 
     def __init__(self, directory: str, index: int) -> None:
         self._path = os.path.join(directory, f"{index:05d}.progress")
@@ -231,7 +231,7 @@ def _no_statistics(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_example(statistics: dict[str, Any], example: Mapping[str, tf.Tensor]) -> int:
-    """Adds an example to the statistics; how many documents it holds."""
+    """Adds an example to the statistics; returns its number of documents."""
     statistics["examples"] += 1
     if not _is_block(example):
         return 1
@@ -264,8 +264,9 @@ def _tokenization(stages: Sequence[Any]) -> int:
         if getattr(stage, "func", None) is tokenize_documents:
             return number
     raise PlugError(
-        "Documents are deduplicated before plug_jax.data.documents.tokenize_documents, which this "
-        "task does not have as a functools.partial before its CacheDatasetPlaceholder."
+        "Documents are deduplicated before plug_jax.data.preprocessors.documents."
+        "tokenize_documents, which this task does not have as a functools.partial before its "
+        "CacheDatasetPlaceholder."
     )
 
 

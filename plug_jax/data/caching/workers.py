@@ -1,4 +1,4 @@
-"""Processes that work on shards on this machine, and a look at how far they are."""
+"""Local worker processes for shards, and their progress."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from plug_jax.errors import PlugError
 
 _POLL_SECONDS = 0.5
 
-# The processes that work for a local runner; None on a remote worker, which works itself.
+# The worker processes of a local runner; None on a remote worker, which does the work itself.
 _pool: futures.ProcessPoolExecutor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far one pass over a split is."""
+class CacheProgress:
+    """Progress of one pass over a split."""
 
     split: str
     step: str  # "comparing" or "writing"
     shards_done: int
     shards: int
-    documents: int  # so far, those of earlier runs included
+    documents: int  # so far, including earlier runs
 
 
 def cores() -> int:
@@ -48,7 +48,7 @@ def work_on(
     work: ShardWork,
     processes: int,
 ) -> None:
-    """Does the shards here, or in so many of the `worker_processes`, as they get free.
+    """Processes the shards here, or in this many of the `worker_processes`, as they get free.
 
     Raises PlugError if one of them dies.
     """
@@ -73,7 +73,7 @@ def work_on(
 
 @contextlib.contextmanager
 def worker_processes(most: int) -> Iterator[None]:
-    """Has processes for `work_on` while the block runs; they start as they are needed."""
+    """Provides processes for `work_on` within the block, started as needed."""
     global _pool
     others = set(multiprocessing.active_children())
     # Neither tensorflow nor gRPC survives a fork.
@@ -97,9 +97,9 @@ def _raise_errors(done: Iterable[futures.Future[None]]) -> None:
 
 @contextlib.contextmanager
 def watch(
-    directory: str, files: SplitFiles, step: str, report: Callable[[Progress], None] | None
+    directory: str, files: SplitFiles, step: str, report: Callable[[CacheProgress], None] | None
 ) -> Iterator[None]:
-    """Reports the progress of shards in a directory while the block runs."""
+    """Reports the progress of shards in a directory within the block."""
     if report is None:
         yield
         return
@@ -116,7 +116,7 @@ def watch(
                 counts[name] = of_shard.get("documents", of_shard.get("examples", 0))
                 if is_done(name):
                     documents[name] = counts[name]
-        report(Progress(files.split, step, len(documents), files.shards, sum(counts.values())))
+        report(CacheProgress(files.split, step, len(documents), files.shards, sum(counts.values())))
 
     def keep_looking() -> None:
         while not stop.wait(_POLL_SECONDS):
@@ -134,5 +134,5 @@ def watch(
 
 
 def is_done(name: str) -> bool:
-    """Whether a file of this name says that a shard is finished."""
+    """Whether a file name marks a finished shard."""
     return re.fullmatch(r"\d{5,}\.json", name) is not None

@@ -1,4 +1,4 @@
-"""Which documents of a split deduplication leaves out of its cache."""
+"""Which documents of a split deduplication drops."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,14 @@ import tensorflow as tf
 
 from plug_jax.data.caching import run as caching
 from plug_jax.data.caching.deduplication import Deduplication
+from plug_jax.data.caching.grouping import passes
 from plug_jax.data.caching.shards import EXACT, KEPT, NEAR, drop_duplicates
 from plug_jax.data.drops import drop_counts, reset_counts
 from tests.cached_corpus import (
     CHARACTERS,
     FILES,
     cache,
+    digests,
     random_text,
     statistics_of,
     task_of,
@@ -33,7 +35,7 @@ def test_dropping_as_in_the_docstring():
 
 @pytest.fixture
 def repetitive(tmp_path):
-    """Documents with names, and a corpus of them in which some repeat others across files."""
+    """Documents by name, and a corpus of them in which some are repeated across files."""
     rng = np.random.default_rng(3)
     a, b, c, d, e = (random_text(rng, 60) for _ in range(5))
     near_a = a[:-2] + "一。"  # 5 of 57 pieces differ
@@ -103,8 +105,46 @@ def test_the_first_of_similar_documents_stays_even_after_an_interruption(
     ]
 
 
+def test_passes_find_what_one_finds(repetitive, tmp_path, monkeypatch):
+    """With small passes, exact and near duplicates fall into different passes."""
+    found = {"equal": [], "similar": []}
+
+    def noted(name, group):
+        def run(pipeline, work, share):
+            found[name].append(share)
+            group(pipeline, work, share)
+
+        monkeypatch.setattr(caching, f"group_{name}", run)
+
+    task, names = repetitive
+    settings = Deduplication(near_threshold=0.7)
+    cache(task, tmp_path / "once", deduplicate=settings)
+    noted("equal", caching.group_equal)
+    noted("similar", caching.group_similar)
+    monkeypatch.setattr(caching, "_EQUAL_AT_ONCE", 4)
+    monkeypatch.setattr(caching, "_SIMILAR_AT_ONCE", 2)
+    cache(task, tmp_path / "often", deduplicate=settings)
+    assert (len(found["equal"]), len(found["similar"])) == (3, 6)  # of 11 documents, cleaned
+    assert left_in(tmp_path / "often", task, names) == ["b a c", "d far_b", "e"]
+    assert digests(tmp_path / "often") == digests(tmp_path / "once")
+    assert statistics_of(tmp_path / "often") == statistics_of(tmp_path / "once")
+
+
+def test_a_pass_has_all_documents_of_its_keys():
+    rng = np.random.default_rng(0)
+    documents = rng.integers(0, 1 << 63, (500, 4), np.uint64)
+    documents[250:, :2] = documents[:250, :2]
+    parts = [share.select(documents) for share in passes(500, 70)]
+    assert len(parts) == 8 and sum(map(len, parts)) == 500
+    assert max(map(len, parts)) < 2 * 500 / 8
+    keys = [{tuple(key) for key in part[:, :2].tolist()} for part in parts]
+    assert sum(map(len, keys)) == len(set.union(*keys)) == 250
+    assert len(passes(0, 70)) == len(passes(70, 70)) == 1
+    assert len(passes(10**9, 70)) == 256
+
+
 def test_near_duplicates_against_counted_similarities(tmp_path):
-    """Pairs above the threshold go, pairs below it stay, but for MinHash's error."""
+    """Pairs above the threshold are dropped, pairs below are kept, within MinHash's error."""
     rng = np.random.default_rng(4)
     files, pairs = [[], []], []
     for number in range(60):

@@ -1,4 +1,4 @@
-"""Shards in several processes: the same bytes, and an error when one dies."""
+"""Shards in several processes: the same bytes, and an error when a process dies."""
 
 import os
 

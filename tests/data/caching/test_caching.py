@@ -1,4 +1,4 @@
-"""Caches of a small task: what seqio reads out of them, what a second run does, what is refused."""
+"""Caches of a small task: what seqio reads from them, repeated runs, and refusals."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import tensorflow as tf
 from plug_jax.data.caching import run as caching
 from plug_jax.data.caching.deduplication import Deduplication
 from plug_jax.data.caching.files import LENGTH_EDGES, check_cache, merge_statistics
-from plug_jax.data.documents import batch_documents
 from plug_jax.data.drops import drop_counts, reset_counts
+from plug_jax.data.preprocessors.documents import batch_documents
 from plug_jax.errors import PlugError
 from tests.cached_corpus import (
     FILES,
@@ -41,12 +41,12 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def small(made):
-    return made[0].replace()  # seqio keeps in a task where it found its cache
+    return made[0].replace()  # seqio stores the cache's location in the task
 
 
 @pytest.fixture
 def caches(made, tmp_path):
-    """A directory that holds a copy of the cache."""
+    """A directory with a copy of the cache."""
     shutil.copytree(made[1] / "caches", tmp_path / "caches")
     return tmp_path / "caches"
 
@@ -106,7 +106,7 @@ def test_merged_statistics_as_in_the_docstring():
 
 
 def test_counts_and_progress_by_shard(small, tmp_path):
-    """Counts are the process's: what was counted before and what other shards drop stays out."""
+    """Progress counts only this process's work: not earlier runs, nor what other shards drop."""
     reset_counts()
     seen = []
     cache(small, tmp_path / "a", report=seen.append)
@@ -195,7 +195,7 @@ def test_splits_can_follow_one_another(small, caches):
     assert (caches / "small" / "COMPLETED").exists()
 
 
-# --- what is refused
+# --- refusals
 
 
 def test_another_vocabulary_is_refused(small, caches, no_cache_dirs):
@@ -248,7 +248,9 @@ def test_tasks_that_cannot_be_cached(small, tmp_path):
     with pytest.raises(PlugError, match="no split 'test', only train, validation"):
         cache(small, tmp_path, splits=["test"])
     stages = [batch_documents, seqio.CacheDatasetPlaceholder()]
-    with pytest.raises(PlugError, match="before plug_jax.data.documents.tokenize_documents"):
+    with pytest.raises(
+        PlugError, match="before plug_jax.data.preprocessors.documents.tokenize_documents"
+    ):
         cache(small.replace(preprocessors=stages), tmp_path, deduplicate=Deduplication())
 
 

@@ -1,4 +1,4 @@
-"""Signatures against similarities counted out, and which documents of a group go."""
+"""MinHash signatures against exact similarities, and which documents of a group are dropped."""
 
 import itertools
 
@@ -21,7 +21,7 @@ ALPHABET = [chr(code) for code in range(0x4E00, 0x4E00 + 3000)]
 
 
 def similarity(one, other):
-    """The Jaccard similarity, counted out."""
+    """The exact Jaccard similarity."""
     sets = [
         {text[i : i + SHINGLE_CHARACTERS] for i in range(len(text) - SHINGLE_CHARACTERS + 1)}
         for text in (one, other)
@@ -34,7 +34,7 @@ def random_text(rng, length):
 
 
 def edited(rng, text, edits):
-    """The text with so many characters replaced."""
+    """The text with this many characters replaced."""
     letters = list(text)
     for place in rng.choice(len(text), edits, replace=False):
         letters[place] = ALPHABET[rng.integers(len(ALPHABET))]
@@ -63,7 +63,7 @@ def test_signatures_estimate_the_similarity_without_bias():
             sizes.append(true * (1 - true) / PERMUTATIONS)
     errors, sizes = np.array(errors), np.array(sizes)
     assert abs(errors.sum()) < 4 * np.sqrt(sizes.sum())
-    # The spread is that of 128 independent draws, not that of fewer.
+    # The spread is that of 128 independent draws, not of fewer.
     assert np.mean(errors**2 / sizes) == pytest.approx(1, abs=0.5)
 
 
@@ -88,8 +88,8 @@ def test_long_texts_are_hashed_in_pieces(monkeypatch):
 def test_bands_meet_as_often_as_their_formula_says():
     bands, rows = Deduplication(0.8).bands()
     assert bands * rows <= PERMUTATIONS
-    assert 1 - (1 - 0.8**rows) ** bands > 0.8  # a pair just at the threshold is mostly found
-    assert 1 - (1 - 0.4**rows) ** bands < 0.01  # one far from it is hardly ever looked at
+    assert 1 - (1 - 0.8**rows) ** bands > 0.8  # a pair at the threshold is mostly found
+    assert 1 - (1 - 0.4**rows) ** bands < 0.01  # a pair far below it is hardly ever compared
     rng = np.random.default_rng(1)
     meet, expected = [], []
     for _ in range(150):

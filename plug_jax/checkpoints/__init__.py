@@ -1,0 +1,1 @@
+"""Stored models, for training, inference and conversion."""

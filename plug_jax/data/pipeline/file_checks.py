@@ -1,0 +1,62 @@
+"""Checks that the files of a dataset can be read and are complete before a run starts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent import futures
+
+import seqio
+
+from plug_jax.data.caching.files import cached_shards
+from plug_jax.data.descriptions import file_sizes
+from plug_jax.data.pipeline import pipeline
+from plug_jax.data.pipeline.pipeline import DatasetConfig
+from plug_jax.data.sources.file_source import FileSource, name_some
+from plug_jax.data.sources.token_source import damage_of_records
+from plug_jax.errors import PlugError
+
+# Takes a second or two to read. Of larger splits only the beginning of each file is read.
+_BYTES_TO_READ = 1 << 28
+_READERS = 32  # threads, for the latency of remote file systems
+
+
+def check_files(config: DatasetConfig) -> None:
+    """Raise PlugError for files of the split that cannot be opened, or are visibly damaged.
+
+    Damage to uncompressed text cannot be detected. Compressed text, token files and caches are read
+    to the end if all together have at most 256 MiB, otherwise only the beginning of each file.
+    Other sources must check themselves.
+    """
+    pipeline.register_tasks(config)
+    for task in pipeline.tasks_of(config):
+        files, damage = _files(task, config)
+        sizes = file_sizes(files)
+        if missing := [file for file, size in zip(files, sizes, strict=True) if size is None]:
+            raise PlugError(_message(config, "are missing or cannot be read", missing))
+        to_end = sum(filter(None, sizes)) <= _BYTES_TO_READ
+        with futures.ThreadPoolExecutor(_READERS) as pool:
+            found = list(pool.map(functools.partial(damage, to_end=to_end), files))
+        if damaged := [f"{file} {what}" for file, what in zip(files, found, strict=True) if what]:
+            raise PlugError(_message(config, "are damaged", damaged))
+
+
+def _files(
+    task: seqio.Task, config: DatasetConfig
+) -> tuple[Sequence[str], Callable[..., str | None]]:
+    """The files that are read for a task, and the function that detects damage in one."""
+    if config.use_cached and task.supports_caching:
+        if not task.cache_dir:
+            return (), damage_of_records  # reported elsewhere
+        return cached_shards(task, config.split), damage_of_records
+    if isinstance(task.source, FileSource):
+        return task.source.list_shards(config.split), task.source.damage
+    return (), damage_of_records
+
+
+def _message(config: DatasetConfig, what: str, files: Sequence[str]) -> str:
+    return (
+        f"{len(files):,} of the files of the {config.split} split of "
+        f"{config.mixture_or_task_name!r} {what}: {name_some(files)}. Fetch or rebuild them, or "
+        "name only the others"
+    )

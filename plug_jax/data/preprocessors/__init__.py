@@ -1,0 +1,1 @@
+"""From documents to the examples of an objective: cleaning, cutting, masking, reordering."""

@@ -1,0 +1,1 @@
+"""seqio sources of documents: text files, token files and TFDS."""

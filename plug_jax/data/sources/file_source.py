@@ -1,0 +1,110 @@
+"""Shared by all sources over files: splits, globs, and the files of a split."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import seqio
+import tensorflow as tf
+
+from plug_jax.errors import PlugError
+
+_log = logging.getLogger(__name__)
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class FileSource(seqio.FileDataSource):
+    """A seqio source over the files of a train and optional validation split, sharded by file.
+
+    Paths and globs may be on any file system of tf.io.gfile, such as gs://. A path that exists
+    literally, such as a file `a[1].txt` or a directory `lr=[1e-4]`, is not treated as a pattern.
+    Raises PlugError when a split is listed or read, before any training, for one without a match.
+    """
+
+    KIND: ClassVar[str]  # name of its files in messages, such as "text file"
+
+    def __init__(
+        self,
+        read: Callable[[tf.Tensor], tf.data.Dataset],
+        *,
+        train: Paths,
+        validation: Paths | None,
+    ) -> None:
+        """Describes the files; none is opened yet. `read` maps a path to a dataset."""
+        patterns = {"train": as_list(train, kind=self.KIND)}
+        if validation is not None:
+            patterns["validation"] = as_list(validation, kind=self.KIND)
+        super().__init__(read, patterns)
+
+    def list_shards(self, split: str) -> list[str]:
+        """Paths of the split's files, in the order given, each glob sorted, without repetition."""
+        if split not in self.splits:
+            raise PlugError(
+                f"There is no {split!r} split, only {', '.join(self.splits)}: name files for it "
+                "when you make the source."
+            )
+        return matching_files(self._split_to_filepattern[split], kind=self.KIND)
+
+    def damage(self, path: str, *, to_end: bool) -> str | None:
+        """Detectable damage of a file, such as "is cut short"; None if there is none.
+
+        `to_end`: read all of it if its beginning does not show damage.
+        """
+        raise NotImplementedError
+
+
+def as_list(paths: Paths, *, kind: str) -> list[str]:
+    """Paths and globs, at least one, with `~` expanded; `kind` is for messages."""
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    if not paths:
+        raise PlugError(f"Name at least one {kind}.")
+    return [os.path.expanduser(os.fspath(path)) for path in paths]
+
+
+def matching_files(patterns: Sequence[str], *, kind: str) -> list[str]:
+    """The files in the order given, each glob sorted, without repetition; see `FileSource`."""
+    return list(dict.fromkeys(file for pattern in patterns for file in _match(pattern, kind)))
+
+
+def literal_directories(pattern: str) -> str:
+    """A glob with the part escaped that is literally a directory."""
+    directory, name = os.path.split(pattern)
+    if not glob.has_magic(directory):
+        return pattern
+    if tf.io.gfile.isdir(directory):
+        return os.path.join(glob.escape(directory.replace("\\", r"\\")), name)
+    return os.path.join(literal_directories(directory), name)
+
+
+def _match(pattern: str, kind: str) -> list[str]:
+    if not pattern:
+        raise PlugError(f"An empty name matches no {kind}; give a path or a pattern.")
+    if tf.io.gfile.isdir(pattern):
+        raise PlugError(f"{pattern} is a directory; name files, for example {pattern}/*.")
+    files = (
+        sorted(tf.io.gfile.glob(literal_directories(pattern))) if glob.has_magic(pattern) else []
+    )
+    if tf.io.gfile.exists(pattern):
+        if others := [file for file in files if os.path.normpath(file) != pattern]:
+            _say_once(f"{pattern} is read as the file of that name, not for {name_some(others)}")
+        return [pattern]
+    if not files:
+        raise PlugError(f"No {kind} matches {pattern}.")
+    return files
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    _log.warning(message)
+
+
+def name_some(files: Sequence[str]) -> str:
+    """The first few of the files, for a message."""
+    return ", ".join(files[:5]) + (", ..." if files[5:] else "")

@@ -1,0 +1,1 @@
+"""`plug-jax demo` and `demo-finetune`: training, n-gram baselines, reports."""

@@ -1,1 +1,0 @@
-"""What results are held against, and pictures of them."""

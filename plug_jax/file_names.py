@@ -1,0 +1,52 @@
+"""Names of output files: their ending must match the content."""
+
+from __future__ import annotations
+
+import os
+
+from plug_jax.errors import PlugError, shown_path
+
+# Formats written here, and their endings.
+JSON, JSON_LINES = "JSON", "JSON lines"
+HTML, ZIP = "HTML", "a zip"
+_ENDINGS = {
+    JSON: (".json",),
+    JSON_LINES: (".jsonl", ".ndjson", ".json"),  # CLUE's files of lines are called .json
+    HTML: (".html", ".htm"),
+    ZIP: (".zip",),
+}
+# Endings of other formats that users may expect.
+_OTHERS = frozenset(
+    (
+        *(".npy", ".npz", ".csv", ".tsv", ".txt", ".xlsx", ".xls", ".parquet", ".arrow"),
+        *(".feather", ".tfrecord", ".h5", ".hdf5", ".pkl", ".pickle", ".pt", ".pth"),
+        *(".safetensors", ".yaml", ".yml", ".xml", ".md", ".pdf", ".png"),
+        ".tar",
+    )
+)
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+def check_ending(option: str, path: str | os.PathLike[str], content: str) -> None:
+    """PlugError if a file's ending suggests another format than its content.
+
+    Names without an ending, or with an unknown one, are accepted.
+
+    Args:
+        option: the option that set the name, for the message.
+        path: the name.
+        content: one of JSON, JSON_LINES, HTML, ZIP.
+    """
+    name = os.fspath(path)
+    ending = os.path.splitext(name)[1].lower()
+    if ending in _COMPRESSED:
+        raise PlugError(
+            f"{option} {shown_path(name)} is not written compressed; leave {ending} out"
+        )
+    own = _ENDINGS[content]
+    known = _OTHERS.union(*_ENDINGS.values())
+    if ending in known and ending not in own:
+        raise PlugError(
+            f"{option} {shown_path(name)} would be {content}, which is not what {ending} "
+            f"promises; let its name end in {own[0]}"
+        )

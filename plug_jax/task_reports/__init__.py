@@ -1,0 +1,1 @@
+"""What a seqio task feeds the model: decoded, counted, compared and shown."""

@@ -1,0 +1,187 @@
+"""Inspection of a task: decoding some examples, counting all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+import seqio
+
+from plug_jax.data.caching.files import check_token_files
+from plug_jax.data.drops import reset_counts
+from plug_jax.data.task_settings import TaskSettings
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
+from plug_jax.downstream.record_task import record_tasks
+from plug_jax.errors import PlugError
+from plug_jax.objectives.composition import Objectives, objectives_for, stage_of
+from plug_jax.objectives.examples import Example, Fate
+from plug_jax.objectives.objective import Objective
+from plug_jax.objectives.stages import KNOWN
+from plug_jax.task_reports.counting import count_examples
+from plug_jax.task_reports.decoded_examples import (
+    DecodedExample,
+    decode_example,
+    describe_example,
+    without_padding,
+)
+from plug_jax.task_reports.statistics import TaskStatistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspected:
+    """A split of a task, and its objectives."""
+
+    provider: seqio.Task | seqio.Mixture
+    split: str
+    seed: int
+    objectives: Objectives
+    vocabulary: PlugVocabulary | None  # None for a task with other features
+    lengths: dict[str, int] | None  # by feature; None: no limit
+
+    @classmethod
+    def of(
+        cls,
+        provider: seqio.Task | seqio.Mixture,
+        *,
+        split: str,
+        seed: int,
+        feature_lengths: str,
+        named: Sequence[Objective],
+    ) -> Inspected:
+        """From the user's options; `named`: objectives that the task must support.
+
+        Raises:
+            PlugError: there is no such split, or the task does not support a named objective.
+        """
+        if split not in provider.splits:
+            splits = ", ".join(provider.splits)
+            raise PlugError(f"{provider.name!r} has no split {split!r}, only {splits}")
+        for task in seqio.get_subtasks(provider):
+            check_token_files(task, split)
+        features = provider.output_features
+        objectives = _objectives(provider, named)
+        vocabulary = features["encoder_input_tokens"].vocabulary if objectives else None
+        if not isinstance(vocabulary, PlugVocabulary):
+            vocabulary = None
+        lengths = sequence_lengths(feature_lengths, features, objectives if vocabulary else ())
+        return cls(provider, split, seed, objectives, vocabulary, lengths)
+
+    @property
+    def fates(self) -> set[Fate]:
+        """The possible fates of a token; none for a task with other features."""
+        if self.vocabulary is None:
+            return set()
+        return {fate for one in self.objectives for fate in one.fates}
+
+    def decode(self, example: Example) -> DecodedExample:
+        """An example, ready to be shown."""
+        if self.vocabulary is None:
+            return describe_example(example, self.provider.output_features)
+        return decode_example(example, self.objectives, self.vocabulary)
+
+    def count(
+        self, number: int, *, show: int, to: Callable[[DecodedExample], None]
+    ) -> TaskStatistics:
+        """Count this many examples, and pass the first `show` of them, decoded, to `to`.
+
+        Raises:
+            PlugError: the split has no example.
+        """
+        reset_counts()
+        dataset = self.provider.get_dataset(
+            sequence_length=self.lengths,
+            split=self.split,
+            shuffle=False,
+            seed=self.seed,
+            num_epochs=1,
+            trim_output_features=False,  # the preprocessors set lengths: cut nothing
+        )
+
+        def shown(examples: Iterable[Example]) -> Iterator[Example]:
+            for place, example in enumerate(examples):
+                if place < show:
+                    to(self.decode(example))
+                yield example
+
+        statistics = count_examples(
+            shown(map(without_padding, dataset.take(number).as_numpy_iterator())),
+            self.objectives,
+            self.vocabulary,
+            TaskSettings.of(self.provider, self.split),
+            row_lengths=self._row_lengths(),
+            bounds=self.lengths,
+        )
+        if not statistics.examples:
+            drops = sorted(statistics.drops.items())
+            why = ", ".join(f"dropped: {reason} {n:,}" for reason, n in drops)
+            raise PlugError(
+                f"{self.provider.name!r} gives no example in split {self.split!r}; "
+                + (why or "nothing was dropped: its source is empty")
+            )
+        return statistics
+
+    def _row_lengths(self) -> dict[str, int]:
+        """The row length of each side with one."""
+        sides = _sides(self.objectives)
+        return {sides[name]: n for name, n in (self.lengths or {}).items() if name in sides}
+
+
+def registered() -> list[str]:
+    """A line for each registered task and mixture: name, kind, and objectives."""
+    kinds = {
+        **dict.fromkeys(seqio.TaskRegistry.names(), "task"),
+        **dict.fromkeys(seqio.MixtureRegistry.names(), "mixture"),
+    }
+    width = max(map(len, kinds), default=0)
+    stages = {1: "stage 1 (StructBERT)", 2: "stage 2 (PALM)"}
+    lines = []
+    for name, kind in sorted(kinds.items()):
+        found = objectives_for(seqio.get_mixture_or_task(name).output_features, KNOWN)
+        names = ", ".join(type(one).__name__ for one in found) or "features of its own"
+        lines.append(f"{name:{width}}  {kind:7}  {stages.get(stage_of(found) or 0, names)}")
+    return lines or ["no task is registered; name a module that registers one with --module"]
+
+
+def sequence_lengths(
+    text: str, features: Collection[str], objectives: Objectives = ()
+) -> dict[str, int] | None:
+    """The lengths of --feature_lengths by feature; None, meaning no limit, for none.
+
+    The objectives' features can also be named by side.
+
+    >>> sequence_lengths("inputs=512", ["inputs", "targets"])
+    {'inputs': 512}
+    """
+    sides = _sides(objectives)
+    lengths: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = (word.strip() for word in part.partition("="))
+        names = [name for name in features if key in (name, sides.get(name))]
+        if not names:
+            keys = sorted({sides.get(name, name) for name in features})
+            raise PlugError(f"--feature_lengths has no {key!r} to limit, only {', '.join(keys)}")
+        if not value.isdecimal() or int(value) < 1:
+            raise PlugError(f"--feature_lengths: {part!r} should read {key}=512, or another length")
+        lengths.update(dict.fromkeys(names, int(value)))
+    return lengths or None
+
+
+def _objectives(provider: seqio.Task | seqio.Mixture, named: Sequence[Objective]) -> Objectives:
+    """The named objectives, all of which the task must support, and known ones it supports.
+
+    A task over records has its own.
+    """
+    features = provider.output_features
+    for one in named:
+        if missing := sorted({feature.name for feature in one.features} - set(features)):
+            raise PlugError(
+                f"the task lacks {', '.join(missing)}, which the objective "
+                f"{type(one).__name__} needs; it has {', '.join(sorted(features))}"
+            )
+    own = [task.format.make_objective() for task in record_tasks(provider)[:1]]
+    return objectives_for(features, [*named, *own, *KNOWN])
+
+
+def _sides(objectives: Objectives) -> dict[str, str]:
+    """Encoder or decoder, by the feature's name."""
+    return {feature.name: feature.side for one in objectives for feature in one.features}

@@ -1,0 +1,151 @@
+"""The self-contained HTML report about a task."""
+
+from __future__ import annotations
+
+import importlib.resources
+import io
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import markupsafe
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from plug_jax.objectives.examples import Fate
+from plug_jax.objectives.shares import CONFIDENCE, Share
+from plug_jax.task_reports.decoded_examples import DecodedExample
+from plug_jax.task_reports.statistics import Lengths, Subject, TaskStatistics
+
+_TEMPLATE = "page.html.j2"
+# Colours of the figures, replaced by those that the page's style sheet defines for light and dark
+# mode.
+_COLORS = {
+    "#010001": "currentColor",
+    "#010002": "var(--bar)",
+    "#010003": "var(--asked)",
+    "#010004": "var(--band)",
+}
+_TEXT, _BAR, _ASKED, _BAND = _COLORS
+_MOST_BARS = 40
+_LENGTH_OF_INTERVAL = 120  # width of an interval's axis, in the page's units
+
+
+def write_report(
+    path: Path,
+    subject: Subject,
+    statistics: TaskStatistics,
+    examples: Sequence[DecodedExample],
+) -> None:
+    """Writes the page, in UTF-8; it needs no other file, no script and no network."""
+    path.write_text(render_report(subject, statistics, examples), encoding="utf-8")
+
+
+def render_report(
+    subject: Subject, statistics: TaskStatistics, examples: Sequence[DecodedExample]
+) -> str:
+    """The page as text; everything from the task or its text is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = importlib.resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
+    return environment.from_string(source).render(
+        subject=subject,
+        statistics=statistics,
+        examples=examples,
+        figures=[(lengths, length_figure(lengths)) for lengths in statistics.lengths],
+        interval=interval,
+        Fate=Fate,
+        confidence=CONFIDENCE,
+        has_shuffles=any(share.key == "shuffled" for share in statistics.shares),
+    )
+
+
+def interval(share: Share) -> dict[str, float] | None:
+    """Positions of low, value, high and target on a line of 120 units, the target in the middle.
+
+    None if a plot would be useless: without a target, or if any deviation is an error.
+    """
+    if not share.target or not share.total:
+        return None
+    low, high = share.bounds
+    places = {"low": low, "value": share.value, "high": high, "target": share.target}
+    reach = 1.15 * max(abs(place - share.target) for place in places.values())
+    middle = _LENGTH_OF_INTERVAL / 2
+    return {name: middle * (1 + (at - share.target) / reach) for name, at in places.items()}
+
+
+def length_figure(lengths: Lengths) -> markupsafe.Markup:
+    """A histogram, with the uniform distribution and its 95% band, or the maximum, if requested."""
+    edges = _edges(lengths)
+    counts = np.histogram(np.arange(len(lengths.counts)), edges, weights=lengths.counts)[0]
+    widths = np.diff(edges)
+    title = f"Histogram of the {lengths.name} lengths"
+    # Keep text as text, in the page's font. No pyplot: it would look for a display.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
+        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+        axes = figure.subplots()
+        axes.stairs(counts / widths, edges - 0.5, fill=True, color=_BAR)
+        if lengths.mean_asked is not None:
+            _draw_uniform_law(axes, lengths, edges)
+        elif lengths.longest_asked is not None:
+            axes.axvline(lengths.longest_asked, color=_ASKED, linestyle="--", linewidth=1.4)
+        axes.set_xlabel("tokens", color=_TEXT)
+        axes.set_ylabel("examples", color=_TEXT)
+        axes.tick_params(colors=_TEXT)
+        axes.set_ylim(bottom=0)
+        axes.margins(y=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(_TEXT)
+        return _inline_svg(figure, title)
+
+
+def _draw_uniform_law(axes: matplotlib.axes.Axes, lengths: Lengths, edges: np.ndarray) -> None:
+    """Expected numbers of examples of each length, and the range of 95% of the bars."""
+    low, high = lengths.shortest_asked, lengths.longest_asked
+    assert low is not None and high is not None
+    inside = (edges[:-1] >= low) & (edges[1:] <= high + 1)
+    asked = lengths.total / (high - low + 1)
+    share = np.diff(edges)[inside] / (high - low + 1)
+    spread = 1.96 * np.sqrt(lengths.total * share * (1 - share)) / np.diff(edges)[inside]
+    ends = np.append(edges[:-1][inside], high + 1) - 0.5
+    axes.stairs(
+        asked + spread, ends, baseline=np.maximum(asked - spread, 0), fill=True, color=_BAND
+    )
+    axes.hlines(asked, low - 0.5, high + 0.5, color=_ASKED, linestyle="--", linewidth=1.4)
+
+
+def _edges(lengths: Lengths) -> np.ndarray:
+    """Integer edges of the bars, aligned to the requested range, and beyond it if needed."""
+    shortest, longest = lengths.extremes
+    low, high = lengths.shortest_asked, lengths.longest_asked
+    first = shortest if low is None else low
+    beyond = (longest if high is None else max(first, high)) + 1
+    width = math.ceil((max(beyond, longest + 1) - min(first, shortest)) / _MOST_BARS)
+    edges = {*range(first, beyond, width), beyond}
+    edges |= {*range(beyond, longest + 1 + width, width)} if longest >= beyond else set()
+    edges |= {*range(first, shortest - width, -width)} if shortest < first else set()
+    return np.array(sorted(edges))
+
+
+def _inline_svg(figure: Figure, title: str) -> markupsafe.Markup:
+    """A figure as an element of a page: in its colours and fonts, with unique ids."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for color, replacement in _COLORS.items():
+        svg = svg.replace(color, replacement)
+    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s(xmlns(:\w+)?|width|height|version)="[^"]*"', "", svg.split(">", 1)[0]) + (
+        ">" + svg.split(">", 1)[1]
+    )
+    svg = re.sub(r"font: [^;\"]*;?", "", svg)
+    prefix = re.sub(r"\W+", "-", title)
+    svg = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{prefix}-", svg)
+    label = markupsafe.escape(title)
+    return markupsafe.Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))

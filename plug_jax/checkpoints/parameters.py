@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -39,6 +40,8 @@ def init_params(
     return {**params, LORA: lora.init(abstract_params(model), rng)}
 
 
+# Traced once for each model: a run asks for the tree several times.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _boxed_params(model: PlugModel, rng: jax.Array) -> Any:
     return model.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]
 

@@ -219,6 +219,8 @@ def small(command: Command) -> list[str]:
     }
     if command.name == "train":
         settings |= {"VOCAB_SIZE": "8000", **short}
+    if "--gin.DECODER_LAYERS=18" in command.arguments:
+        settings["DECODER_LAYERS"] = "2"
     return [
         argument.replace("models/base.gin", "models/tiny.gin")
         for argument in command.with_settings(**settings)

@@ -30,7 +30,7 @@ def few_held_out_texts(monkeypatch):
     monkeypatch.setattr(runs, "write_corpus", write_some)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_claims(tmp_path, monkeypatch, capfd, few_held_out_texts):
     monkeypatch.chdir(Path(__file__).parents[2])  # so that the change made by the command is undone
     command = ["--output", str(tmp_path), "--claims", "be", *FEW_STEPS]

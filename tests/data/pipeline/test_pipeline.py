@@ -214,7 +214,8 @@ def streams_config(add_task, tmp_path):
     return config_of(name, batch_size=8, shuffle=True, packing_window=16, streams=4)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long), 8])
+@pytest.mark.long  # the next test's case that is not long has 1, 2 and 8
+@pytest.mark.parametrize("count", [2, 4, 8])
 def test_the_number_of_processes_does_not_change_the_batches(streams_config, count):
     assert_same(read_processes(streams_config, count, 5), read_processes(streams_config, 1, 5))
 

@@ -40,7 +40,8 @@ def init_params(
     return {**params, LORA: lora.init(abstract_params(model), rng)}
 
 
-# Traced once for each model: a run asks for the tree several times.
+# Traced once for each model and mesh: a run asks for the tree several times. Axis rules, which the
+# cache does not know, concern only the forward pass, and nothing of that is returned.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _boxed_params(model: PlugModel, rng: jax.Array) -> Any:
     return model.init(rng, jnp.zeros((1, 1), jnp.int32))["params"]

@@ -37,6 +37,7 @@ MESHES = {
     "v5p_512": "v5p:4x8x8",
     "v5p_256_x2": "2*v5p:4x4x8",
     "v6e_256": "v6e:16x16",
+    "v7x_64": "v7x:4x4x4",
 }
 TOO_SMALL = [("tiny", "v5e_256"), ("tiny", "v6e_256")]  # 128 wide, for fsdp=256
 PAIRS = [(m, mesh) for m in MODELS for mesh in MESHES if (m, mesh) not in TOO_SMALL]

@@ -17,6 +17,7 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.benchmarks import python_sampler
+from plug_jax.data.autotuning import without_autotuning
 from plug_jax.data.features import ENCODER, Feature, feature_lengths, features_declared, side_of
 from plug_jax.data.pipeline.feature_converters import RowFeatureConverter
 from plug_jax.data.pipeline.pipeline import DatasetConfig, make_iterator
@@ -201,7 +202,7 @@ def _examples(task: seqio.Task, use_cached: bool, epochs: int) -> tf.data.Datase
 
 class _DatasetWay(_Way):
     def __init__(self, batches: tf.data.Dataset) -> None:
-        self._batches = batches.prefetch(tf.data.AUTOTUNE)
+        self._batches = without_autotuning(batches.prefetch(tf.data.AUTOTUNE))
 
     def drain(self) -> None:
         for _ in self._batches.skip(_ALL):  # nothing of it goes through Python

@@ -15,6 +15,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from plug_jax.data.autotuning import without_autotuning
 from plug_jax.data.caching.files import check_token_files
 from plug_jax.data.pipeline.pipeline import find_task, import_tasks
 from plug_jax.data.sources.file_source import Paths, as_list, matching_files
@@ -110,7 +111,7 @@ class RowSource:
             dataset = task.get_dataset(
                 None, self.split, shuffle=False, seed=0, num_epochs=1, trim_output_features=False
             )
-            for example in dataset.as_numpy_iterator():
+            for example in without_autotuning(dataset).as_numpy_iterator():
                 yield _example_row(example, task.output_features)
 
     def paths(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from plug_jax.data.autotuning import without_autotuning
 from plug_jax.data.drops import change_counts, drop_counts
 from plug_jax.data.features import DECODER, ENCODER, Feature, feature_lengths, side_of
 from plug_jax.data.pipeline.feature_converters import RowFeatureConverter
@@ -103,7 +104,7 @@ def measure_fill(
     )
     converted = RowFeatureConverter(features)(dataset, feature_lengths(row_lengths, names))
     rows, tokens = 0, dict.fromkeys(row_lengths, 0)
-    for row in converted.as_numpy_iterator():
+    for row in without_autotuning(converted).as_numpy_iterator():
         rows += 1
         for side in tokens:
             tokens[side] += int(np.count_nonzero(row[f"{side}_segment_ids"]))

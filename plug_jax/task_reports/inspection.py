@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import seqio
 
+from plug_jax.data.autotuning import without_autotuning
 from plug_jax.data.caching.files import check_token_files
 from plug_jax.data.drops import reset_counts
 from plug_jax.data.task_settings import TaskSettings
@@ -88,7 +89,7 @@ class Inspected:
             PlugError: the split has no example.
         """
         reset_counts()
-        dataset = self.provider.get_dataset(
+        examples = self.provider.get_dataset(
             sequence_length=self.lengths,
             split=self.split,
             shuffle=False,
@@ -96,6 +97,7 @@ class Inspected:
             num_epochs=1,
             trim_output_features=False,  # the preprocessors set lengths: cut nothing
         )
+        examples = without_autotuning(examples.take(number))
 
         def shown(examples: Iterable[Example]) -> Iterator[Example]:
             for place, example in enumerate(examples):
@@ -104,7 +106,7 @@ class Inspected:
                 yield example
 
         statistics = count_examples(
-            shown(map(without_padding, dataset.take(number).as_numpy_iterator())),
+            shown(map(without_padding, examples.as_numpy_iterator())),
             self.objectives,
             self.vocabulary,
             TaskSettings.of(self.provider, self.split),

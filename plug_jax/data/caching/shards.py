@@ -19,6 +19,7 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.atomic_files import write_whole
+from plug_jax.data.autotuning import without_autotuning
 from plug_jax.data.caching.deduplication import PERMUTATIONS, Deduplication, digest, signature
 from plug_jax.data.caching.files import (
     LENGTH_EDGES,
@@ -82,7 +83,7 @@ class ShardWork:
         options.deterministic = True
         if self.threads is not None:
             options.threading.private_threadpool_size = self.threads
-        return dataset.prefetch(2).with_options(options)
+        return without_autotuning(dataset.prefetch(2).with_options(options))
 
 
 def before_cache(task: seqio.Task, *, deduplicate: bool) -> seqio.Task:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
+from plug_jax.data.autotuning import without_autotuning
 from plug_jax.data.caching.files import read_json, write_json
 from plug_jax.data.drops import DatasetCounts
 from plug_jax.data.pipeline.places import (
@@ -280,6 +281,7 @@ class BatchIterator:
             with counts.building():
                 batches = self._open_stream(index, streams)
             batches = batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+            batches = without_autotuning(batches)
             self._opened.append(_Stream(index, rows, iter(batches), counts))
 
 

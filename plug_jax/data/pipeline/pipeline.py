@@ -13,6 +13,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from plug_jax.data.autotuning import without_autotuning
 from plug_jax.data.caching.files import check_cache, check_token_files
 from plug_jax.data.drops import drop_counts
 from plug_jax.data.features import Feature, feature_lengths, features_declared
@@ -121,7 +122,7 @@ def stream_batches(
     rows = _Rows.of(config, features)
     _check_tasks(config)
     _check_examples(config, rows, stream)
-    return _batches(config, rows, stream)
+    return without_autotuning(_batches(config, rows, stream))
 
 
 def register_tasks(config: DatasetConfig) -> None:
@@ -302,7 +303,7 @@ def _check_examples(config: DatasetConfig, rows: _Rows, stream: seqio.ShardInfo)
             trim_output_features=False,
             try_in_mem_cache=False,
         )
-        if next(iter(examples.take(1)), None) is None:
+        if next(iter(without_autotuning(examples.take(1))), None) is None:
             raise _no_examples(task.name, config, stream)
 
 

@@ -7,7 +7,8 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.cli import vocab
-from plug_jax.data.pipeline.pipeline import DatasetConfig, make_iterator
+from plug_jax.data.features import STRUCTBERT
+from plug_jax.data.pipeline.pipeline import DatasetConfig, make_iterator, stream_batches
 from plug_jax.data.sources.text_source import TextSource
 from plug_jax.data.vocabularies.vocabulary import default_vocabulary
 from plug_jax.inference.rows import RowSource
@@ -51,6 +52,12 @@ def test_batches(name, tuned, num_epochs):
         name, {"encoder": 32}, "train", batch_size=2, shuffle=True, seed=0, num_epochs=num_epochs
     )
     next(make_iterator(config))
+    assert tuned and not any(tuned)
+
+
+def test_batches_for_other_trainers(name, tuned):
+    config = DatasetConfig(name, {"encoder": 32}, "train", batch_size=2, shuffle=True, seed=0)
+    next(iter(stream_batches(config, STRUCTBERT, seqio.ShardInfo(0, 1))))
     assert tuned and not any(tuned)
 
 

@@ -281,8 +281,8 @@ class BatchIterator:
             with counts.building():
                 batches = self._open_stream(index, streams)
             batches = batches.prefetch(tf.data.AUTOTUNE).with_options(options)
-            batches = without_autotuning(batches)
-            self._opened.append(_Stream(index, rows, iter(batches), counts))
+            iterator = iter(without_autotuning(batches))
+            self._opened.append(_Stream(index, rows, iterator, counts))
 
 
 def add_counts(parts: Iterable[Counts]) -> Counts:

@@ -123,6 +123,10 @@ def test_zero_shot_labels_are_given(writer):
     assert [*words[0].probabilities.values()] == pytest.approx([*found.probabilities.values()])
     with pytest.raises(plug_jax.PlugError, match="give the labels to choose from"):
         writer.classify("天地")
+    with pytest.raises(plug_jax.PlugError, match="text_pair is read only where a template has"):
+        writer.classify("天地", "人", labels=["大", "小"])
+    both = {"labels": ["大", "小"], "prompt_template": "{text}{text_pair}"}
+    assert writer.classify("天", "地", **both) == writer.classify("天地", labels=["大", "小"])
     with pytest.raises(plug_jax.PlugError, match="there is no option tempalte"):
         writer.classify("天地", labels=["大", "小"], tempalte="{label}")
 

@@ -65,7 +65,7 @@ class ClassifyConfig:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plug-jax classify`."""
     parser.add_argument("--text", help="in place of --input: a text")
-    parser.add_argument("--text_pair", help="the second text of a pair, for a checkpoint of pairs")
+    parser.add_argument("--text_pair", help="the second text of a pair")
     jobs.add_arguments(parser, _OPTIONS, jobs.NO_SEP, gin_file="runs/classify.gin")
 
 
@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     from plug_jax.inference.prediction import Prediction
 
     with joined():
-        bindings = jobs.bindings_of(args, _OPTIONS, _row(args), jobs.NO_SEP)
+        row = _row(args)
+        bindings = jobs.bindings_of(args, _OPTIONS, row, jobs.NO_SEP)
         job: Job
         work: Prediction | Classification
         if task := jobs.fine_tuned_for(args.gin_file, bindings):
@@ -89,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             config = gin_config.configured(ClassifyConfig, files=args.gin_file, bindings=bindings)
             job, work, labels = config.job, config.work, config.work.labels
+            for field in row or {}:
+                config.work.check_reads(field)
         return jobs.report(
             results(job, work),
             Accuracy(labels),

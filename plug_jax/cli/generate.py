@@ -59,6 +59,7 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     **options_of(GenerationOptions),
 }
 _MACROS = {"seed": "RANDOM_SEED"}
+_LONG = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")  # the options of --long
 _SWITCHES = {
     "long": "re-encode every 128 tokens, as the released PLUG does, for texts of any length",
     "int8": "quantise the weights to 8 bits",
@@ -91,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
         files=args.gin_file,
         bindings=[*bindings, *gin_config.overrides(args.unknown)],
     )
-    if request.long and (request.options.num_samples > 1 or request.options.num_beams > 1):
-        raise PlugError("--long writes one sampled text: num_samples and num_beams must be 1")
+    if request.long:
+        _check_long(request.options, verbose=args.verbose)
     model = InferenceModel.load(
         request.checkpoint, request.partitioner, request.dtype, int8=request.int8
     )
@@ -109,6 +110,16 @@ def run(args: argparse.Namespace) -> int:
                 raise
             print(" (interrupted)", file=sys.stderr)
     return 0
+
+
+def _check_long(options: GenerationOptions, *, verbose: bool) -> None:
+    """PlugError for options that long texts do not have."""
+    default = dataclasses.asdict(type(options)())
+    changed = {name for name, value in default.items() if getattr(options, name) != value}
+    if verbose:
+        changed.add("verbose")
+    if ignored := sorted(changed - set(_LONG)):
+        raise PlugError(f"--long has no {', '.join(ignored)}; it has {', '.join(_LONG)}")
 
 
 def _prompts(prompt: str | None, *, asks: bool) -> Iterator[str]:

@@ -27,8 +27,8 @@ class Hypotheses:
 
     tokens: jax.Array  # int32 [P, K, N]; the end token from lengths on
     lengths: jax.Array  # int32 [P, K]: tokens before the end token
-    scores: jax.Array  # float32 [P, K]: log_probs / (tokens including the end token) ** penalty
-    log_probs: jax.Array  # float32 [P, K]: sum over the tokens
+    scores: jax.Array  # float32 [P, K]: of the constrained sum / (tokens with the end) ** penalty
+    log_probs: jax.Array  # float32 [P, K]: sum over the tokens, of the model without constraints
     ended: jax.Array  # bool [P, K]: by the end token; false: cut at the maximum length
 
 
@@ -36,7 +36,8 @@ class Hypotheses:
 class _State:
     step: jax.Array  # int32 []: tokens in every live text
     live: jax.Array  # int32 [P, K, N]
-    live_log_probs: jax.Array  # float32 [P, K]; -inf: no such text
+    live_sums: jax.Array  # float32 [P, K]: log-probabilities under the constraints; -inf: no text
+    live_log_probs: jax.Array  # float32 [P, K]: as in Hypotheses
     broken: jax.Array  # bool [P]: some logits were not finite
     finished: Hypotheses
     last_tokens: jax.Array  # int32 [B]
@@ -59,8 +60,9 @@ def beam_search(
 ) -> Hypotheses:
     """The `num_beams` best texts of each prompt, found by keeping as many at every step.
 
-    A prompt's search ends when no live beam can beat its worst finished text. Call it inside
-    `jax.jit`.
+    A text ends only where its end is among the `num_beams` likeliest continuations of the prompt's
+    beams. A prompt's search ends when no live beam can beat its worst finished text: as in Hugging
+    Face with `early_stopping="never"`. Call it inside `jax.jit`.
 
     Args:
       tokens_to_logits: see `generate.TokensToLogits`.
@@ -81,22 +83,23 @@ def beam_search(
     prompts = start_tokens.shape[0] // beams
     max_length = constraints.max_length.reshape(prompts, beams)
 
-    def score(log_probs: jax.Array, count: jax.Array) -> jax.Array:
+    def score(sums: jax.Array, count: jax.Array) -> jax.Array:
         length = jnp.maximum(count, 1).astype(jnp.float32)
-        return log_probs / ((length_offset + length) / (length_offset + 1)) ** length_penalty
+        return sums / ((length_offset + length) / (length_offset + 1)) ** length_penalty
 
     def unfinished(state: _State) -> jax.Array:
-        # Log-probabilities only decrease, so the most favourable length bounds future scores.
+        # Sums only decrease, so the most favourable length bounds future scores.
         count = jnp.where(length_penalty > 0, max_length[:, 0], state.step + 1)
-        hope = score(jnp.max(state.live_log_probs, axis=1), count)
+        hope = score(jnp.max(state.live_sums, axis=1), count)
         return (state.step < max_new_tokens) & jnp.any(hope > state.finished.scores[:, -1])
 
     def write_one(state: _State) -> _State:
-        active = (state.live_log_probs > -jnp.inf).reshape(-1)
+        active = (state.live_sums > -jnp.inf).reshape(-1)
         logits, cache = tokens_to_logits(state.last_tokens, state.cache, active)
         broken = (active & ~has_numbers(logits)).reshape(prompts, beams).any(axis=1)
-        log_probs = constrain(
-            jax.nn.log_softmax(logits, axis=-1),
+        log_probs = jax.nn.log_softmax(logits, axis=-1)
+        constrained = constrain(
+            log_probs,
             constraints,
             tokens=state.live.reshape(-1, max_new_tokens),
             lengths=jnp.full(prompts * beams, state.step),
@@ -104,35 +107,39 @@ def beam_search(
             penalties=penalties,
         ).reshape(prompts, beams, -1)
         # Of 2K candidates at most K end, one per beam, so at least K continue.
-        wanted = min(2 * beams, log_probs.shape[-1])
-        values, ids = jax.lax.top_k(log_probs, wanted)  # of each beam [P, K, wanted]
-        values = (values + state.live_log_probs[:, :, None]).reshape(prompts, -1)
-        values, chosen = jax.lax.top_k(values, min(2 * beams, values.shape[1]))  # [P, C]
+        wanted = min(2 * beams, constrained.shape[-1])
+        sums, ids = jax.lax.top_k(constrained, wanted)  # of each beam [P, K, wanted]
+        sums = (sums + state.live_sums[:, :, None]).reshape(prompts, -1)
+        sums, chosen = jax.lax.top_k(sums, min(2 * beams, sums.shape[1]))  # [P, C]
         parents = chosen // wanted
         drawn = jnp.take_along_axis(ids.reshape(prompts, -1), chosen, axis=1)
+        rows = jnp.arange(prompts)[:, None] * beams + parents
+        own = log_probs[rows, drawn] + jnp.take_along_axis(state.live_log_probs, parents, axis=1)
         texts = jnp.take_along_axis(state.live, parents[:, :, None], axis=1)
         texts = jnp.where(places == state.step, drawn[:, :, None], texts)  # [P, C, N]
 
         count = state.step + 1  # tokens of the candidates, including an end token
         ends = drawn == end_token
         over = ends | (count >= max_length[:, :1])
+        # The second K candidates only replace those of the first that end.
+        finished = over & (jnp.arange(over.shape[1]) < beams)
         new = Hypotheses(
             tokens=texts,
             lengths=jnp.where(ends, state.step, count),
-            scores=jnp.where(over, score(values, count), -jnp.inf),
-            log_probs=values,
+            scores=jnp.where(finished, score(sums, count), -jnp.inf),
+            log_probs=own,
             ended=ends,
         )
-        live_values, kept = jax.lax.top_k(jnp.where(over, -jnp.inf, values), beams)
-        rows = jnp.arange(prompts)[:, None] * beams + jnp.take_along_axis(parents, kept, axis=1)
+        live_sums, kept = jax.lax.top_k(jnp.where(over, -jnp.inf, sums), beams)
         return _State(
             step=count,
             live=jnp.take_along_axis(texts, kept[:, :, None], axis=1),
-            live_log_probs=live_values,
+            live_sums=live_sums,
+            live_log_probs=jnp.take_along_axis(own, kept, axis=1),
             broken=state.broken | broken,
             finished=_best(state.finished, new, beams),
             last_tokens=jnp.take_along_axis(drawn, kept, axis=1).reshape(-1),
-            cache=reorder(cache, rows.reshape(-1)),
+            cache=reorder(cache, jnp.take_along_axis(rows, kept, axis=1).reshape(-1)),
         )
 
     empty = jnp.full((prompts, beams), -jnp.inf)
@@ -141,7 +148,8 @@ def beam_search(
     state = _State(
         step=jnp.int32(0),
         live=blank,
-        live_log_probs=empty.at[:, 0].set(0.0),  # the beams of a prompt start from one text
+        live_sums=empty.at[:, 0].set(0.0),  # the beams of a prompt start from one text
+        live_log_probs=jnp.zeros((prompts, beams)),
         broken=jnp.zeros(prompts, bool),
         finished=Hypotheses(blank, none, empty, empty, none.astype(bool)),
         last_tokens=start_tokens.astype(jnp.int32),

@@ -14,7 +14,7 @@ from plug_jax.clue.records import BlankRecord, ChoiceRecord
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
 from plug_jax.downstream.formats import Answer, Format, Outputs, field, softmax
-from plug_jax.downstream.text_format import joined
+from plug_jax.downstream.text_format import characters_cut, joined
 from plug_jax.downstream.token_texts import token_ids
 from plug_jax.errors import PlugError
 from plug_jax.objectives.multiple_choice import MultipleChoice
@@ -54,11 +54,7 @@ class ChoiceFormat(Format[ChoiceRecord]):
         self, builder: ExamplesBuilder, records: Sequence[ChoiceRecord], vocabulary: PlugVocabulary
     ) -> None:
         """One example per question."""
-        parts = [
-            (record.passage.lower(), record.question.lower(), choice.lower())
-            for record in records
-            for choice in _padded(record, self.choices)
-        ]
+        parts = [texts for record in records for texts in _texts_of_choices(record, self.choices)]
         ids = token_ids((text for texts in parts for text in texts), vocabulary)
         for number, record in enumerate(records):
             own = parts[number * self.choices : (number + 1) * self.choices]
@@ -66,6 +62,13 @@ class ChoiceFormat(Format[ChoiceRecord]):
                 joined([ids[text] for text in texts], vocabulary, self.max_length) for texts in own
             ]
             builder.add(number, _row(texts, self.max_length, record.label))
+
+    def left_out(self, record: ChoiceRecord, vocabulary: PlugVocabulary) -> int:
+        """See `Format.left_out`; of the choice that leaves least room."""
+        return max(
+            characters_cut(parts, vocabulary, self.max_length)
+            for parts in _texts_of_choices(record, self.choices)
+        )
 
     def answers(
         self, records: Sequence[ChoiceRecord], examples: Examples, outputs: Outputs
@@ -202,8 +205,11 @@ def _accuracy(
     return {"accuracy": 100 * float(np.mean(hits))} if hits else {}
 
 
-def _padded(record: ChoiceRecord, choices: int) -> tuple[str, ...]:
-    return record.choices + (_NO_CHOICE,) * (choices - len(record.choices))
+def _texts_of_choices(record: ChoiceRecord, choices: int) -> list[tuple[str, str, str]]:
+    """Passage, question and choice, for each choice."""
+    padded = record.choices + (_NO_CHOICE,) * (choices - len(record.choices))
+    passage, question = record.passage.lower(), record.question.lower()
+    return [(passage, question, choice.lower()) for choice in padded]
 
 
 def _row(

@@ -72,6 +72,10 @@ class EntityFormat(Format[EntityRecord]):
             }
             builder.add(number, vectors)
 
+    def left_out(self, record: EntityRecord, vocabulary: PlugVocabulary) -> int:
+        """See `Format.left_out`."""
+        return max(len(record.text) - (self.max_length - 2), 0)
+
     def answers(
         self, records: Sequence[EntityRecord], examples: Examples, outputs: Outputs
     ) -> list[Answer]:

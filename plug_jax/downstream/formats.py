@@ -70,6 +70,10 @@ class Format(abc.ABC, Generic[R]):
     ) -> None:
         """Add the examples of all records, in order."""
 
+    def left_out(self, record: R, vocabulary: PlugVocabulary) -> int:
+        """Characters of a record that are in none of its examples, for want of room."""
+        return 0
+
     @abc.abstractmethod
     def answers(self, records: Sequence[R], examples: Examples, outputs: Outputs) -> list[Answer]:
         """The answer for each record from its examples' outputs; "prediction" is scored.

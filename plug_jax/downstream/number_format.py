@@ -13,7 +13,7 @@ from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
 from plug_jax.downstream.formats import Answer, Format, Outputs
 from plug_jax.downstream.records import NumberRecord
-from plug_jax.downstream.text_format import joined, row_texts
+from plug_jax.downstream.text_format import characters_cut, joined, row_texts
 from plug_jax.downstream.token_texts import token_ids
 from plug_jax.errors import PlugError
 from plug_jax.objectives.regression import Regression
@@ -61,6 +61,10 @@ class NumberFormat(Format[NumberRecord]):
                 "regression_weights": weights,
             }
             builder.add(index, vectors)
+
+    def left_out(self, record: NumberRecord, vocabulary: PlugVocabulary) -> int:
+        """See `Format.left_out`."""
+        return characters_cut(record.texts, vocabulary, self.max_length)
 
     def answers(
         self, records: Sequence[NumberRecord], examples: Examples, outputs: Outputs

@@ -12,7 +12,7 @@ from plug_jax.clue.records import TextRecord
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
 from plug_jax.downstream.formats import Answer, Format, Outputs, field, softmax
-from plug_jax.downstream.token_texts import token_ids
+from plug_jax.downstream.token_texts import placed_tokens, token_ids
 from plug_jax.errors import PlugError
 from plug_jax.objectives.classification import Classification
 from plug_jax.objectives.task_heads import TaskObjective
@@ -57,6 +57,10 @@ class TextFormat(Format[TextRecord]):
                 "classification_weights": at_cls,
             }
             builder.add(number, vectors)
+
+    def left_out(self, record: TextRecord, vocabulary: PlugVocabulary) -> int:
+        """See `Format.left_out`."""
+        return characters_cut(record.texts, vocabulary, self.max_length)
 
     def answers(
         self, records: Sequence[TextRecord], examples: Examples, outputs: Outputs
@@ -122,6 +126,19 @@ def joined(
         tokens += [part[:length].tolist(), [vocabulary.sep_id]]
         types += [min(number, 1)] * (length + 1)
     return np.concatenate(tokens).astype(np.int32), np.array(types, np.int32)
+
+
+def characters_cut(parts: Sequence[str], vocabulary: PlugVocabulary, max_length: int) -> int:
+    """The number of characters that `joined` cuts from texts."""
+    ids = token_ids(parts, vocabulary)
+    tokens = [len(ids[part]) for part in parts]
+    lengths = cut_lengths(tokens, max_length - len(parts) - 1)
+    shortened = {part: n for part, n, all_ in zip(parts, lengths, tokens, strict=True) if n < all_}
+    places = placed_tokens(shortened, vocabulary)
+    return sum(
+        len(part) - (int(places[part].ends[length - 1]) if length else 0)
+        for part, length in shortened.items()
+    )
 
 
 def cut_lengths(lengths: Sequence[int], room: int) -> list[int]:

@@ -60,7 +60,7 @@ class Classification(DecoderWork):
         PlugError: fewer than two labels, templates without required fields, an unknown `normalize`.
     """
 
-    ANSWERS: ClassVar[tuple[str, ...]] = ("prediction", "probabilities", "scores")
+    ANSWERS: ClassVar[tuple[str, ...]] = ("prediction", "probabilities", "scores", "left_out")
 
     labels: Mapping[str, str] | str
     template: str = "{label}"
@@ -84,6 +84,14 @@ class Classification(DecoderWork):
             raise PlugError(
                 f"the prompt template {shown(self.prompt_template)} needs a row's field, such as "
                 "{text}, and no {label}"
+            )
+
+    def check_reads(self, field: str) -> None:
+        """PlugError if no template reads this field of a row."""
+        if field not in _FIELD.findall(self.template + self.prompt_template):
+            raise PlugError(
+                f"{field} is read only where a template has {{{field}}}: the prompt template is "
+                f"{shown(self.prompt_template)}, the template {shown(self.template)}"
             )
 
     def settings(self) -> Mapping[str, Any]:

@@ -51,7 +51,7 @@ class EncoderModel(PlacedModel):
         programs = EncoderPrograms(PlugModel(config), vocabulary.vocab_size)
         # Programs compile on their first call.
         self._states = jax.jit(programs.states)
-        self._vectors = jax.jit(programs.vectors, static_argnames="pooling")
+        self._vectors = jax.jit(programs.vectors)
         self._fill = jax.jit(programs.fill, static_argnames="candidates")
 
     @classmethod
@@ -71,7 +71,7 @@ class EncoderModel(PlacedModel):
     def vectors(self, texts: Sequence[Sequence[int]], pooling: Pooling) -> np.ndarray:
         """A vector per text, float32 [texts, M]; see `EncoderPrograms.vectors`."""
         with self.context():
-            found = to_host(self._vectors(self.params, *self.batch(texts), pooling=pooling))
+            found = to_host(self._vectors(self.params, *self.batch(texts))[pooling])
         vectors: np.ndarray = found[: len(texts)]
         return vectors
 
@@ -128,20 +128,19 @@ class EncoderPrograms:
         return states
 
     def vectors(
-        self, params: Params, tokens: jax.Array, segment_ids: jax.Array, *, pooling: Pooling
-    ) -> jax.Array:
-        """float32 [R, M]: the state at [CLS], or the mean over the text's tokens.
+        self, params: Params, tokens: jax.Array, segment_ids: jax.Array
+    ) -> dict[Pooling, jax.Array]:
+        """float32 [R, M] each: the state at [CLS], and the mean over the text's tokens.
 
-        The mean excludes [CLS], [SEP] and padding; it is 0 for an empty text.
+        The mean excludes [CLS], [SEP] and padding; it is 0 for an empty text. One program has both,
+        so that a server is ready for both.
         """
         states = self.states(params, tokens, segment_ids)
-        if pooling == "cls":
-            return states[:, 0]
         places = jnp.arange(tokens.shape[1])
         lengths = jnp.sum(segment_ids > 0, axis=1, keepdims=True)
         inside = (places >= 1) & (places < lengths - 1)
         total = jnp.sum(jnp.where(inside[..., None], states, 0.0), axis=1)
-        return total / jnp.maximum(lengths - 2, 1)
+        return {"cls": states[:, 0], "mean": total / jnp.maximum(lengths - 2, 1)}
 
     def fill(
         self,

@@ -44,7 +44,7 @@ class ClassifiedText:
 
     prediction: str
     probabilities: dict[str, float]
-    left_out: int = 0  # characters cut from the prompt by `max_prompt_tokens`
+    left_out: int = 0  # characters cut from the texts, for which there was no room
 
 
 def load(
@@ -254,6 +254,8 @@ class Model:
             if not isinstance(labels, Mapping):
                 labels = {label: label for label in _listed(labels)}
             work = _chosen(Classification, None, {"labels": labels, **fields})
+            if text_pairs is not None:
+                work.check_reads("text_pair")
             found = self._answers(self._writer(), work, rows)
         return _like(texts, [_classified(one) for one in found])
 

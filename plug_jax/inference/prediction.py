@@ -26,16 +26,18 @@ class Asked:
     record: AnyRecord
     made: Examples
     examples: Sequence[Example]
+    left_out: int  # characters for which they have no room
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """Adds a `prediction` and its scores to each row, by the checkpoint's format.
 
-    Rows are answered independently: blanks of a line (CHID) do not share their candidates.
+    Rows are answered independently: blanks of a line (CHID) do not share their candidates. Texts
+    are cut as in training; the answer counts the characters under "left_out".
     """
 
-    ANSWERS: ClassVar[tuple[str, ...]] = ("prediction", "probabilities", "nbest")
+    ANSWERS: ClassVar[tuple[str, ...]] = ("prediction", "probabilities", "nbest", "left_out")
 
     def settings(self) -> Mapping[str, Any]:
         """Empty: everything that answers depend on is in the checkpoint."""
@@ -60,7 +62,8 @@ class Prediction:
         """The row's examples; PlugError if a field is missing or of another type."""
         record = model.format.record(row.fields, index)
         made = model.format.examples([record], model.vocabulary)
-        return Asked(record, made, model.examples(made))
+        left_out = model.format.left_out(record, model.vocabulary)
+        return Asked(record, made, model.examples(made), left_out)
 
     def size(self, item: Asked) -> tuple[int, ...]:
         """Number of encoder texts, and tokens of the longest."""
@@ -85,4 +88,5 @@ def _answer(model: FineTunedModel, item: Asked, outputs: Outputs) -> Answer | No
         return NoNumbersError()
     [fields] = model.format.answers([item.record], item.made, outputs)
     tokens = sum(int((one["encoder_segment_ids"] > 0).sum()) for one in item.examples)
-    return Answer(fields, tokens)
+    left_out = {"left_out": item.left_out} if item.left_out else {}
+    return Answer({**fields, **left_out}, tokens)

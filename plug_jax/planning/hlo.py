@@ -90,6 +90,13 @@ class Computation:
         """What it returns."""
         return next(i for i in self.instructions.values() if i.is_root)
 
+    @property
+    def outputs(self) -> list[Instruction]:
+        """What it returns, each of a tuple."""
+        if self.root.opcode == "tuple":
+            return [self.instructions[name] for name in self.root.operands]
+        return [self.root]
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -127,6 +134,10 @@ class Module:
                 for inner in (*called.get("to_apply", ()), *called.get("calls", ())):
                     yield from self._runs(inner, times, is_async=is_async or beside)
 
+    def fused_in(self, fusion: Instruction) -> Computation:
+        """The computation of a fusion."""
+        return self.computations[fusion.called["calls"][0]]
+
     def is_hidden(
         self, computation: Computation, start: Instruction, awaited: Instruction | None = None
     ) -> bool:
@@ -150,8 +161,7 @@ class Module:
     def _ends(self, instruction: Instruction) -> bool:
         """Whether an instruction waits for the end of an asynchronous one."""
         if instruction.opcode == "fusion":
-            fused = self.computations[instruction.called["calls"][0]]
-            return ASYNC_DONE in fused.root.attributes
+            return ASYNC_DONE in self.fused_in(instruction).root.attributes
         return instruction.opcode.endswith("-done")
 
     @functools.cached_property
@@ -182,7 +192,7 @@ class Module:
     def _fused(self, computation: Computation) -> Iterator[Computation]:
         for instruction in computation.instructions.values():
             if instruction.opcode == "fusion":
-                yield self.computations[instruction.called["calls"][0]]
+                yield self.fused_in(instruction)
 
     def _constant(self, computation: Computation, name: str, caller: Computation) -> int | None:
         """The integer that a name stands for; a fusion's parameter is looked up in its caller."""

@@ -54,7 +54,7 @@ def _traffic(module: Module, computation: Computation, instruction: Instruction)
         return 0
     operands = [computation.instructions[name] for name in instruction.operands]
     if opcode == "fusion":
-        return _fusion(module.computations[instruction.called["calls"][0]], instruction, operands)
+        return _fusion(module, instruction, operands)
     if opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * _in_hbm(instruction.arrays)
     if opcode == "dynamic-update-slice":
@@ -66,57 +66,77 @@ def _traffic(module: Module, computation: Computation, instruction: Instruction)
     return _in_hbm(instruction.arrays) + sum(_in_hbm(o.arrays) for o in operands)
 
 
-def _fusion(fused: Computation, fusion: Instruction, operands: list[Instruction]) -> int:
-    root = fused.root
-    if ASYNC_DONE in root.attributes:
+def _fusion(module: Module, fusion: Instruction, operands: list[Instruction]) -> int:
+    fused = module.fused_in(fusion)
+    if ASYNC_DONE in fused.root.attributes:
         return 0
-    if ASYNC_START in root.attributes:
+    if ASYNC_START in fused.root.attributes:
         return _in_hbm(fusion.arrays)
     total = 0
     for parameter in fused.instructions.values():
         if parameter.opcode == "parameter":
             operand = operands[int(parameter.arguments)]
             whole = _in_hbm(operand.arrays)
-            total += min(whole, _read(fused, parameter)) if whole else 0
-    outputs = (
-        [fused.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    )
+            total += min(whole, _read(module, fused, parameter)) if whole else 0
+    outputs = fused.outputs
     if len(outputs) != len(fusion.arrays):  # a fusion of a collective of several arrays
         return total + _in_hbm(fusion.arrays)
     for output, array in zip(outputs, fusion.arrays, strict=True):
-        total += min(_in_hbm([array]), _written(fused, output))
+        total += min(_in_hbm([array]), _written(module, fused, output))
     return total
 
 
-def _read(fused: Computation, parameter: Instruction) -> int:
-    """Bytes of a fusion's parameter that are needed; all, if anything needs it whole."""
+def _read(module: Module, fused: Computation, source: Instruction) -> int:
+    """Bytes of a fusion's parameter that are needed; all, if anything needs it whole.
+
+    `source` is the parameter, or what relays it. Fusions can be nested (libtpu does so for v7x).
+    """
     total = 0
     for user in fused.instructions.values():
-        if parameter.name not in user.operands:
+        if source.name not in user.operands:
             continue
-        if user.opcode in ("dynamic-slice", "gather", "slice") and (
-            user.operands[0] == parameter.name
-        ):
+        if user.opcode in ("dynamic-slice", "gather", "slice") and user.operands[0] == source.name:
             total += user.bytes
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name:
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == source.name:
             continue  # in place: what is written is counted as such
         elif user.opcode == "tuple" or "chain_id=" in user.attributes:
             continue  # passed on; a collective under way is counted where it starts
-        elif user.opcode == "bitcast":
-            total += _read(fused, user)
+        elif user.opcode == "bitcast" or (_relays(module, user) and user not in fused.outputs):
+            total += _read(module, fused, user)
+        elif user.opcode == "fusion":
+            inner = module.fused_in(user)
+            total += sum(
+                _read(module, inner, parameter)
+                for parameter in inner.instructions.values()
+                if parameter.opcode == "parameter"
+                and user.operands[int(parameter.arguments)] == source.name
+            )
         else:
-            return parameter.bytes
+            return source.bytes
     return total
 
 
-def _written(fused: Computation, output: Instruction) -> int:
-    if output.opcode == "bitcast":
-        return _written(fused, fused.instructions[output.operands[0]])
+def _written(module: Module, fused: Computation, output: Instruction) -> int:
+    if _relays(module, output):
+        relayed = fused.instructions[output.operands[0]]
+        if output.opcode == "bitcast" or relayed.opcode != "parameter":
+            return _written(module, fused, relayed)
     if output.opcode == "dynamic-update-slice":
         return fused.instructions[output.operands[1]].bytes
     if output.opcode == "parameter" or "chain_id=" in output.attributes:
         return 0
+    if output.opcode == "fusion":
+        inner = module.fused_in(output)
+        return sum(_written(module, inner, one) for one in inner.outputs)
     return output.bytes
+
+
+def _relays(module: Module, instruction: Instruction) -> bool:
+    """Whether it only changes the layout of its operand, element by element as they are needed."""
+    if instruction.opcode == "fusion":
+        inner = module.fused_in(instruction).instructions.values()
+        return all(i.opcode in ("parameter", "bitcast", "copy") for i in inner)
+    return instruction.opcode in ("bitcast", "copy")
 
 
 def _in_hbm(arrays: Iterable[Array]) -> int:

@@ -10,6 +10,7 @@ from plug_jax.serving import stops
 from plug_jax.serving.engine import TextTask
 
 _CONTEXT = 8  # preceding tokens that may affect a token's text
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Choice:
@@ -57,11 +58,11 @@ class Choice:
         offsets: list[int] = []
         first = self._tokens
         while self._tokens < len(text.ids) and (self._done or self._offset < len(self._sent)):
-            token = self._token(text.ids, self._tokens)
+            token, added = self._token(text.ids, self._tokens)
             tokens.append(token)
             offsets.append(self._offset)
             self._tokens += 1
-            self._offset += len(token)
+            self._offset += added
         return {
             "tokens": tokens,
             "token_logprobs": text.log_probs[first : self._tokens],
@@ -69,12 +70,16 @@ class Choice:
             "text_offset": offsets,
         }
 
-    def _token(self, ids: Sequence[int], place: int) -> str:
-        """The text that a token adds."""
+    def _token(self, ids: Sequence[int], place: int) -> tuple[str, int]:
+        """What a token adds: its text, and the number of whole characters.
+
+        Of a character in several tokens only the last adds it; the others show as U+FFFD.
+        """
         before = ids[max(0, place - _CONTEXT) : place]
         shorter = self._decode(before)
         longer = self._decode([*before, ids[place]])
-        return longer[len(shorter) :] if longer.startswith(shorter) else ""
+        added = len(longer.rstrip(_INCOMPLETE)) - len(shorter.rstrip(_INCOMPLETE))
+        return longer[len(shorter) :] if longer.startswith(shorter) else "", added
 
 
 def usage(prompt_tokens: int, texts: Sequence[GeneratedText]) -> dict[str, int]:

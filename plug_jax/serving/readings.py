@@ -170,9 +170,9 @@ class Classify(ReadingEndpoint):
         return ReadRequest(self._reading, [_row(one) for one in _inputs(body)], body)
 
     def data(self, asked: ReadRequest, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The likeliest label, and all labels' probabilities."""
-        names = ("prediction", "probabilities")
-        return {"object": "classification", **{name: fields[name] for name in names}}
+        """The likeliest label, all labels' probabilities, and the number of characters cut."""
+        names = ("prediction", "probabilities", "left_out")
+        return {"object": "classification", **{n: fields[n] for n in names if n in fields}}
 
     def special_tokens(self, asked: ReadRequest) -> int:
         """[CLS], and a [SEP] after each text."""

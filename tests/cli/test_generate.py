@@ -145,7 +145,10 @@ def test_long_texts_by_the_released_scheme(run):
     options = GenerationOptions(temperature=0, max_new_tokens=5)
     assert run(*arguments)[:2] == (0, generate_long(lively_model(), ["ABC"], options)[0] + "\n")
     status, _, err = run("--prompt", "A", "--long", "--num_samples", "2")
-    assert status == 2 and "--long writes one sampled text" in err
+    assert status == 2 and "--long has no num_samples; it has max_new_tokens, temp" in err
+    more = ["--verbose", "--no_repeat_ngram=2", "--forced_text=B", "--top_k=3"]
+    status, _, err = run("--prompt", "A", "--long", *more)
+    assert status == 2 and "--long has no forced_text, no_repeat_ngram, verbose;" in err
 
 
 def test_a_mistake_is_said_without_loading_anything(run):

@@ -242,6 +242,10 @@ def test_batches_of_no_or_too_many_texts_are_refused(model_dir, tmp_path, capsys
         (["score"], "name what to read"),
         (["classify", "--text", "a"], "required, but not set: LABELS"),
         (["classify", "--text", "a", "--labels", "a,b", "--normalize", "x"], "normalize must be"),
+        (
+            ["classify", "--text", "a", "--text_pair", "b", "--labels", "a,b"],
+            "text_pair is read only where a template has {text_pair}",
+        ),
     ],
 )
 def test_options_that_do_not_go_together(model_dir, capsys, command, message):

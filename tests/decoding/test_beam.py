@@ -154,7 +154,7 @@ def plain_beams(prompt, beams, room, length_penalty):
             ]
         steps = sorted(steps, reverse=True)[: 2 * beams]
         over = [s for s in steps if s[1][-1] == END or count == room]
-        finished += [(total / count**length_penalty, ids) for total, ids in over]
+        finished += [(s[0] / count**length_penalty, s[1]) for s in steps[:beams] if s in over]
         live = [s for s in steps if s not in over][:beams]
     return sorted(finished, reverse=True)[:beams]
 
@@ -195,3 +195,28 @@ def test_a_text_that_gets_better_with_its_length_is_waited_for():
         ((score, _, ids, ended),) = found_texts(found, prompt)
         assert (ids, ended) == ([1] * 10, False)
         assert score == pytest.approx(np.log(0.05) / 100, rel=1e-4)
+
+
+def test_a_text_does_not_end_where_its_end_is_not_among_the_likeliest_continuations():
+    """Of two beams [END] at once is third (0.25): likelier than any six tokens, but not a beam."""
+    table = np.full((2, VOCAB, VOCAB, VOCAB), 1e-9, np.float32)
+    table[:] = [0.5, 0.48, 1e-9, 0.02]
+    table[:, 0, 0] = [0.4, 0.35, 1e-9, 0.25]
+    found = search(constraints(4, max_length=6), 0.0, table, beams=2, room=6)
+    for prompt in range(2):
+        best = found_texts(found, prompt)[0]
+        assert (best[2], best[3]) != ([], True) and len(best[2]) == 6
+
+
+def test_log_probs_are_the_models_own_whatever_is_penalised_or_forced():
+    """Scores are of what is compared, with penalties and what is forced, as in Hugging Face."""
+    beams, room = 3, 4
+    forced = np.tile([[1, 2, -1, -1]], (2 * beams, 1)).astype(np.int32)
+    penalised = constraints(2 * beams, max_length=room, repetition_penalty=np.float32([3] * 6))
+    for limits in (penalised, penalised.replace(forced=forced)):
+        found = search(limits, 2.0, beams=beams, room=room, penalties=True)
+        for prompt in range(2):
+            own = {tuple(t[2]): t[1] for t in every_text(prompt, room, length_penalty=0.0)}
+            for score, log_prob, ids, _ in found_texts(found, prompt):
+                assert log_prob == pytest.approx(own[tuple(ids)], rel=1e-5)
+                assert score != pytest.approx(log_prob / len(ids) ** 2, rel=1e-3)

@@ -291,3 +291,53 @@ ENTRY %main (stack: f32[24,100], i: s32[], a: f32[10], b: f32[10]) -> f32[24,100
     sums = 40 + 40 + 40  # reads a and b, writes the product; the sum stays on the chip
     one_layer = 400 + 400  # reads and writes a layer, twice
     assert hbm_bytes(parse_module(text)) == sums + 2 * one_layer
+
+
+def test_hbm_traffic_of_nested_fusions():
+    """As libtpu nests them for v7x: a slice is read or updated through a change of layout."""
+    text = """HloModule nested_fusions
+
+%relayout (p: f32[24,100]) -> f32[24,100] {
+  %p = f32[24,100]{1,0:T(16,128)} parameter(0)
+  ROOT %copied = f32[24,100]{1,0:T(8,128)} copy(%p)
+}
+
+%doubled (q: f32[24,100], r: s32[]) -> f32[1,100] {
+  %q = f32[24,100]{1,0:T(16,128)} parameter(0)
+  %other = f32[24,100]{1,0:T(8,128)} fusion(%q), kind=kLoop, calls=%relayout
+  %r = s32[] parameter(1)
+  %row = f32[1,100]{1,0:T(8,128)} dynamic-slice(%other, %r, %r), dynamic_slice_sizes={1,100}
+  ROOT %sum = f32[1,100]{1,0:T(8,128)} add(%row, %row)
+}
+
+%take (p0: f32[24,100], p1: s32[]) -> f32[1,100] {
+  %p0 = f32[24,100]{1,0:T(16,128)} parameter(0)
+  %p1 = s32[] parameter(1)
+  %twice = f32[1,100]{1,0:T(8,128)} fusion(%p0, %p1), kind=kLoop, calls=%doubled
+  ROOT %negative = f32[1,100]{1,0:T(8,128)} negate(%twice)
+}
+
+%put (p2: f32[24,100], p3: f32[1,100], p4: s32[]) -> (f32[24,100], f32[1,100]) {
+  %p2 = f32[24,100]{1,0:T(16,128)} parameter(0)
+  %other.1 = f32[24,100]{1,0:T(8,128)} fusion(%p2), kind=kLoop, calls=%relayout
+  %p3 = f32[1,100]{1,0:T(8,128)} parameter(1)
+  %p4 = s32[] parameter(2)
+  %update = f32[24,100]{1,0:T(8,128)} dynamic-update-slice(%other.1, %p3, %p4, %p4)
+  %back = f32[24,100]{1,0:T(16,128)} fusion(%update), kind=kLoop, calls=%relayout
+  %row.1 = f32[1,100]{1,0:T(16,128)} copy(%p3)
+  ROOT %both = (f32[24,100]{1,0:T(16,128)}, f32[1,100]{1,0:T(16,128)}) tuple(%back, %row.1)
+}
+
+ENTRY %main (stack: f32[24,100], i: s32[]) -> f32[24,100] {
+  %stack = f32[24,100]{1,0:T(16,128)} parameter(0)
+  %i = s32[]{:S(6)} parameter(1)
+  %one = f32[1,100]{1,0:T(8,128)} fusion(%stack, %i), kind=kLoop, calls=%take
+  %new = (f32[24,100]{1,0:T(16,128)}, f32[1,100]{1,0:T(16,128)}) fusion(%stack, %one, %i), kind=kLoop, calls=%put
+  %all = f32[24,100]{1,0:T(16,128)} get-tuple-element(%new), index=0
+  ROOT %end = f32[24,100]{1,0:T(8,128)} fusion(%all), kind=kLoop, calls=%relayout
+}
+"""
+    taken = 400 + 400  # reads and writes a row
+    put = 400 + 400 + 400  # reads a row, and writes it twice
+    whole = 9600 + 9600  # a copy that is not part of anything else
+    assert hbm_bytes(parse_module(text)) == taken + put + whole

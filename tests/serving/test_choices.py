@@ -86,3 +86,28 @@ def test_a_text_that_no_longer_begins_with_what_was_sent_adds_nothing_to_it():
     assert choice.more() is None
     job.progress = progress([0, 1, 2], "length")
     assert choice.more()["text"] == " e"
+
+
+def test_offsets_count_whole_characters():
+    """As with byte fallback: a character in three or four tokens is one character of the text."""
+    pieces = ["今".encode(), *bytes_of("龘"), "天".encode(), *bytes_of("😀"), "北".encode()]
+    ids = list(range(len(pieces)))
+
+    def decode_bytes(ids):
+        return b"".join(pieces[i] for i in ids).decode(errors="replace")
+
+    job = TextTask(prompt="", options=GenerationOptions(), notify=lambda: None, stop=())
+    choice, offsets, sent = Choice(0, job, decode_bytes, logprobs=True), [], ""
+    for count in range(1, len(pieces) + 1):
+        text = GeneratedText(ids[:count], decode_bytes(ids[:count]), [-1.0] * count, 0, 0, False)
+        job.progress = TextProgress(text, "length" if count == len(pieces) else None)
+        if part := choice.more():
+            sent += part["text"]
+            offsets += part["logprobs"]["text_offset"]
+            assert max(offsets) < len(sent)  # every token begins in what was sent
+    assert sent == "今龘天😀北"
+    assert offsets == [0, 1, 1, 1, 2, 3, 3, 3, 3, 4]
+
+
+def bytes_of(character):
+    return [bytes([one]) for one in character.encode()]

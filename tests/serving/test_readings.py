@@ -85,6 +85,15 @@ def test_labels_are_those_of_classify(client, model):
     assert said["usage"]["total_tokens"] == 4 + 5 + 1
 
 
+def test_what_is_cut_from_a_text_is_said(client, model):
+    """The model was fine-tuned on texts of 32 tokens: [CLS], 29 of a pair, [SEP] twice."""
+    long = [{"text": "怎" * 30}, {"text": "怎" * 31}, {"text": "怎" * 40, "text_pair": "怎" * 20}]
+    said = answer(client, "classify", input=long)
+    assert [one.get("left_out", 0) for one in said["data"]] == [0, 1, 60 - 29]
+    assert said["usage"]["total_tokens"] == 30 + 30 + 29
+    assert model.classify("怎" * 40, "怎" * 20).left_out == 31
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
@@ -235,7 +244,8 @@ def test_after_the_warm_up_nothing_compiles(model):
     programs = model._encoder._vectors._cache_size()
     with reading(model, batch_size=2) as (client, _):
         for count, length in ((1, 3), (2, 30), (2, 31), (1, 126)):
-            answer(client, "embeddings", input=["怎" * length] * count)
+            for pooling in ("mean", "cls"):
+                answer(client, "embeddings", input=["怎" * length] * count, pooling=pooling)
             answer(client, "classify", input=["怎" * length] * count)
     assert model._encoder._vectors._cache_size() == programs
     assert model._placed._predict._cache_size() == rows

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from plug_jax.hosts.activity import doing
 from plug_jax.metrics import Mean
 from plug_jax.objectives import composition
 from plug_jax.objectives.composition import features_of
@@ -27,6 +28,7 @@ from plug_jax.training.step import gradients
 Leaves = Mapping[str, jax.Array]  # of layers, by path
 
 _SALT = zlib.crc32(b"fisher")
+_AHEAD = 8  # batches dispatched before the host waits for them: a hang must show
 
 
 def fisher_of(config: TrainConfig, program: TrainProgram, params: Any) -> Leaves:
@@ -35,6 +37,7 @@ def fisher_of(config: TrainConfig, program: TrainProgram, params: Any) -> Leaves
     float32, for the trained parameters of layers. Every tensor of a layer is first clipped
     separately. AliceMind divides by the number of batches, which does not change the order.
     """
+    doing("Child-Tuning D, batch 1")
     once = dataclasses.replace(config.train_data, num_epochs=1, shuffle=False)
     feed = Feed(
         once,
@@ -52,8 +55,13 @@ def fisher_of(config: TrainConfig, program: TrainProgram, params: Any) -> Leaves
     )
     fisher = zeros()
     for number, batch in enumerate(feed):
+        if number == 0:
+            doing("compiling the Child-Tuning pass", watched=False)
         fisher = step(fisher, params, batch, number)
-    return fisher
+        doing(f"Child-Tuning D, batch {number + 2}")
+        if number % _AHEAD == 0:
+            jax.block_until_ready(fisher)
+    return jax.block_until_ready(fisher)
 
 
 def top_mask(values: Leaves, part: float) -> dict[str, jax.Array]:

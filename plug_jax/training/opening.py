@@ -171,5 +171,7 @@ def with_chosen_parameters(run: OpenRun) -> TrainState:
     if not run.is_new or not isinstance(child_tuning, ChildTuningD):
         return run.state
     run.progress.say("Child-Tuning D: a pass over the training data")
-    mask = top_mask(fisher_of(run.config, run.program, run.state.params), child_tuning.p)
+    fisher = fisher_of(run.config, run.program, run.state.params)
+    doing("choosing the parameters of Child-Tuning D", watched=False)  # compiles for each layer
+    mask = top_mask(fisher, child_tuning.p)
     return dataclasses.replace(run.state, opt_state=with_mask(run.state.opt_state, mask))

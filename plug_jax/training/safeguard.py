@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from plug_jax.errors import PlugError
+from plug_jax.hosts.activity import current, doing
 from plug_jax.metrics import Mean
 from plug_jax.training.checkpointing import Checkpoints
 from plug_jax.training.safety import SafetyConfig, SafetyState, all_finite
@@ -160,7 +161,9 @@ class Safeguard:
         targets = self.skips.targets(self._checkpoints.regular_steps())
         for leaf in jax.tree.leaves((state.params, state.opt_state)):
             leaf.delete()  # else both would be in memory
+        before = current()
         for target in targets:
+            doing(f"restoring step {target}", watched=False)
             found = self._checkpoints.restore_state(self._layout, target)
             if self.is_finite(found):
                 break
@@ -168,6 +171,7 @@ class Safeguard:
         else:
             raise NotFinite("none of the checkpoints is finite; start anew in another MODEL_DIR")
         state = _gone_back(found, safety, self._layout, step=step, to=target)
+        doing(before.name, watched=before.watched)
         self.skips.goes_on(step, state.safety)
         self._say(
             f"BACK TO THE CHECKPOINT OF STEP {target}: the run continues after step {step} with "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import scipy.special
 
 from plug_jax.checkpoints.parameters import init_params
 from plug_jax.errors import PlugError
+from plug_jax.hosts.activity import Activity, current, doing
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.masked_lm import MaskedLM
 from plug_jax.objectives.stages import STRUCTBERT
@@ -25,7 +27,7 @@ from plug_jax.techniques.passes import Passes, symmetric_kl
 from plug_jax.techniques.r_drop import RDrop
 from plug_jax.techniques.smart import Smart
 from plug_jax.techniques.techniques import Techniques
-from plug_jax.training import fisher
+from plug_jax.training import fisher, opening
 from plug_jax.training.fisher import fisher_of, top_mask
 from plug_jax.training.optimizer import OptimizerConfig, make_optimizer
 from plug_jax.training.step import StepConfig
@@ -252,6 +254,50 @@ def test_child_tuning_d_moves_the_top_of_the_fisher(monkeypatch: pytest.MonkeyPa
             "encoder/layers/mlp/wi/kernel"])[some].mean() > 0.9  # fmt: skip
         stored = by_path(next(s.child_mask for s in state.opt_state if hasattr(s, "child_mask")))
         assert_close(dict(stored), dict(mask), 0)
+
+
+def test_child_tuning_ds_pass_shows_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch is progress, and compiling is not watched; neither is choosing from the pass."""
+    seen: list[tuple[str, Activity]] = []
+
+    def feed(*_: Any, **__: Any) -> Iterator[int]:
+        for number in range(20):
+            seen.append((f"read {number}", current()))
+            yield number
+
+    def step_of(*_: Any) -> Any:
+        def step(found: Any, params: Any, batch: Any, number: Any) -> Any:
+            seen.append(("compile", current()))
+            return jax.tree.map(lambda x: x + batch, found)
+
+        return step
+
+    def chosen(values: Any, part: float) -> Any:
+        seen.append(("choose", current()))
+        assert all((value == 190).all() for value in values.values())
+        return top_mask(values, part)
+
+    monkeypatch.setattr(fisher, "Feed", feed)
+    monkeypatch.setattr(fisher, "_fisher_step", step_of)
+    monkeypatch.setattr(opening, "top_mask", chosen)
+    config = run_config(objectives=TOY, techniques=Techniques(child_tuning=ChildTuningD(0.3)))
+    doing("reading the first batches")
+    with program_of(config) as program:
+        state = start(config, program)
+        opened = SimpleNamespace(
+            config=config,
+            program=program,
+            state=state,
+            is_new=True,
+            progress=SimpleNamespace(say=lambda line: None),
+        )
+        opening.with_chosen_parameters(opened)  # type: ignore[arg-type]
+    activities = dict(seen)
+    assert [activities[f"read {n}"].name for n in range(20)] == [
+        f"Child-Tuning D, batch {n + 1}" for n in range(20)
+    ]
+    assert all(activities[f"read {n}"].watched for n in range(20))
+    assert not activities["compile"].watched and not activities["choose"].watched
 
 
 def weights_of(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -20,6 +20,7 @@ from plug_jax.cli.debug_nans import show_rows
 from plug_jax.data.pipeline.pipeline import DatasetConfig, vocabulary_of
 from plug_jax.data.vocabularies.vocabulary import default_vocabulary
 from plug_jax.errors import PlugError
+from plug_jax.hosts.activity import Activity, current, doing
 from plug_jax.objectives.masked_lm import MaskedLM
 from plug_jax.tasks import pretrain
 from plug_jax.training import feed
@@ -28,8 +29,9 @@ from plug_jax.training.loop import train
 from plug_jax.training.optimizer import OptimizerConfig
 from plug_jax.training.program import TrainConfig
 from plug_jax.training.replay import replay
-from plug_jax.training.safeguard import NotFinite
+from plug_jax.training.safeguard import NotFinite, Safeguard
 from plug_jax.training.safety import SafetyConfig
+from plug_jax.training.state import StateLayout, TrainState
 from plug_jax.training.writers import read_metrics
 from tests import synthetic
 from tests.training.program_runs import program_of, run_config, start
@@ -230,6 +232,40 @@ def test_a_learning_rate_far_too_high_ends_the_run(
     train(dataclasses.replace(good, train_steps=8))
     assert np.isfinite(records(tmp_path, "train")[8]["loss"])
     assert "BACK TO THE CHECKPOINT OF STEP 6" in capsys.readouterr().err
+
+
+def test_going_back_may_take_its_time() -> None:
+    """Restoring is not watched; the step that goes on afterwards is."""
+    config, restoring = run_config(), list[Activity]()
+
+    class Stored:
+        def regular_steps(self) -> list[int]:
+            return [3]
+
+        def restore_state(self, layout: StateLayout, step: int) -> TrainState:
+            restoring.append(current())
+            return start(config, program)
+
+    with program_of(config) as program:
+        state = start(config, program)
+        state = dataclasses.replace(
+            state,
+            step=jax.numpy.int32(6),
+            safety=dataclasses.replace(state.safety, in_a_row=jax.numpy.int32(3)),
+        )
+        guard = Safeguard(
+            SafetyConfig(skipped_in_a_row=3),
+            state,
+            program.layout,
+            Stored(),  # type: ignore[arg-type]
+            writer=None,
+            say=lambda line: None,
+        )
+        doing("step 7")
+        guard.heal(state, 6, upto=6)
+    [of_restoring] = restoring
+    assert (of_restoring.name, of_restoring.watched) == ("restoring step 3", False)
+    assert (current().name, current().watched) == ("step 7", True)
 
 
 def test_there_may_be_nothing_to_go_back_to(corpus: Path, tmp_path: Path) -> None:

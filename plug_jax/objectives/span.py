@@ -47,12 +47,12 @@ class Span(TaskObjective):
         return count(batch["span_starts"])
 
     def distributions(self, forward: Forward) -> tuple[jax.Array, jax.Array]:
-        """Logits [B,2,E] over the tokens of a row, and weights [B,2]."""
+        """Logits [B,2,E] over the tokens of a row, and weights [B,2]: each end half a prediction."""
         batch = forward.batch
         logits = jnp.swapaxes(self.logits(forward, forward.encoded), 1, 2)
         logits = jnp.where(batch["encoder_segment_ids"][:, None] > 0, logits, OUT_OF_QUESTION)
-        known = jnp.max(batch["span_starts"], axis=1)
-        return logits, jnp.stack([known, known], axis=1)
+        half = jnp.max(batch["span_starts"], axis=1) / 2
+        return logits, jnp.stack([half, half], axis=1)
 
     def metrics(self, forward: Forward) -> dict[str, Mean]:
         """`span_loss`, and `span_accuracy`: both ends are right."""
@@ -60,7 +60,7 @@ class Span(TaskObjective):
         batch = forward.batch
         labels = jnp.argmax(jnp.stack([batch["span_starts"], batch["span_ends"]], 1), axis=2)
         scores = losses.score(logits, labels)
-        known = weights[:, 0]
+        known = jnp.sum(weights, axis=1)
         return {
             "span_loss": Mean(*losses.weighted(jnp.mean(scores.losses, axis=1), known)),
             "span_accuracy": Mean(*losses.weighted(jnp.prod(scores.hits, axis=1), known)),

@@ -18,6 +18,7 @@ from plug_jax.errors import PlugError
 from plug_jax.hosts.activity import Activity, current, doing
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.masked_lm import MaskedLM
+from plug_jax.objectives.span import Span
 from plug_jax.objectives.stages import STRUCTBERT
 from plug_jax.parameter_paths import by_path
 from plug_jax.techniques import fgm, r_drop, smart
@@ -106,6 +107,29 @@ def test_r_drop_is_its_formula() -> None:
         assert float(total) == pytest.approx(loss, rel=1e-5)
         assert float(metrics["r_drop_kl"].value()) == pytest.approx(kl, rel=1e-4)
         assert float(metrics["toy_loss"].value()) == pytest.approx((first + second) / 2, rel=1e-5)
+
+
+def test_a_span_is_one_prediction() -> None:
+    """Loss and metric have the mean of its ends' divergences, as its cross-entropy does."""
+    toy = passes_of(dropout=0.3)
+    ends = jnp.zeros((2, 24), jnp.int32).at[0, 3].set(1)  # the second row's answer is unknown
+    batch = dict(toy.batch) | {"span_starts": ends, "span_ends": ends}
+    params = init_params(toy.model, jax.random.key(0), (Span(),))
+    weights = {"span": Span().predictions(batch)}
+    passes = Passes((Span(),), toy.model, params, batch, weights, chunk=0)
+    config = RDrop(alpha=2.0, kl_scale=0.5)
+    keys = (RNG, jax.random.fold_in(RNG, r_drop._SALT))
+
+    @jax.jit
+    def computed() -> tuple:
+        logits = [Span().distributions(passes.forward(key))[0] for key in keys]
+        return *logits, *config.loss(passes, passes.forward(RNG), RNG)
+
+    one, other, total, metrics = computed()
+    divergence = float(symmetric_kl(one, other)[0].mean())
+    assert divergence > 1e-3
+    assert float(metrics["r_drop_kl"].value()) == pytest.approx(divergence, rel=1e-4)
+    assert float(total - metrics["span_loss"].value()) == pytest.approx(divergence, rel=1e-3)
 
 
 def test_smart_is_its_formula() -> None:

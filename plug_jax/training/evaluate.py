@@ -147,7 +147,7 @@ class Evaluator:
         with self._partitioner.context():
             metrics, outputs = self._lowered.out_info
         nothing = jax.tree.map(lambda one: np.ones(one.shape, one.dtype), metrics)
-        names = set(summarize_metrics(self._objectives, nothing)) - {"tokens"}
+        names = set(self._values(nothing))
         if self._task is not None and outputs:
             count = self._task.num_examples(self._data.split)
             made = {
@@ -177,11 +177,21 @@ class Evaluator:
     def scored(self, params: Any) -> tuple[dict[str, float], Outputs]:
         """The metrics of a call, and `outputs`."""
         scores, outputs = self._run(params)
-        values = summarize_metrics(self._objectives, add(scores))
-        values.pop("tokens")
+        values = self._values(add(scores))
         if self._task is not None and outputs:
             values |= self._task.splits_of_records.metrics(self._data.split, outputs)
         return values, outputs
+
+    def _values(self, metrics: Metrics) -> dict[str, float]:
+        """Values by name, with the total `loss` as training logs it: the weighted sum."""
+        values = summarize_metrics(self._objectives, metrics)
+        values.pop("tokens")
+        terms = [
+            one.weight * values[name]
+            for one in self._objectives
+            if (name := f"{one.name}_loss") in values  # else the split has no answers for it
+        ]
+        return values | {"loss": sum(terms)} if terms else values
 
     def outputs(self, params: Any) -> Outputs:
         """The outputs for predictions on a split, by name: [n, ...] for its n examples."""

@@ -48,3 +48,6 @@ def test_every_scoring_is_of_the_whole_split(
     scores = [evaluator(params) for params in (first, second, first)]
     assert scores[0] == scores[2] != scores[1]
     assert len(opened) == times_opened
+    total = sum(one.weight * scores[0][f"{one.name}_loss"] for one in config.objectives)
+    assert scores[0]["loss"] == pytest.approx(total, rel=1e-6) and total > 0
+    assert evaluator.metric_names() == scores[0].keys()

@@ -39,6 +39,7 @@ from plug_jax.training.loop import train
 from plug_jax.training.optimizer import OptimizerConfig
 from plug_jax.training.program import TrainConfig, TrainProgram, train_program
 from plug_jax.training.step import StepConfig
+from plug_jax.training.stored_steps import stored_steps
 from plug_jax.training.timing import StepTimer
 from plug_jax.training.writers import ProgressReport, read_metrics
 from tests import synthetic, tiny_run
@@ -297,6 +298,14 @@ def test_evaluate_needs_only_the_checkpoint(corpus: Path, whole_run: Path) -> No
     logged = read_metrics(whole_run)[-1]
     for name, value in values.items():
         assert value == pytest.approx(logged[name], rel=1e-4, abs=1e-6), name
+
+
+def test_stored_steps_have_the_losses_of_the_run(whole_run: Path) -> None:
+    """Both: those that training and evaluations have logged."""
+    steps = stored_steps(whole_run, contents=False)
+    assert int(steps[-1].name) == read_metrics(whole_run)[-1]["step"]
+    logged = {record["split"]: record["loss"] for record in read_metrics(whole_run)}
+    assert (steps[-1].loss, steps[-1].validation_loss) == (logged["train"], logged["validation"])
 
 
 def assert_equal(a: dict, b: dict) -> None:

@@ -11,6 +11,11 @@ from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 
 
+def sign_of(metric: str) -> int:
+    """1 if higher is better, -1 for losses and errors."""
+    return -1 if metric.endswith(("loss", "perplexity", "rmse")) else 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Best:
     """Which metric decides which checkpoint is best, and the patience of early stopping.
@@ -20,7 +25,7 @@ class Best:
     """
 
     metric: str  # an evaluation metric, by its name in MODEL_DIR/metrics.jsonl
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["max", "min"] | None = None  # which is better; None: by the metric's name
     patience: int | None = None  # end the run after so many evaluations without a gain; None: never
     min_delta: float = 0.0  # a gain must exceed this
 
@@ -30,6 +35,11 @@ class Best:
             raise PlugError(f"Best.patience must be 1 or more, or None, got {self.patience}")
         if not self.min_delta >= 0:
             raise PlugError(f"Best.min_delta must be 0 or more, got {self.min_delta}")
+
+    @property
+    def sign(self) -> int:
+        """1 if higher is better, else -1."""
+        return sign_of(self.metric) if self.mode is None else {"max": 1, "min": -1}[self.mode]
 
     def check(self, names: Set[str]) -> None:
         """PlugError unless evaluations have the metric."""
@@ -98,4 +108,4 @@ class BestSoFar:
         """Such that higher is better."""
         if not math.isfinite(value):
             return -math.inf
-        return value if self._config.mode == "max" else -value
+        return self._config.sign * value

@@ -130,12 +130,12 @@ def open_manager(
     def value(metrics: Mapping[str, float]) -> float:
         assert best is not None
         # One that was not the best when saved, or by another metric, ranks last.
-        return metrics.get(best.metric, -math.inf if best.mode == "max" else math.inf)
+        return metrics.get(best.metric, -best.sign * math.inf)
 
     if best is not None:
         best_one = policies.BestN(
             get_metric_fn=value,
-            reverse=best.mode == "min",
+            reverse=best.sign < 0,
             n=1,
             keep_checkpoints_without_metrics=False,
         )

@@ -132,7 +132,7 @@ def _print(rows: list[Row], metric: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from plug_jax.finetuning.ensembles import sign_of
+    from plug_jax.checkpoints.best import sign_of
 
     sign = sign_of(metric)
     shown = Table(title=f"{metric}, mean and standard deviation over seeds")

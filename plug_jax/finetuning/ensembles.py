@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from plug_jax.checkpoints.best import sign_of
 from plug_jax.downstream.formats import Answer, Outputs, softmax
 from plug_jax.downstream.record_task import SplitRecords
 from plug_jax.errors import PlugError
@@ -50,11 +51,6 @@ def _combine(name: str, arrays: Sequence[np.ndarray], method: Method) -> np.ndar
         votes = [array == array.max(axis=-1, keepdims=True) for array in arrays]
         likely = np.sum(votes, axis=0) + likely * 0.5
     return np.log(np.maximum(likely, _LEAST))
-
-
-def sign_of(metric: str) -> int:
-    """1 if higher is better, -1 for losses and errors."""
-    return -1 if metric.endswith(("loss", "perplexity", "rmse")) else 1
 
 
 def pick_members(count: int, gain: Gain) -> list[int]:

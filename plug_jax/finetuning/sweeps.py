@@ -22,8 +22,8 @@ import numpy as np
 
 from plug_jax import strict_json
 from plug_jax.atomic_files import write_whole
+from plug_jax.checkpoints.best import sign_of
 from plug_jax.errors import PlugError
-from plug_jax.finetuning.ensembles import sign_of
 
 SEED = "RANDOM_SEED"  # distinguishes runs of one setting
 _STATE = "sweep.json"

@@ -117,8 +117,8 @@ class Objective(abc.ABC):
         return {}
 
     def distributions(self, forward: Forward) -> tuple[jax.Array, jax.Array] | None:
-        """Logits [..., C] of its predictions, and their int32 or float32 weights [...], which sum up
-        to `predictions`; None if it predicts no distribution.
+        """Logits [..., C] of its predictions, and their int32 or float32 weights [...], whose sum
+        is `predictions`; None if it predicts no distribution.
         """
         return None
 

@@ -47,7 +47,7 @@ class Span(TaskObjective):
         return count(batch["span_starts"])
 
     def distributions(self, forward: Forward) -> tuple[jax.Array, jax.Array]:
-        """Logits [B,2,E] over the tokens of a row, and weights [B,2]: each end half a prediction."""
+        """Logits [B,2,E] over the tokens of a row, and weights [B,2]: an end is half of one."""
         batch = forward.batch
         logits = jnp.swapaxes(self.logits(forward, forward.encoded), 1, 2)
         logits = jnp.where(batch["encoder_segment_ids"][:, None] > 0, logits, OUT_OF_QUESTION)

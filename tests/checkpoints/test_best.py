@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orbax.checkpoint as ocp
 import pytest
 
-from plug_jax.checkpoints.best import Best, BestSoFar
+from plug_jax.checkpoints.best import Best, BestSoFar, sign_of
+from plug_jax.checkpoints.format import open_manager
 from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.errors import PlugError
@@ -45,6 +47,36 @@ def test_patience_counts_evaluations_without_a_gain(mode: str) -> None:
     assert better == [True, True, False, False, True, False, False, False]
     assert exhausted == [False] * 7 + [True]
     assert so_far.step == 5 and so_far.metrics == {"accuracy": values[4], "loss": 1.0}
+
+
+def test_less_is_better_of_errors() -> None:
+    assert [sign_of(name) for name in ("accuracy", "em", "rmse", "classification_loss")] == [
+        1, 1, -1, -1,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "best"),
+    [
+        ("accuracy", None, 2),
+        ("rmse", None, 3),
+        ("decoder_loss", None, 3),
+        ("decoder_perplexity", None, 3),
+        ("loss", "max", 2),
+        ("accuracy", "min", 3),
+    ],
+)
+def test_the_metric_says_which_is_better(tmp_path: Path, metric: str, mode: Any, best: int) -> None:
+    """Unless the settings do; and that one is kept."""
+    config, values = Best(metric, mode), {1: 0.5, 2: 0.7, 3: 0.3, 4: 0.6}
+    so_far = BestSoFar(config, [])
+    with open_manager(tmp_path, max_to_keep=1, best=config, create=True) as manager:
+        for step, value in values.items():
+            metrics = {metric: value} if so_far.add(step, {metric: value}) else {}
+            manager.save(step, args=ocp.args.Composite(it=ocp.args.JsonSave({})), metrics=metrics)
+        manager.wait_until_finished()
+        assert so_far.step == best
+        assert sorted(manager.all_steps()) == [best, 4]
 
 
 def test_a_gain_is_of_more_than_min_delta() -> None:

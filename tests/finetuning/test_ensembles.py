@@ -16,7 +16,7 @@ from plug_jax.downstream.formats import Format
 from plug_jax.downstream.record_task import SplitRecords
 from plug_jax.downstream.text_format import TextFormat
 from plug_jax.errors import PlugError
-from plug_jax.finetuning.ensembles import combine, ensemble, pick_members, sign_of
+from plug_jax.finetuning.ensembles import combine, ensemble, pick_members
 from plug_jax.finetuning.runs import FineTunedRun
 
 
@@ -83,12 +83,6 @@ def test_one_model_answers_as_it_does_alone() -> None:
 def test_members_are_added_while_they_help() -> None:
     scores = {(1,): 7.0, (0,): 6.0, (2,): 5.0, (1, 2): 8.0, (1, 0): 6.5, (1, 2, 0): 8.0}
     assert pick_members(3, scores.__getitem__) == [1, 2]  # all three are no better than these
-
-
-def test_less_is_better_of_errors() -> None:
-    assert [sign_of(name) for name in ("accuracy", "em", "rmse", "classification_loss")] == [
-        1, 1, -1, -1,
-    ]  # fmt: skip
 
 
 class TestReport:

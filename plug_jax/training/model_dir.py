@@ -87,8 +87,10 @@ def _lock(path: str) -> int:
         os.close(descriptor)  # of a run that ended and removed it in between
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     this = {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(this).encode(), 0)
+    # Only for messages: a full disk is reported by those who must write.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(this).encode(), 0)
     return descriptor
 
 

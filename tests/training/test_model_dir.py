@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -59,6 +60,22 @@ def test_a_lock_that_does_not_say_who_has_it(tmp_path: Path, text: str) -> None:
             pass
 
 
+def test_a_full_disk_does_not_keep_the_lock_from_being_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lacks its holder's name; the run's first file that must be written reports the disk."""
+
+    def pwrite(descriptor: int, content: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    model_dir = PlainPath.of(tmp_path)
+    refused = pytest.raises(ModelDirInUse, match="it has just started")
+    with held(model_dir), refused, held(model_dir):
+        pass
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_lock_whose_file_is_taken_away_is_not_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +97,6 @@ def test_a_lock_whose_file_is_taken_away_is_not_one(
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
     import fcntl
 
     def flock(descriptor: int, operation: int) -> None:

@@ -56,17 +56,27 @@ def check_space(config: TrainConfig, state: Any, *, start: int) -> None:
 
 
 def _to_come(config: TrainConfig, model_dir: epath.Path, start: int) -> int:
-    """How many checkpoints will be added before old ones are removed."""
+    """How many checkpoints will be added before old ones are removed, at the most."""
     every, keep = config.checkpoint.every, config.checkpoint.keep
-    saves = -(-config.steps // every) - start // every
+
+    def multiples(number: int) -> int:
+        return config.steps // number - start // number
+
+    evaluated, ends = config.eval_every, config.steps % every > 0  # one more save
+    saves = regular = multiples(every) + ends
+    if config.best is not None:  # every evaluation may be the best so far, and be saved
+        saves += multiples(evaluated) - multiples(math.lcm(every, evaluated))
+        saves -= ends and config.steps % evaluated == 0  # the last, counted twice
     if keep is None:
         return saves
     for_good = config.checkpoint.keep_every or config.steps + 1
     directory = model_dir / CHECKPOINTS
     steps = [p.name for p in directory.iterdir()] if directory.exists() else []
     passing = sum(step.isdigit() and int(step) % for_good > 0 for step in steps)
-    more = max(1, keep + 1 + (config.best is not None) - passing)
-    return min(saves, config.steps // for_good - start // for_good + more)
+    # The best is one more than the newest once `keep` others have followed it. Those are regular,
+    # and one more save is to come: the last.
+    followed = config.best is not None and regular - 1 + max(passing - 1, 0) >= keep
+    return min(saves, multiples(for_good) + max(1, keep + 1 + followed - passing))
 
 
 def _text(size: int) -> str:

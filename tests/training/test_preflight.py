@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from plug_jax.tasks import pretrain
 from plug_jax.training.checkpointing import CheckpointConfig
 from plug_jax.training.loop import train
 from plug_jax.training.model_dir import ModelDirInUse, held
-from plug_jax.training.preflight import check_space
+from plug_jax.training.preflight import _to_come, check_space
 from plug_jax.training.program import TrainConfig, train_program
 from tests import synthetic
 from tests.training.program_runs import run_config, write_task
@@ -105,6 +106,9 @@ def test_a_disk_without_room(make_config: MakeConfig, monkeypatch: pytest.Monkey
     [
         (10, 3, False, 0, 0, 4, None),  # three, and one being written
         (10, 3, True, 0, 0, 5, None),
+        (1000, 1, True, 0, 0, 2, None),  # the best so far, and a better one or the last
+        (30, 1, True, 0, 0, 3, None),  # the newest, an older one that is the best, and one
+        (30, 1, True, 1, 90, 1, None),
         (10, 3, False, 3, 30, 1, None),  # a resumed run has removed the others
         (10, 3, False, 4, 40, 1, None),  # it was killed before it deleted the oldest
         (40, 3, False, 0, 0, 3, None),  # steps 40, 80 and 100
@@ -147,6 +151,55 @@ def test_how_many_checkpoints_are_to_come(
         else:
             with pytest.raises(PlugError, match=f"the {count} checkpoints to come"):
                 check_space(config, state, start=start)
+
+
+def stored_then(config: TrainConfig, bests: Collection[int]) -> dict[int, list[int]]:
+    """The checkpoints by step, after each save of a run in which these evaluations were the best;
+    one is deleted when a newer one is complete, unless it is among the newest or the best."""
+    keep, stored = config.checkpoint.keep, dict[int, list[int]]()
+    left: list[int] = []
+    for step in range(1, config.steps + 1):
+        if step % config.checkpoint.every == 0 or step == config.steps or step in bests:
+            left = [*left, step]
+            best = max((one for one in bests if one <= step), default=None)
+            left = [one for one in left if keep is None or one in left[-keep:] or one == best]
+            stored[step] = left
+    return stored
+
+
+@pytest.mark.parametrize("keep", [1, 2, None])
+@pytest.mark.parametrize(
+    ("every", "eval_every", "steps"),
+    [(100, 1, 3), (3, 2, 8), (2, 3, 9), (2, 2, 6), (1, 4, 6), (4, 1, 6), (3, 4, 7)],
+)
+def test_an_evaluation_that_is_the_best_adds_a_checkpoint(
+    tmp_path: Path, keep: int | None, every: int, eval_every: int, steps: int
+) -> None:
+    """Whichever evaluations are: never more than foreseen, and from the start one fewer at most."""
+    data = DatasetConfig("none", {"encoder": 24}, "train", 8, shuffle=True, seed=0)
+    config = run_config(
+        checkpoint=CheckpointConfig(every=every, keep=keep),
+        train_steps=steps,
+        eval_every=eval_every,
+        eval_data=scored(data),
+        best=Best("accuracy"),
+    )
+    scored_at = [s for s in range(1, steps + 1) if s % eval_every == 0 or s == steps]
+    most: dict[tuple[int, ...], int] = {}  # added, by those there at the start
+    for are_best in itertools.product([False, True], repeat=len(scored_at)):
+        stored = stored_then(config, [*itertools.compress(scored_at, are_best)])
+        on_disk = [(0, list[int]()), *stored.items()]
+        for number, (_, there) in enumerate(on_disk[:-1]):
+            peak = max(len(before) + 1 for _, before in on_disk[number:-1])
+            key = tuple(there)
+            most[key] = max(most.get(key, 0), peak - len(there))
+    for there, added in most.items():
+        root = tmp_path / "-".join(map(str, there))
+        for step in there:
+            (root / "checkpoints" / str(step)).mkdir(parents=True)
+        foreseen = _to_come(config, PlainPath.of(root), max(there, default=0))
+        assert foreseen >= added, there
+        assert there or foreseen <= added + 1
 
 
 def test_a_validation_split_without_an_example(make_config: MakeConfig, tmp_path: Path) -> None:

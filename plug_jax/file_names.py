@@ -1,4 +1,4 @@
-"""Names of output files: their ending must match the content."""
+"""Names of output files: their ending must match the content, and no directory has them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _OTHERS = frozenset(
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
-def check_ending(option: str, path: str | os.PathLike[str], content: str) -> None:
-    """PlugError if a file's ending suggests another format than its content.
+def check_output_file(option: str, path: str | os.PathLike[str], content: str) -> None:
+    """PlugError if a file cannot be `path`, a directory, or its ending suggests another format.
 
     Names without an ending, or with an unknown one, are accepted.
 
@@ -38,6 +38,8 @@ def check_ending(option: str, path: str | os.PathLike[str], content: str) -> Non
         content: one of JSON, JSON_LINES, HTML, ZIP.
     """
     name = os.fspath(path)
+    if os.path.isdir(os.path.expanduser(name)):
+        raise PlugError(f"{option} {shown_path(name)} is a directory; name a file")
     ending = os.path.splitext(name)[1].lower()
     if ending in _COMPRESSED:
         raise PlugError(

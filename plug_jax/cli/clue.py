@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from plug_jax.cli import finetuned_runs
 from plug_jax.errors import PlugError
-from plug_jax.file_names import ZIP, check_ending
+from plug_jax.file_names import ZIP, check_output_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -187,11 +187,12 @@ def _scores_table(scores: Mapping[str, Score]) -> Table:
 def _submit(args: argparse.Namespace) -> int:
     from plug_jax.cli.main import import_tensorflow
 
-    check_ending("--output", args.output, ZIP)
+    check_output_file("--output", args.output, ZIP)
     import_tensorflow()
-    from plug_jax.clue.submission import task_of_version, write_submission
+    from plug_jax.clue.submission import check_new, task_of_version, write_submission
     from plug_jax.finetuning.submissions import test_predictions
 
+    check_new(args.output)  # before the predictions, which take long
     groups: dict[str, list[str]] = {}
     for run in finetuned_runs.load_runs(args):
         task = task_of_version(run.task.removeprefix("clue_"), args.version)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from plug_jax import strict_json
 from plug_jax.cli import finetuned_runs
 from plug_jax.errors import PlugError
-from plug_jax.file_names import JSON, check_ending
+from plug_jax.file_names import JSON, check_output_file
 
 if TYPE_CHECKING:
     from plug_jax.finetuning.ensembles import EnsembleReport
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from plug_jax.finetuning.ensembles import ensemble
 
     if args.output:
-        check_ending("--output", args.output, JSON)
+        check_output_file("--output", args.output, JSON)
     runs = finetuned_runs.load_runs(args)
     if len(runs) < 2:
         raise PlugError("an ensemble needs at least two runs")
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     report = ensemble(runs, split=split, metric=args.metric, method=args.method)
     as_json = strict_json.dumps(_as_json(report), indent=2)
     if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         Path(args.output).write_text(as_json + "\n", encoding="utf-8")
     if args.json:
         print(as_json)

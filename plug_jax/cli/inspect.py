@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from plug_jax.cli import objective_names, task_modules
 from plug_jax.errors import PlugError
-from plug_jax.file_names import HTML, check_ending
+from plug_jax.file_names import HTML, check_output_file
 
 if TYPE_CHECKING:
     import seqio
@@ -121,7 +121,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.report and not Path(args.report).absolute().parent.is_dir():
         raise PlugError(f"--report: there is no directory {Path(args.report).absolute().parent}")
     if args.report:
-        check_ending("--report", args.report, HTML)
+        check_output_file("--report", args.report, HTML)
 
 
 def _inspect(provider: seqio.Task | seqio.Mixture, args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from plug_jax import strict_json
 from plug_jax.cli.jobs import STATUS_WITH_ERRORS
 from plug_jax.errors import PlugError
-from plug_jax.file_names import JSON_LINES, check_ending
+from plug_jax.file_names import JSON_LINES, check_output_file
 
 if TYPE_CHECKING:
     from plug_jax.generation_tasks.conventions import Scores
@@ -103,7 +103,7 @@ def _check(args: argparse.Namespace) -> None:
     if output in [os.path.realpath(os.path.expanduser(path)) for path in inputs]:
         raise PlugError(f"--output {args.output} would replace what is read; choose another file")
     if args.output:
-        check_ending("--output", args.output, JSON_LINES)
+        check_output_file("--output", args.output, JSON_LINES)
 
 
 def _references(args: argparse.Namespace) -> list[Reference]:

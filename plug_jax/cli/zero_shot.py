@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config, jobs
 from plug_jax.errors import PlugError
-from plug_jax.file_names import JSON_LINES, check_ending
+from plug_jax.file_names import JSON_LINES, check_output_file
 
 if TYPE_CHECKING:
     from plug_jax.inference.zero_shot import ZeroShot
@@ -71,9 +71,7 @@ def run(args: argparse.Namespace) -> int:
     with joined():
         config = _configured(args)
         output = Path(args.output).expanduser()
-        if output.is_dir():
-            raise PlugError(f"--output {output} is a directory; name a file")
-        check_ending("--output", output, JSON_LINES)
+        check_output_file("--output", output, JSON_LINES)
         rows = list(results(config.job, config.work))
         wrong = [row[ERROR] for row in rows if ERROR in row]
         status = jobs.status(len(wrong))

@@ -145,10 +145,7 @@ def write_submission(
             without a record, anything the leaderboard would reject, an existing file.
     """
     output = Path(output)
-    if output.suffix != ".zip":
-        raise PlugError(f"a submission is a zip, submit_<team>_<date>.zip, not {output.name}")
-    if output.exists() and not overwrite:
-        raise PlugError(f"{output} exists already; remove it, or ask to replace it")
+    check_new(output, overwrite=overwrite)
     if not predictions:
         raise PlugError("there is nothing to submit: no task has predictions")
     if version not in VERSIONS:
@@ -175,6 +172,15 @@ def write_submission(
         os.replace(unfinished, output)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_new(output: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """PlugError unless a submission can be called so; an existing file only with `overwrite`."""
+    output = Path(output)
+    if output.suffix != ".zip":
+        raise PlugError(f"a submission is a zip, submit_<team>_<date>.zip, not {output.name}")
+    if output.exists() and not overwrite:
+        raise PlugError(f"{output} exists already; remove it, or name another file")
 
 
 def task_of_version(name: str, version: str) -> str:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from plug_jax.atomic_files import write_whole
 from plug_jax.errors import PlugError, shown
-from plug_jax.file_names import JSON_LINES, check_ending
+from plug_jax.file_names import JSON_LINES, check_output_file
 from plug_jax.inference.rows import to_json
 
 _BYTES_A_READ = 1 << 20
@@ -46,7 +46,7 @@ class PartedOutput:
         self._manifest, self._parts = f"{path}.manifest.json", f"{path}.parts"
         self.rows, self.rows_per_part = rows, rows_per_part
         settings = json.loads(to_json(settings))
-        check_ending("OUTPUT", path, JSON_LINES)
+        check_output_file("OUTPUT", path, JSON_LINES)
         try:
             self._open(settings)
             self.complete = tf.io.gfile.exists(path)

@@ -158,6 +158,15 @@ def test_scores_of_a_zip_have_the_means_of_the_boards(tmp_path, data_dir, capsys
     assert "is not published; this is the plain mean" in out
 
 
+def test_submit_does_no_work_for_a_file_that_is_there(tmp_path, data_dir, capsys):
+    path = tmp_path / "submit_team_20260101.zip"
+    path.write_bytes(b"")
+    arguments = ("--runs", tmp_path / "run", "--data_dir", data_dir, "--output", path)
+    status, _, err = run(capsys, "submit", *arguments)
+    assert status == 2
+    assert f"{path} exists already; remove it, or name another file\n" in err
+
+
 def test_validate_has_status_1_for_mistakes(tmp_path, data_dir, capsys):
     path = tmp_path / "submit_team_20260101.zip"
     records = CLUE["tnews"].read(data_dir, "test").records

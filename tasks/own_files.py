@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
@@ -31,6 +32,7 @@ from plug_jax.generation_tasks.records import Record as Row
 __all__ = ["classification", "labels", "regression"]
 
 _SHOWN = 12  # labels per message
+_WHOLE = re.compile(r"-?\d{1,1000}")  # `int` reads at most 4,300 digits
 
 
 class FileOptions(TypedDict, total=False):
@@ -103,7 +105,7 @@ def labels(
             f"{train_file}: {label!r} has the one value {found.pop()!r}; expected two labels or "
             "more"
         )
-    whole = all(one.lstrip("-").isdecimal() for one in found)
+    whole = all(_WHOLE.fullmatch(one) for one in found)
     return tuple(sorted(found, key=(lambda one: (int(one), one)) if whole else None))
 
 

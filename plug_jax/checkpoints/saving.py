@@ -253,7 +253,8 @@ def remove_unfinished(directory: epath.Path) -> None:
     """
     unfinished = ocp.path.atomicity_defaults.get_default_temporary_path_class(directory)
     for path in directory.iterdir():
-        if not path.name.removesuffix(ocp.path.atomicity_types.TMP_DIR_SUFFIX).isdigit():
+        step = path.name.removesuffix(ocp.path.atomicity_types.TMP_DIR_SUFFIX)
+        if not (step.isascii() and step.isdecimal()):
             continue
         with contextlib.suppress(ocp.path.atomicity_types.ValidationError):
             asyncio.run(unfinished.validate(path))

@@ -66,4 +66,4 @@ def cudnn_takes(head_dim: int, lengths: Iterable[int]) -> bool:
     if jax.default_backend() != "gpu":
         return True
     major = jax.local_devices()[0].compute_capability.split(".")[0]  # AMD's are such as "gfx942"
-    return major.isdigit() and int(major) >= 8
+    return major.isdecimal() and int(major) >= 8

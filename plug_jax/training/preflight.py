@@ -11,6 +11,7 @@ from etils import epath
 
 from plug_jax.atomic_files import is_remote
 from plug_jax.checkpoints.format import CHECKPOINTS, PlainPath
+from plug_jax.checkpoints.integrity import steps_in
 from plug_jax.data.pipeline.file_checks import check_files
 from plug_jax.errors import PlugError
 from plug_jax.training.evaluate import Evaluator
@@ -70,9 +71,7 @@ def _to_come(config: TrainConfig, model_dir: epath.Path, start: int) -> int:
     if keep is None:
         return saves
     for_good = config.checkpoint.keep_every or config.steps + 1
-    directory = model_dir / CHECKPOINTS
-    steps = [p.name for p in directory.iterdir()] if directory.exists() else []
-    passing = sum(step.isdigit() and int(step) % for_good > 0 for step in steps)
+    passing = sum(step % for_good > 0 for step in steps_in(model_dir / CHECKPOINTS))
     # The best is one more than the newest once `keep` others have followed it. Those are regular,
     # and one more save is to come: the last.
     followed = config.best is not None and regular - 1 + max(passing - 1, 0) >= keep

@@ -111,7 +111,8 @@ def remove_steps(
 
 def is_step(name: str) -> bool:
     """Whether a name is that of a step, possibly set aside."""
-    return name.partition(DAMAGED)[0].isdecimal()
+    step = name.partition(DAMAGED)[0]
+    return step.isascii() and step.isdecimal()
 
 
 def _is_there(step: epath.Path) -> bool:

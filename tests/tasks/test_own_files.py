@@ -92,6 +92,14 @@ def test_labels_of_whole_numbers_are_in_their_order(tmp_path: Path) -> None:
     assert own_files.labels(train_file=path, labels=("9", "10", "-1")) == ("9", "10", "-1")
 
 
+@pytest.mark.parametrize("other", ["--5", "-", "²", "5-", "9" * 5000, "5.0"])
+def test_labels_that_only_look_like_whole_numbers_are_in_the_alphabets_order(
+    tmp_path: Path, other: str
+) -> None:
+    path = write(tmp_path / "a.tsv", f"text\tlabel\n好\t10\n好\t9\n好\t{other}\n")
+    assert own_files.labels(train_file=path) == tuple(sorted(["10", "9", other]))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,4 +1,4 @@
-"""Muon for the matrices within the layers, Adam for everything else.
+"""Muon for the matrices of the layers and of the masked-LM head, Adam for everything else.
 
 Muon (Jordan et al. 2024) updates a matrix by its orthogonalised momentum, with all singular values
 about one. The update is then scaled to the root mean square of Adam's, 0.2 (Liu et al., arXiv
@@ -33,9 +33,9 @@ _DIMENSIONS = {
 def muon_and(
     adam: optax.GradientTransformation, *, beta: float, moment_dtype: Any = None
 ) -> optax.GradientTransformation:
-    """Muon's updates, without learning rate, for matrices within layers; `adam`'s for the rest.
+    """Muon's updates, without learning rate, for the matrices above; `adam`'s for the rest.
 
-    The rest is embeddings, output layers, biases, norms and LoRA's matrices.
+    The rest is embeddings, output layers, other heads, biases, norms and LoRA's matrices.
     """
     muon = optax.chain(
         scale_by_muon(beta=beta, mu_dtype=moment_dtype, weight_dimension_numbers=dimension_numbers),

@@ -160,13 +160,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def check_cache(task: seqio.Task, split: str) -> None:
-    """Raises PlugError if a task's cache was made with other settings.
+    """Raises PlugError if a task's cache lacks the split, or was made with other settings.
 
     Compares the vocabulary and the preprocessors before the cache; the source's files need not
     exist any more. A cache without a fingerprint, made by seqio's own script, passes.
     """
     if not task.supports_caching or not task.cache_dir:
         return
+    cached_shards(task, split)
     if glob.has_magic(task.cache_dir) and not task._get_cached_source(split).list_shards(split):
         raise PlugError(
             f"seqio takes the name of the cache directory {task.cache_dir} for a pattern, which "
@@ -231,11 +232,16 @@ def write_summaries(files: SplitFiles, shards: Iterable[Mapping[str, Any]]) -> d
 
 
 def cached_shards(task: seqio.Task, split: str) -> list[str]:
-    """The files that seqio reads for a cached task."""
-    with tf.io.gfile.GFile(seqio.utils.get_cached_info_path(task.cache_dir, split)) as file:
-        shards = json.load(file)["num_shards"]
-    files = SplitFiles(task.cache_dir, split, shards)
-    return [files.shard(index) for index in range(shards)]
+    """The files that seqio reads for a cached task. Raises PlugError for an incomplete split."""
+    info = read_json(seqio.utils.get_cached_info_path(task.cache_dir, split))
+    if info is None:
+        raise PlugError(
+            f"{task.cache_dir} has no complete cache of the {split} split of {task.name!r}: run "
+            "`plug-jax cache` again, with this split among its --splits and files for it, or read "
+            "this split from its text (use_cached = False in its DatasetConfig)."
+        )
+    files = SplitFiles(task.cache_dir, split, info["num_shards"])
+    return [files.shard(index) for index in range(files.shards)]
 
 
 def merge_statistics(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

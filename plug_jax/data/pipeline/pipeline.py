@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import seqio
 import tensorflow as tf
 
 from plug_jax.data.autotuning import without_autotuning
-from plug_jax.data.caching.files import check_cache, check_token_files
+from plug_jax.data.caching.files import cached_shards, check_cache, check_token_files
 from plug_jax.data.drops import drop_counts
 from plug_jax.data.features import Feature, feature_lengths, features_declared
 from plug_jax.data.pipeline.batched_task import BatchedMixture, BatchedTask
@@ -238,9 +237,7 @@ def _stream_seed(
 
     def file_count(task: seqio.Task) -> int:
         if config.use_cached and task.supports_caching:
-            info = seqio.utils.get_cached_info_path(task.cache_dir, config.split)
-            with tf.io.gfile.GFile(info) as file:
-                return json.load(file)["num_shards"]
+            return len(cached_shards(task, config.split))
         return len(task.source.list_shards(config.split))
 
     if stream.num_shards == 1 or any(file_count(task) < stream.num_shards for task in tasks):

@@ -141,6 +141,15 @@ def test_a_cache_in_a_directory_of_any_name(cached, source, tmp_path, monkeypatc
         check_cache(other, "train")
 
 
+def test_a_split_that_was_not_cached(cached, source):
+    """Only train was; or its cache was interrupted before its last shard."""
+    register(source, vocabulary_of(cached))
+    config = dataclasses.replace(config_of(NAMES[1], cached), split="validation", num_epochs=1)
+    for read in (make_iterator, check_files):
+        with pytest.raises(PlugError, match="no complete cache of the validation split .*--splits"):
+            read(config)
+
+
 def test_a_damaged_shard_is_found_first_or_when_it_is_reached(cached, source):
     register(source, vocabulary_of(cached))
     config = config_of(NAMES[0], cached)

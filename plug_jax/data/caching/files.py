@@ -23,6 +23,7 @@ from plug_jax.data.descriptions import (
     describe_vocabularies,
     file_sizes,
 )
+from plug_jax.data.sources.file_source import name_some
 from plug_jax.data.sources.token_source import TokenSource
 from plug_jax.errors import PlugError
 
@@ -189,9 +190,11 @@ def check_cache(task: seqio.Task, split: str) -> None:
 
 
 def check_token_files(task: seqio.Task, split: str) -> None:
-    """Raises PlugError if a `TokenSource` reads a cache of another vocabulary than the task's.
+    """Raises PlugError if a `TokenSource` reads an unfit cache.
 
-    Files without a cache fingerprint next to them pass.
+    One of another vocabulary than the task's, one that is not finished, or one of whose files some
+    are missing. Files without a cache fingerprint next to them pass, and so does a part of a
+    complete cache that the user names.
     """
     if not isinstance(task.source, TokenSource) or split not in task.splits:
         return
@@ -200,10 +203,27 @@ def check_token_files(task: seqio.Task, split: str) -> None:
     caches = {(directory, name.partition(".tfrecord-")[0]) for directory, name in shards}
     for directory, cached_split in sorted(caches):
         cache = read_json(_fingerprint_path(directory, cached_split))
-        if cache is not None and vocabulary not in cache["vocabulary"]:
+        if cache is None:
+            continue
+        if vocabulary not in cache["vocabulary"]:
             raise PlugError(
                 f"The tokens in {directory} are of another vocabulary than that of {task.name!r}: "
                 "give the task the vocabulary that the cache was made with."
+            )
+        info = read_json(seqio.utils.get_cached_info_path(directory, cached_split))
+        if info is None:
+            raise PlugError(
+                f"The cache of split {cached_split!r} in {directory} is not finished, so some of "
+                "its text would be left out: first run the `plug-jax cache` that writes it again."
+            )
+        files = SplitFiles(directory, cached_split, info["num_shards"])
+        whole = [files.shard(index) for index in range(files.shards)]
+        sizes = file_sizes(whole)
+        if missing := [path for path, size in zip(whole, sizes, strict=True) if size is None]:
+            raise PlugError(
+                f"{len(missing):,} of the {files.shards:,} files of the cache of split "
+                f"{cached_split!r} in {directory} are missing: {name_some(missing)}. Fetch them, "
+                "or run the `plug-jax cache` that writes them again."
             )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import seqio
 
-from plug_jax.data.caching.files import check_cache
+from plug_jax.data.caching.files import check_cache, check_token_files
 from plug_jax.data.caching.run import cache_task
 from plug_jax.data.pipeline.file_checks import check_files
 from plug_jax.data.pipeline.pipeline import DatasetConfig, make_iterator
@@ -17,7 +17,7 @@ from plug_jax.data.pipeline.stream_settings import changes, stream_settings
 from plug_jax.data.preprocessors.cleaning import MinLength
 from plug_jax.data.sources.token_source import TokenSource
 from plug_jax.errors import PlugError
-from plug_jax.tasks.pretrain import add_palm, add_structbert
+from plug_jax.tasks.pretrain import add_palm, add_structbert, palm_task
 from tests.cached_corpus import random_text, vocabulary_of, write_corpus
 
 NAMES = ("cached_structbert", "cached_palm")
@@ -90,6 +90,31 @@ def test_token_files_of_another_vocabulary_are_refused(cached):
             batches(vocabulary_of(cached, more=["xyz"]))
     finally:
         seqio.TaskRegistry.remove("palm_of_tokens")
+
+
+def test_token_files_of_an_incomplete_cache_are_refused(cached, tmp_path):
+    """Its finished files have their final names, so that a pattern finds those alone."""
+    directory = tmp_path / "two_files"
+    shutil.copytree(cached / NAMES[0], directory)
+    [whole] = directory.glob("train.tfrecord-*")
+    first, second = (directory / f"train.tfrecord-0000{n}-of-00002" for n in range(2))
+    shutil.copy(whole, first)
+    whole.rename(second)
+    info = directory / "info.train.json"
+    info.write_text(info.read_text().replace('"num_shards": 1', '"num_shards": 2'))
+
+    def check(pattern):
+        source = TokenSource(train=f"{directory}/{pattern}")
+        check_token_files(palm_task("palm_of_tokens", source, vocabulary_of(cached)), "train")
+
+    check("train.tfrecord-*")
+    check(first.name)  # a part of a complete cache, on purpose
+    second.unlink()
+    with pytest.raises(PlugError, match=f"1 of the 2 files of the cache .* missing: {second}"):
+        check("train.tfrecord-*")
+    info.unlink()
+    with pytest.raises(PlugError, match="'train' in .*two_files is not finished"):
+        check("train.tfrecord-*")
 
 
 def test_a_cache_of_another_vocabulary_is_refused(cached, source):

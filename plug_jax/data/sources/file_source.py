@@ -24,6 +24,8 @@ class FileSource(seqio.FileDataSource):
 
     Paths and globs may be on any file system of tf.io.gfile, such as gs://. A path that exists
     literally, such as a file `a[1].txt` or a directory `lr=[1e-4]`, is not treated as a pattern.
+    As in a shell, patterns match hidden files (`.a.txt`, macOS' `._a.txt`) only where they have the
+    dot themselves. `**`, to search all folders below, is not supported.
     Raises PlugError when a split is listed or read, before any training, for one without a match.
     """
 
@@ -65,7 +67,13 @@ def as_list(paths: Paths, *, kind: str) -> list[str]:
         paths = [paths]
     if not paths:
         raise PlugError(f"Name at least one {kind}.")
-    return [os.path.expanduser(os.fspath(path)) for path in paths]
+    expanded = [os.path.expanduser(os.fspath(path)) for path in paths]
+    for path in expanded:
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise _not_unicode(f"The name of a {kind}", os.fsencode(path)) from error
+    return expanded
 
 
 def matching_files(patterns: Sequence[str], *, kind: str) -> list[str]:
@@ -88,16 +96,48 @@ def _match(pattern: str, kind: str) -> list[str]:
         raise PlugError(f"An empty name matches no {kind}; give a path or a pattern.")
     if tf.io.gfile.isdir(pattern):
         raise PlugError(f"{pattern} is a directory; name files, for example {pattern}/*.")
-    files = (
-        sorted(tf.io.gfile.glob(literal_directories(pattern))) if glob.has_magic(pattern) else []
-    )
     if tf.io.gfile.exists(pattern):
-        if others := [file for file in files if os.path.normpath(file) != pattern]:
+        if others := [file for file in _glob(pattern) if os.path.normpath(file) != pattern]:
             _say_once(f"{pattern} is read as the file of that name, not for {name_some(others)}")
         return [pattern]
+    if any(part == "**" for part in literal_directories(pattern).split("/")):
+        raise PlugError(
+            f"{pattern}: ** does not search all folders here; name a pattern for each level, such "
+            "as data/*.txt and data/*/*.txt."
+        )
+    found = _glob(pattern)
+    files = [file for file in found if not _is_hidden(file, pattern)]
     if not files:
-        raise PlugError(f"No {kind} matches {pattern}.")
+        hidden = f" but hidden files: {name_some(found)}" if found else ""
+        raise PlugError(f"No {kind} matches {pattern}{hidden}.")
     return files
+
+
+def _glob(pattern: str) -> list[str]:
+    """The matches of a pattern, sorted; none for a path that is not a pattern."""
+    if not glob.has_magic(pattern):
+        return []
+    try:
+        return sorted(tf.io.gfile.glob(literal_directories(pattern)))
+    except UnicodeDecodeError as error:
+        raise _not_unicode(f"The name of a match of {pattern}", error.object) from error
+
+
+def _not_unicode(what: str, name: bytes) -> PlugError:
+    return PlugError(
+        f"{what} is not UTF-8: {name!r}. Rename the file; `convmv -f gbk -t utf8 --notest` does it "
+        "for names in GBK, such as those in zip files from Chinese Windows."
+    )
+
+
+def _is_hidden(file: str, pattern: str) -> bool:
+    """Whether a match of a pattern begins with a dot where the pattern does not."""
+    # From the end: repeated slashes at the beginning need not be the same.
+    parts = zip(reversed(file.split("/")), reversed(pattern.split("/")), strict=False)
+    return any(
+        name.startswith(".") and glob.has_magic(part) and not part.startswith(".")
+        for name, part in parts
+    )
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import pickle
 import random
 from pathlib import Path
@@ -368,6 +369,40 @@ def test_a_name_that_is_a_pattern_too(tmp_path, caplog):
     assert [record.message for record in caplog.records] == [
         f"{literal} is read as the file of that name, not for {other}"
     ]
+
+
+def test_hidden_files_and_folders_are_read_where_the_pattern_has_their_dot(write, tmp_path):
+    for name in (".git", "news"):
+        (tmp_path / name).mkdir()
+    for name in ("._a.txt", "a.txt", ".b.txt.swp", ".git/c.txt", "news/c.txt", "news/.d.txt"):
+        write(name, name)
+    assert read(train=f"{tmp_path}/*.txt*") == ["a.txt"]
+    assert read(train=f"{tmp_path}/._*.txt") == ["._a.txt"]
+    assert read(train=f"{tmp_path}/*/*.txt") == ["news/c.txt"]
+    assert read(train=f"{tmp_path}/.g*/*") == [".git/c.txt"]
+    assert read(train=f"{tmp_path}/.b.txt.swp") == [".b.txt.swp"]
+    with pytest.raises(PlugError, match=r"No text file matches .*swp but hidden files: .*\.b\."):
+        read(train=f"{tmp_path}/*.swp")
+
+
+def test_a_pattern_for_all_folders(write, tmp_path):
+    """TensorFlow would take ** for *."""
+    (tmp_path / "news").mkdir()
+    write("一", "news/a.txt")
+    with pytest.raises(PlugError, match=r"\*\* does not search all folders .* for each level"):
+        read(train=f"{tmp_path}/**/*.txt")
+    (tmp_path / "**").mkdir()
+    write("二", "**/a.txt")
+    assert read(train=f"{tmp_path}/**/*.txt") == ["二"]
+
+
+def test_a_file_whose_name_is_not_utf8(write, tmp_path):
+    name = "中.txt".encode("gbk")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_text("天")
+    with pytest.raises(PlugError, match=r"match of .*/\*\.txt is not UTF-8: .*xd6.xd0.*Rename"):
+        read(train=f"{tmp_path}/*.txt")
+    with pytest.raises(PlugError, match=r"name of a text file is not UTF-8: b'.xd6.xd0"):
+        read(train=os.fsdecode(name))  # as the shell hands it over
 
 
 def test_the_home_directory(write, tmp_path, monkeypatch):

@@ -159,9 +159,11 @@ def _documents(args: argparse.Namespace, files: Sequence[str]) -> Iterator[str]:
     from rich.console import Console
 
     from plug_jax.data.autotuning import without_autotuning
+    from plug_jax.data.pipeline.file_checks import check_source
     from plug_jax.data.sources.text_source import TextSource
 
     source = TextSource(train=files, file_format=args.format, text_key=args.text_key)
+    check_source(source, "train", "the text")
     dataset = without_autotuning(source.get_dataset("train", shuffle=False))
     columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"))
     console = Console(stderr=True)

@@ -10,6 +10,7 @@ import seqio
 from plug_jax.data.autotuning import without_autotuning
 from plug_jax.data.caching.files import check_token_files
 from plug_jax.data.drops import reset_counts
+from plug_jax.data.pipeline.file_checks import check_source
 from plug_jax.data.task_settings import TaskSettings
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.record_task import record_tasks
@@ -52,12 +53,15 @@ class Inspected:
         """From the user's options; `named`: objectives that the task must support.
 
         Raises:
-            PlugError: there is no such split, or the task does not support a named objective.
+            PlugError: there is no such split, files of it are missing or damaged, or the task does
+              not support a named objective.
         """
         if split not in provider.splits:
             splits = ", ".join(provider.splits)
             raise PlugError(f"{provider.name!r} has no split {split!r}, only {splits}")
         for task in seqio.get_subtasks(provider):
+            if split in task.splits:
+                check_source(task.source, split, f"the {split} split of {task.name!r}")
             check_token_files(task, split)
         features = provider.output_features
         objectives = _objectives(provider, named)

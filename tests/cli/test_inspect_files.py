@@ -33,6 +33,14 @@ def test_records_of_tokens(vocabulary, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["examples"] >= 20
 
 
+def test_a_file_that_cannot_be_read_is_found_first(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("天地人你我，天地人。\n" * 20)
+    (tmp_path / "z.txt").symlink_to(tmp_path / "gone.txt")
+    assert main(["inspect", "--input", f"{tmp_path}/*.txt", "--stage", "2"]) == 2
+    captured = capsys.readouterr()
+    assert "are missing or cannot be read: " in captured.err and not captured.out
+
+
 @pytest.mark.slow
 def test_files_of_ones_own(vocabulary, tmp_path, capsys):
     save_vocabulary(vocabulary, tmp_path)

@@ -263,6 +263,14 @@ def test_mistakes_end_with_status_2_and_one_line(corpus, tmp_path, capsys):
     assert load_vocabulary(tmp_path).vocab_size == 21
 
 
+@pytest.mark.parametrize("model_type", ["char", "wordpiece"])
+def test_a_file_that_cannot_be_read_is_found_first(corpus, tmp_path, capsys, model_type):
+    (tmp_path / "z.txt").symlink_to(tmp_path / "gone.txt")
+    options = ["--output", tmp_path, "--vocab_size", 22_000, "--model_type", model_type]
+    assert plug_jax_vocab("--input", tmp_path / "*.txt", *options) == 2
+    assert "1 of the files of the text are missing or cannot be read: " in capsys.readouterr().err
+
+
 def test_measures_on_documents_kept_out_of_training(tmp_path, capsys):
     documents = [chr(0x4E00 + i) * 3 for i in range(1_000)]
     held_out = HeldOut()

@@ -39,6 +39,7 @@ from plug_jax.data.caching.workers import (
     worker_processes,
 )
 from plug_jax.data.descriptions import file_sizes
+from plug_jax.data.pipeline.file_checks import check_source
 from plug_jax.errors import PlugError
 
 try:
@@ -112,7 +113,8 @@ def cache_task(
 
     Raises:
       PlugError: the task has no CacheDatasetPlaceholder or not that split, the directory cannot be
-        written or holds a cache of other settings, the source raised it, or a worker died.
+        written or holds a cache of other settings, files of the source are missing or damaged, the
+        source raised it, or a worker died.
     """
     before_cache(task, deduplicate=deduplicate is not None)  # raises if it cannot be cached
     splits = list(splits or task.splits)
@@ -169,6 +171,7 @@ class _Run:
         finished = files.finished()
         missing = [index for index in range(files.shards) if index not in finished]
         if missing:
+            check_source(self._task.source, split, f"the {split} split of {self._task.name!r}")
             files.reopen()
             if self._deduplicate is not None:
                 self._find_duplicates(files)

@@ -31,14 +31,24 @@ def check_files(config: DatasetConfig) -> None:
     pipeline.register_tasks(config)
     for task in pipeline.tasks_of(config):
         files, damage = _files(task, config)
-        sizes = file_sizes(files)
-        if missing := [file for file, size in zip(files, sizes, strict=True) if size is None]:
-            raise PlugError(_message(config, "are missing or cannot be read", missing))
-        to_end = sum(filter(None, sizes)) <= _BYTES_TO_READ
-        with futures.ThreadPoolExecutor(_READERS) as pool:
-            found = list(pool.map(functools.partial(damage, to_end=to_end), files))
-        if damaged := [f"{file} {what}" for file, what in zip(files, found, strict=True) if what]:
-            raise PlugError(_message(config, "are damaged", damaged))
+        _check(files, damage, f"the {config.split} split of {config.mixture_or_task_name!r}")
+
+
+def check_source(source: seqio.DataSource, split: str, of: str) -> None:
+    """The same for a source; `of` says in messages whose files they are, such as "the input"."""
+    if isinstance(source, FileSource):
+        _check(source.list_shards(split), source.damage, of)
+
+
+def _check(files: Sequence[str], damage: Callable[..., str | None], of: str) -> None:
+    sizes = file_sizes(files)
+    if missing := [file for file, size in zip(files, sizes, strict=True) if size is None]:
+        raise PlugError(_message(of, "are missing or cannot be read", missing))
+    to_end = sum(filter(None, sizes)) <= _BYTES_TO_READ
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+        found = list(pool.map(functools.partial(damage, to_end=to_end), files))
+    if damaged := [f"{file} {what}" for file, what in zip(files, found, strict=True) if what]:
+        raise PlugError(_message(of, "are damaged", damaged))
 
 
 def _files(
@@ -54,9 +64,8 @@ def _files(
     return (), damage_of_records
 
 
-def _message(config: DatasetConfig, what: str, files: Sequence[str]) -> str:
+def _message(of: str, what: str, files: Sequence[str]) -> str:
     return (
-        f"{len(files):,} of the files of the {config.split} split of "
-        f"{config.mixture_or_task_name!r} {what}: {name_some(files)}. Fetch or rebuild them, or "
-        "name only the others"
+        f"{len(files):,} of the files of {of} {what}: {name_some(files)}. Fetch or rebuild them, "
+        "or name only the others"
     )

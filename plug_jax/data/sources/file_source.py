@@ -7,6 +7,7 @@ import glob
 import logging
 import os
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import ClassVar
 
 import seqio
@@ -14,6 +15,8 @@ import tensorflow as tf
 
 from plug_jax.errors import PlugError
 
+_READERS = 32  # threads, for the latency of remote file systems
+_FILES: set[str] = set()  # paths known not to be directories: files are listed several times a run
 _log = logging.getLogger(__name__)
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -25,7 +28,8 @@ class FileSource(seqio.FileDataSource):
     Paths and globs may be on any file system of tf.io.gfile, such as gs://. A path that exists
     literally, such as a file `a[1].txt` or a directory `lr=[1e-4]`, is not treated as a pattern.
     As in a shell, patterns match hidden files (`.a.txt`, macOS' `._a.txt`) only where they have the
-    dot themselves. `**`, to search all folders below, is not supported.
+    dot themselves. Directories that match are left out. `**`, to search all folders below, is not
+    supported.
     Raises PlugError when a split is listed or read, before any training, for one without a match.
     """
 
@@ -106,11 +110,24 @@ def _match(pattern: str, kind: str) -> list[str]:
             "as data/*.txt and data/*/*.txt."
         )
     found = _glob(pattern)
-    files = [file for file in found if not _is_hidden(file, pattern)]
+    visible = [file for file in found if not _is_hidden(file, pattern)]
+    files = _without_directories(visible)
     if not files:
-        hidden = f" but hidden files: {name_some(found)}" if found else ""
-        raise PlugError(f"No {kind} matches {pattern}{hidden}.")
+        others = f", only directories or hidden files: {name_some(found)}" if found else ""
+        raise PlugError(f"No {kind} matches {pattern}{others}.")
+    if directories := sorted(set(visible) - set(files)):
+        _say_once(
+            f"{pattern} also matches directories, which are not read: {name_some(directories)}"
+        )
     return files
+
+
+def _without_directories(paths: Sequence[str]) -> list[str]:
+    unknown = [path for path in paths if path not in _FILES]
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+        found = zip(unknown, pool.map(tf.io.gfile.isdir, unknown), strict=True)
+        _FILES.update(path for path, is_directory in found if not is_directory)
+    return [path for path in paths if path in _FILES]
 
 
 def _glob(pattern: str) -> list[str]:

@@ -14,6 +14,7 @@ from plug_jax.data.caching.deduplication import Deduplication
 from plug_jax.data.caching.files import LENGTH_EDGES, check_cache, merge_statistics
 from plug_jax.data.drops import drop_counts, reset_counts
 from plug_jax.data.preprocessors.documents import batch_documents
+from plug_jax.data.sources.text_source import TextSource
 from plug_jax.errors import PlugError
 from tests.cached_corpus import (
     FILES,
@@ -281,6 +282,16 @@ def test_an_error_of_the_source_comes_out_as_it_is(small, tmp_path):
     task = task_of(small.source, vocabulary, first=raise_in_the_graph)
     with pytest.raises(PlugError, match=r"^\d+ bytes are too many: shorten it$"):
         cache(task, tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_found_first(made, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "0.txt").write_text("天地人\n" * 20, encoding="utf-8")
+    (tmp_path / "corpus" / "1.txt").symlink_to(tmp_path / "gone.txt")
+    task = task_of(TextSource(train=f"{tmp_path}/corpus/*.txt"), vocabulary_of(made[1]))
+    with pytest.raises(PlugError, match=r"1 of the files of the train split of 'small'.*/1\.txt"):
+        cache(task, tmp_path / "caches")
+    assert not shard_files(tmp_path / "caches")
 
 
 def test_an_option_that_nobody_has(small, tmp_path):

@@ -381,8 +381,22 @@ def test_hidden_files_and_folders_are_read_where_the_pattern_has_their_dot(write
     assert read(train=f"{tmp_path}/*/*.txt") == ["news/c.txt"]
     assert read(train=f"{tmp_path}/.g*/*") == [".git/c.txt"]
     assert read(train=f"{tmp_path}/.b.txt.swp") == [".b.txt.swp"]
-    with pytest.raises(PlugError, match=r"No text file matches .*swp but hidden files: .*\.b\."):
+    with pytest.raises(
+        PlugError, match=r"No text file matches .*swp, only directories or hidden files: .*\.b\."
+    ):
         read(train=f"{tmp_path}/*.swp")
+
+
+def test_directories_that_match_are_not_read(write, tmp_path, caplog):
+    for name in ("2023", "2024"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(PlugError, match="No text file matches .*, only directories or hidden"):
+        read(train=f"{tmp_path}/*")
+    path = write("一")
+    assert read(train=f"{tmp_path}/*") == read(train=f"{tmp_path}/*") == ["一"]
+    [said] = [record.message for record in caplog.records]
+    assert said.endswith(f"directories, which are not read: {tmp_path}/2023, {tmp_path}/2024")
+    assert path == f"{tmp_path}/a.txt"
 
 
 def test_a_pattern_for_all_folders(write, tmp_path):

@@ -146,6 +146,18 @@ def test_errors_of_the_texts_come_through(tmp_path):
         train(texts(), tmp_path, vocab_size=6)
 
 
+def test_an_interruption_while_the_text_is_read(corpus, tmp_path, monkeypatch, capsys):
+    def texts(*_):
+        yield "一"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vocab, "_documents", texts)
+    for model_type, size in (("char", 20), ("wordpiece", 22_000)):
+        options = ["--model_type", model_type, "--vocab_size", size]
+        assert plug_jax_vocab("--input", corpus, "--output", tmp_path, *options) == 130
+        assert capsys.readouterr().err == "plug-jax: interrupted\n"
+
+
 def test_a_model_is_overwritten_only_when_asked(tmp_path):
     train(["一"], tmp_path, vocab_size=6)
     with pytest.raises(PlugError, match=r"sentencepiece\.model exists"):

@@ -108,7 +108,7 @@ class _Sentences:
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
         self.count = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def __iter__(self) -> Iterator[str]:
         try:
@@ -119,7 +119,7 @@ class _Sentences:
                     if not piece.isspace():
                         self.count += 1
                         yield piece
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             self.error = error  # the trainer turns it into its own RuntimeError
             raise
 
@@ -177,7 +177,7 @@ def _train(
     return content
 
 
-def _explain(error: Exception, sentences: _Sentences, vocab_size: int) -> Exception:
+def _explain(error: Exception, sentences: _Sentences, vocab_size: int) -> BaseException:
     """The exception to raise instead of SentencePiece's own."""
     if sentences.error is not None:
         return sentences.error

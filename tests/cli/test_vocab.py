@@ -211,6 +211,19 @@ def test_a_short_text_is_measured_on_itself():
     assert sorted(held_out.texts) == sorted(TEXT)
 
 
+def test_if_the_choice_falls_on_all_documents_they_are_trained_on(tmp_path, capsys):
+    chosen = HeldOut()
+    list(chosen.filter(f"天地{i}" for i in range(1_000)))
+    documents = chosen.texts[:2]
+    held_out = HeldOut()
+    assert list(held_out.filter(documents)) == held_out.texts == documents
+    assert held_out.is_trained_on
+    path = tmp_path / "corpus.txt"
+    path.write_text(documents[0] + "\n", encoding="utf-8")
+    assert plug_jax_vocab("--input", path, "--output", tmp_path, "--vocab_size", 7) == 0
+    assert "of 1 document of the TRAINING text" in capsys.readouterr().out
+
+
 def test_held_out_text_in_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(coverage, "_MAX_CHARACTERS", 100)
     documents = [f"{i:010}" for i in range(20_000)]

@@ -73,7 +73,8 @@ class HeldOut:
 
     The choice depends only on the text, so copies of a document are on the same side. `texts` are
     those held out or, if the stream was too short to have any, some of the others, in which case
-    `is_trained_on` is true. From a large stream, the 10 million characters of lowest hash are kept.
+    `is_trained_on` is true; so it is if the choice fell on all documents, which are then given at
+    the end to train on. From a large stream, the 10 million characters of lowest hash are kept.
 
     Example: `held_out = HeldOut(); train(held_out.filter(documents)); measure(held_out.texts)`.
     """
@@ -90,6 +91,7 @@ class HeldOut:
 
     def filter(self, documents: Iterable[str]) -> Iterator[str]:
         """The documents to train on."""
+        none_given = True
         for text in documents:
             digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
             key = int.from_bytes(digest, "big")
@@ -100,7 +102,11 @@ class HeldOut:
                 continue
             if self.is_trained_on:
                 self._keep(key, text)
+            none_given = False
             yield text
+        if none_given and self._kept:
+            self.is_trained_on = True
+            yield from self.texts
 
     def _keep(self, key: int, text: str) -> None:
         heapq.heappush(self._kept, (-key, text))

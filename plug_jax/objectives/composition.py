@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -13,11 +13,15 @@ import jax.numpy as jnp
 
 from plug_jax.config import PlugConfig
 from plug_jax.data.features import ENCODER_TEXT, EXAMPLE_INDEX, Feature
+from plug_jax.data.task_settings import TaskSettings
 from plug_jax.errors import PlugError
 from plug_jax.metrics import Mean, Metrics, summarize
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.forward import Batch, Forward
 from plug_jax.objectives.objective import Objective, Progress
+
+if TYPE_CHECKING:
+    import seqio
 
 Objectives = tuple[Objective, ...]
 
@@ -57,6 +61,15 @@ def check_rows(objectives: Iterable[Objective], *, pack: bool, predict: bool = F
             f"{', '.join(alone)} {'predicts' if predict else 'reads'} one example a row: set "
             f"{'eval/' if predict else ''}pipeline.DatasetConfig.pack to False"
         )
+
+
+def check_settings(
+    objectives: Iterable[Objective], provider: seqio.Task | seqio.Mixture, split: str
+) -> None:
+    """PlugError if an objective cannot train on examples made with the task's settings."""
+    settings = TaskSettings.of(provider, split)
+    for one in objectives:
+        one.check_settings(settings)
 
 
 def features_of(objectives: Iterable[Objective]) -> tuple[Feature, ...]:

@@ -19,6 +19,8 @@ from plug_jax import losses
 from plug_jax.config import PlugConfig
 from plug_jax.data import features
 from plug_jax.data.features import Feature
+from plug_jax.data.preprocessors.masking import masked_language_model
+from plug_jax.data.preprocessors.word_order import shuffle_windows
 from plug_jax.data.task_settings import TaskSettings
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.errors import PlugError
@@ -29,6 +31,10 @@ from plug_jax.objectives.examples import Corruption, Example, Fate
 from plug_jax.objectives.forward import Batch, Forward
 from plug_jax.objectives.masking_tally import MaskingTally
 from plug_jax.objectives.objective import Objective, Progress, count
+
+# Rows differ in how much is predicted, so the capacity is larger than the mean: at least by the
+# first factor, better by the second.
+_LEAST_ROOM, _ROOM = 1.1, 1.25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,28 @@ class MaskedLM(Objective):
     def num_predictions(self, length: int) -> int:
         """P for rows of `length`."""
         return min(length, math.ceil(self.capacity * length))
+
+    def check_settings(self, settings: TaskSettings) -> None:
+        """PlugError if the task predicts more of a full row than the capacity."""
+        rate = settings.get(masked_language_model, "mask_rate")
+        if rate is None:
+            return
+        share = rate
+        if settings.uses(shuffle_windows):
+            window, starts, moved_only = (
+                settings.get(shuffle_windows, name)
+                for name in ("window", "rate", "label_moved_only")
+            )
+            if None not in (window, starts, moved_only):
+                # A window has no masked token. On average one token of each stays in its place.
+                share += starts * (window - moved_only) * (1 - rate) ** window
+        if self.capacity < min(1.0, _LEAST_ROOM * share):
+            enough = min(1.0, math.ceil(100 * _ROOM * share) / 100)
+            raise PlugError(
+                f"The task predicts {share:.1%} of the tokens, in some rows more, but there is "
+                f"room for {self.capacity:.1%} of a row, and the rest, at its end, would be left "
+                f"out: set masked_lm.MaskedLM.capacity = {enough:g}, or mask and shuffle less."
+            )
 
     def prepare(self, batch: Batch, progress: Progress | None) -> Batch:
         """Gather the predicted positions; past `until`, restore the original text."""

@@ -130,6 +130,10 @@ class Objective(abc.ABC):
     def flops(self, config: PlugConfig, rows: RowShape) -> Mapping[str, int]:
         """FLOPs of its forward pass by part of the model, beyond the encoder's own."""
 
+    def check_settings(self, settings: TaskSettings) -> None:
+        """Raise PlugError if it cannot train on a task with these settings of its preprocessors."""
+        return None
+
     # Display in `plug-jax inspect`.
 
     @property

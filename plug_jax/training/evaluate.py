@@ -32,6 +32,7 @@ from plug_jax.objectives.composition import (
     Objectives,
     check_objectives,
     check_rows,
+    check_settings,
     features_of,
     summarize_metrics,
 )
@@ -75,6 +76,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
         check_task(task, objectives)
     check_vocabulary(saved.config, vocabulary, task)
     check_objectives(objectives, saved.config)
+    check_settings(objectives, pipeline.find_task(task), config.data.split)
     evaluator = Evaluator(saved.config, objectives, config.data, config.partitioner, config.step)
     boxed = abstract_params(PlugModel(saved.config), objectives)
     shardings = config.partitioner.param_shardings(boxed)

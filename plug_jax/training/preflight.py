@@ -13,7 +13,9 @@ from plug_jax.atomic_files import is_remote
 from plug_jax.checkpoints.format import CHECKPOINTS, PlainPath
 from plug_jax.checkpoints.integrity import steps_in
 from plug_jax.data.pipeline.file_checks import check_files
+from plug_jax.data.pipeline.pipeline import find_task
 from plug_jax.errors import PlugError
+from plug_jax.objectives.composition import check_settings
 from plug_jax.training.evaluate import Evaluator
 from plug_jax.training.feed import Feed
 from plug_jax.training.program import TrainConfig
@@ -23,9 +25,11 @@ def check_data(config: TrainConfig, feed: Feed, evaluator: Evaluator | None) -> 
     """PlugError unless a first batch can be made of both splits, from undamaged files.
 
     The batches are the first of training and evaluation. The first process checks the files. Also
-    PlugError unless evaluations have the metric for the best checkpoint.
+    PlugError unless evaluations have the metric for the best checkpoint, and if an objective cannot
+    train on the task.
     """
     for data in filter(None, (config.train_data, config.eval_data)):
+        check_settings(config.objectives, find_task(data.mixture_or_task_name), data.split)
         if jax.process_index() == 0:
             check_files(data)
     if evaluator is not None:

@@ -19,6 +19,8 @@ from plug_jax.checkpoints.format import PlainPath
 from plug_jax.compilation import Compilation
 from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.errors import PlugError
+from plug_jax.objectives.masked_lm import MaskedLM
+from plug_jax.objectives.stages import STRUCTBERT
 from plug_jax.tasks import pretrain
 from plug_jax.training.checkpointing import CheckpointConfig
 from plug_jax.training.loop import train
@@ -43,7 +45,11 @@ def make_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeConfig:
     monkeypatch.setattr(Compilation, "result", result)
 
     def make(
-        *, train_files: str = "text.txt", validation_files: str | None = "text.txt", **changes: Any
+        *,
+        train_files: str = "text.txt",
+        validation_files: str | None = "text.txt",
+        mask_rate: float = 0.15,
+        **changes: Any,
     ) -> TrainConfig:
         data = write_task(tmp_path, "preflight")
         pretrain.structbert_text(
@@ -51,6 +57,7 @@ def make_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeConfig:
             validation_files=None if validation_files is None else str(tmp_path / validation_files),
             vocabulary=str(tmp_path / "vocab.txt"),
             max_length=24,
+            mask_rate=mask_rate,
             name="preflight",
         )
         return run_config(
@@ -227,6 +234,18 @@ def test_a_damaged_file_among_others(make_config: MakeConfig, tmp_path: Path, sp
     (tmp_path / "b.txt.gz").write_bytes(whole[:-9])
     config = make_config(**{f"{split}_files": "?.txt.gz"})
     refused(config, f"1 of the files of the {split} split of 'preflight' .*b.txt.gz is damaged")
+
+
+def test_more_is_masked_than_can_be_predicted(make_config: MakeConfig) -> None:
+    """Stage 1 predicts 24% by default, 0.35 + 0.05 * 3 * (1 - 0.35)^3 = 39% at this rate."""
+    config = make_config(mask_rate=0.35)
+    refused(
+        config,
+        r"predicts 39.1% of .* room for 37.5% of a row.*masked_lm.MaskedLM.capacity = 0.49, or",
+    )
+    enough = (MaskedLM(word_structural=True, capacity=0.49), *STRUCTBERT[1:])
+    with pytest.raises(AssertionError, match="it trains"):
+        train(dataclasses.replace(config, objectives=enough))
 
 
 def test_a_best_metric_that_no_evaluation_gives(make_config: MakeConfig) -> None:

@@ -62,6 +62,11 @@ class Feed(Iterator[dict[str, jax.Array]]):
             while True:
                 yield self._next_rows()
 
+    @property
+    def streams(self) -> int:
+        """The number of data streams."""
+        return self._batches.streams
+
     def read_ahead(self) -> None:
         """Read the next batch now, for `__next__`, so that errors show at once.
 

@@ -13,6 +13,7 @@ from plug_jax.checkpoints.format import PlainPath
 from plug_jax.compilation import Compilation, use_compilation_cache
 from plug_jax.data.drops import reset_counts
 from plug_jax.data.pipeline import pipeline
+from plug_jax.data.pipeline.file_checks import uneven_streams
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.record_task import check_task, record_counts, task_description
 from plug_jax.hosts.activity import doing
@@ -159,6 +160,8 @@ def check_run(run: OpenRun) -> None:
     config = run.config
     for data in filter(None, (config.train_data, config.eval_data)):
         run.notes += record_counts(data.mixture_or_task_name, data.split)
+    if jax.process_index() == 0 and (note := uneven_streams(config.train_data, run.feed.streams)):
+        run.notes.append(note)
     for note in run.notes:
         run.progress.say(note)
     doing("reading the first batches")

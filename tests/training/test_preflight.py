@@ -223,6 +223,22 @@ def test_training_data_without_an_example(make_config: MakeConfig, tmp_path: Pat
     refused(make_config(train_files="latin1.txt"), "'preflight' gives no example in split 'train'")
 
 
+def test_uneven_data_streams(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(train_files="*.part")
+    text = (tmp_path / "text.txt").read_text(encoding="utf-8")
+    for streams, copies, note in ((2, 2, True), (2, 1, False), (1, 2, False)):
+        (tmp_path / "a.part").write_text(text * copies, encoding="utf-8")
+        (tmp_path / "b.part").write_text(text, encoding="utf-8")
+        data = dataclasses.replace(config.train_data, streams=streams)
+        with pytest.raises(AssertionError, match="it trains"):
+            train(dataclasses.replace(config, train_data=data))
+        size = len(text.encode())
+        said = f"largest has {2 * size:,} bytes of 'preflight', the smallest {size:,}, which is"
+        assert (said in capsys.readouterr().err) == note
+
+
 def test_no_validation_files(make_config: MakeConfig) -> None:
     refused(make_config(validation_files=None), "has no split 'validation', only train")
 

@@ -174,6 +174,11 @@ class BatchIterator:
             for name in parts[0]
         }
 
+    @property
+    def streams(self) -> int:
+        """The number of streams of all processes; a restored position has its own."""
+        return self._streams
+
     def counts(self) -> Counts:
         """Counts of data dropped and changed up to the position last saved or restored.
 

@@ -18,6 +18,7 @@ from plug_jax.errors import PlugError
 
 # Takes a second or two to read. Of larger splits only the beginning of each file is read.
 _BYTES_TO_READ = 1 << 28
+_UNEVEN = 1.5  # times the smallest stream
 _READERS = 32  # threads, for the latency of remote file systems
 
 
@@ -32,6 +33,29 @@ def check_files(config: DatasetConfig) -> None:
     for task in pipeline.tasks_of(config):
         files, damage = _files(task, config)
         _check(files, damage, f"the {config.split} split of {config.mixture_or_task_name!r}")
+
+
+def uneven_streams(config: DatasetConfig, streams: int) -> str | None:
+    """A warning if endless streams have files of very different size; None if they have not.
+
+    Every stream gives the same share of each batch, so text of a small one is repeated more often.
+    """
+    if config.num_epochs is not None or streams == 1:
+        return None
+    for task in pipeline.tasks_of(config):
+        files, _ = _files(task, config)
+        if len(files) < streams:
+            continue  # seqio deals out documents
+        sizes = [size or 0 for size in file_sizes(files)]
+        of_streams = [sum(sizes[stream::streams]) for stream in range(streams)]
+        if max(of_streams) > _UNEVEN * min(of_streams):
+            return (
+                f"THE DATA STREAMS ARE UNEVEN: of {streams} with an equal share of every batch, "
+                f"the largest has {max(of_streams):,} bytes of {task.name!r}, the smallest "
+                f"{min(of_streams):,}, which is repeated more often. Cut the text into more files "
+                "or into files of equal size, or set fewer DATA_STREAMS (docs/data.md)"
+            )
+    return None
 
 
 def check_source(source: seqio.DataSource, split: str, of: str) -> None:

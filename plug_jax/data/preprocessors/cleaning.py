@@ -92,11 +92,11 @@ class ControlCharacters:
     """Removes non-text characters, and turns all white space into spaces or line feeds.
 
     Line separators (CR LF, CR, U+0085, U+2028, U+2029) become line feeds; tabs, form feeds and all
-    other spaces, including the ideographic one, become spaces. Removed are control and format
-    characters (zero width, byte order marks, direction marks, soft hyphens), private-use
-    characters, noncharacters (such as U+FFFF) and the replacement character U+FFFD. So emoji joined
-    by U+200D are split. Unassigned code points stay. Runs of spaces are not shortened. Changes are
-    counted as "control_characters".
+    other spaces, including the ideographic one, become spaces. (From the lines of text files a CR
+    is already gone, see `TextSource`.) Removed are control and format characters (zero width, byte
+    order marks, direction marks, soft hyphens), private-use characters, noncharacters (such as
+    U+FFFF) and the replacement character U+FFFD. So emoji joined by U+200D are split. Unassigned
+    code points stay. Runs of spaces are not shortened. Changes are counted as "control_characters".
 
     Example: ["a\\tb\\r\\n\\u200bc", "天亮"] -> ["a b\\nc", "天亮"]
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
@@ -15,8 +17,11 @@ from plug_jax.data.drops import count_drops
 from plug_jax.data.sources.file_source import FileSource, Paths, name_some
 from plug_jax.errors import PlugError
 
+_log = logging.getLogger(__name__)
+
 FileFormat = Literal["lines", "paragraphs", "jsonl"]
 
+_LONE_RETURN = re.compile(rb"\r(?![\r\n]|$)")  # CR CR LF, or a piece's end, may be a line's end
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Marks the end of a file: no line contains it, and it counts as blank.
 _END = "\n"
@@ -38,6 +43,9 @@ class TextSource(FileSource):
       lines: one document per line; blank lines are skipped.
       paragraphs: documents are runs of lines between blank lines, joined by line feeds.
       jsonl: one JSON object per line, with the document under `text_key`; blank lines are skipped.
+
+    Lines end with LF or CR LF. TensorFlow deletes every other CR, uncounted; `damage` reports files
+    whose lines end with CR alone, and warns of others.
 
     Files whose name ends in .gz are compressed with gzip. Files are streamed: memory grows with the
     longest document, not with the file. A compressed file is read through once before use, because
@@ -85,6 +93,7 @@ class TextSource(FileSource):
             )
         read = functools.partial(_read, file_format=file_format, text_key=text_key)
         self._splits_with_text: set[str] = set()
+        self._has_warned = False
         super().__init__(read, train=train, validation=validation)
 
     def list_shards(self, split: str) -> list[str]:
@@ -100,12 +109,21 @@ class TextSource(FileSource):
         return files
 
     def damage(self, path: str, *, to_end: bool) -> str | None:
-        """What is wrong with a compressed file, or one that cannot be opened.
+        """What is wrong with a compressed file, one that cannot be opened, or with its line ends.
 
-        Truncation of uncompressed text cannot be detected.
+        Truncation of uncompressed text cannot be detected. Warns of a CR within lines, once, as far
+        as the beginnings of files show it.
         """
         try:
-            for _ in _contents(path):
+            for number, chunk in enumerate(_contents(path)):
+                if number == 0 and _LONE_RETURN.search(chunk):
+                    if b"\n" not in chunk:
+                        return (
+                            "ends no line with a line feed but has carriage returns, which would "
+                            "be deleted: `tr '\\r' '\\n'` makes line feeds of them, `tr -d '\\r'` "
+                            "removes them"
+                        )
+                    self._warn_of_returns(path)
                 if not (to_end and path.endswith(".gz")):
                     break
         except (EOFError, zlib.error) as error:
@@ -113,6 +131,15 @@ class TextSource(FileSource):
         except tf.errors.OpError as error:
             return f"cannot be read ({error.message})"
         return None
+
+    def _warn_of_returns(self, path: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "%s, and perhaps others, has carriage returns within lines, which are deleted: if "
+                "they should end lines, convert them with `tr '\\r' '\\n'`",
+                path,
+            )
 
 
 def _has_text(path: str) -> bool:

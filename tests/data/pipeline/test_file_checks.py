@@ -67,6 +67,26 @@ def test_a_file_that_went_away_or_cannot_be_opened(tmp_path: Path) -> None:
     assert source.damage(str(tmp_path / "a.txt"), to_end=True) is None
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_carriage_returns_that_would_be_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, packed: bool
+) -> None:
+    def damage(text: str) -> str | None:
+        path = tmp_path / ("a.txt.gz" if packed else "a.txt")
+        content = text.encode()
+        path.write_bytes(gzip.compress(content) if packed else content)
+        return source.damage(str(path), to_end=True)
+
+    source = TextSource(train=str(tmp_path / "a.txt"))
+    assert "carriage returns, which would be deleted: `tr " in str(damage("天。\r地。\r人。"))
+    for text in ("天。\r\n地。\r\r\n", "天。\r", "天。", "天\r\n" * 30_000):
+        assert damage(text) is None
+    assert not caplog.records
+    assert damage("天\r地。\n人。\n") is damage("天\r地。\n") is None
+    [warning] = caplog.messages
+    assert "and perhaps others, has carriage returns within lines" in warning
+
+
 def test_records_of_tokens(tmp_path: Path) -> None:
     path = str(tmp_path / "a.tfrecord")
     with tf.io.TFRecordWriter(path) as file:

@@ -24,6 +24,7 @@ from plug_jax.data.descriptions import (
     file_sizes,
 )
 from plug_jax.data.sources.file_source import name_some
+from plug_jax.data.sources.tfds_source import TfdsSource
 from plug_jax.data.sources.token_source import TokenSource
 from plug_jax.errors import PlugError
 
@@ -36,8 +37,10 @@ _IN_WORDS = {
     "preprocessing": "other preprocessing",
     "source": "another kind of source",
     "files": "other source files",
+    "dataset": "another slice or text feature of the TFDS dataset",
     "deduplication": "other deduplication",
 }
+_LATER = ("dataset",)  # older caches do not tell
 # Drops that are not documents.
 _NO_DOCUMENTS = ("damaged_file", "empty_file")
 _FORMAT = 1
@@ -127,9 +130,10 @@ def fingerprint(
     """Everything that determines a cache's content, for JSON.
 
     The vocabulary is represented by its content's hash, the preprocessors before the cache by names
-    and arguments, the source's files by names and sizes.
+    and arguments, the source's files by names and sizes, a TFDS dataset also by slice and feature.
     """
     files = task.source.list_shards(split)
+    is_tfds = isinstance(task.source, TfdsSource)
     return {
         "format": _FORMAT,
         "vocabulary": describe_vocabularies(task),
@@ -137,6 +141,7 @@ def fingerprint(
         "source": describe_reader(task.source),
         "files": [list(pair) for pair in zip(files, file_sizes(files), strict=True)],
         "deduplication": describe(deduplication),
+        **({"dataset": task.source.description(split)} if is_tfds else {}),
     }
 
 
@@ -154,7 +159,8 @@ def preprocessors(task: seqio.Task) -> list[Any]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The differences of two fingerprints in words: ["another vocabulary"]."""
-    changed = [name for name in new if old.get(name) != new[name]]
+    known = [name for name in new if name in old or name not in _LATER]
+    changed = [name for name in known if old.get(name) != new[name]]
     if "vocabulary" in changed and "preprocessing" in changed:
         changed.remove("preprocessing")  # it includes the vocabulary
     return [_IN_WORDS[name] for name in changed]

@@ -202,7 +202,8 @@ class _Run:
             for name in tf.io.gfile.listdir(directory):
                 if ".tmp" in name or name.endswith(".progress"):
                     tf.io.gfile.remove(os.path.join(directory, name))
-        write_json(files.fingerprint, new)
+        if overwrite or old is None:  # runs that read the cache compare this file
+            write_json(files.fingerprint, new)
 
     def _find_duplicates(self, files: SplitFiles) -> None:
         """Writes the fate of each document to files.duplicates."""

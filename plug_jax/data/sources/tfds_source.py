@@ -72,6 +72,14 @@ class TfdsSource(seqio.TfdsDataSource):
         self._check_split(split)
         return [str(path) for path in super().list_shards(split)]
 
+    def description(self, split: str) -> dict[str, str]:
+        """What of the dataset a split reads, for JSON; nothing is looked up."""
+        return {
+            "name": self.tfds_dataset.name,
+            "slice": self._tfds_splits[split],
+            "text_feature": self._text_feature,
+        }
+
     def _check_split(self, split: str) -> None:
         if split not in self.splits:
             raise PlugError(f"There is no {split!r} split, only {', '.join(self.splits)}.")

@@ -15,6 +15,7 @@ from plug_jax.data.caching.files import LENGTH_EDGES, check_cache, merge_statist
 from plug_jax.data.drops import drop_counts, reset_counts
 from plug_jax.data.preprocessors.documents import batch_documents
 from plug_jax.data.sources.text_source import TextSource
+from plug_jax.data.sources.tfds_source import TfdsSource
 from plug_jax.errors import PlugError
 from tests.cached_corpus import (
     FILES,
@@ -27,6 +28,7 @@ from tests.cached_corpus import (
     vocabulary_of,
     write_corpus,
 )
+from tests.tfds_data import build_tfds
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +235,29 @@ def test_other_settings_are_refused(small, caches, no_cache_dirs):
     with pytest.raises(PlugError, match="other preprocessing than the task has now"):
         check_cache(cleaned, "train")
     check_cache(small, "train")  # the files may be gone when the cache is used
+
+
+def test_another_slice_or_text_feature_of_a_dataset_is_refused(made, tmp_path):
+    """Their files can be the same."""
+    name = "news/zh:1.0.0"
+    texts = ["一丁丂七丄" * 3, "一丁丂七丄" * 4]
+    build_tfds(tmp_path, name, {"train": texts})
+
+    def cached(split="train", **options):
+        source = TfdsSource(name, splits={"train": split}, data_dir=str(tmp_path), **options)
+        [done] = cache(task_of(source, vocabulary_of(made[1])), tmp_path / "caches")
+        return done.shards_written
+
+    assert cached() == 1
+    for changed in ({"split": "train[:50%]"}, {"text_feature": "wikidata_id"}):
+        with pytest.raises(PlugError, match="with another slice or text feature of the TFDS data"):
+            cached(**changed)
+    path = tmp_path / "caches" / "small" / "fingerprint.train.json"
+    older = json.loads(path.read_text())
+    del older["dataset"]
+    path.write_text(json.dumps(older))
+    assert cached() == 0  # as an older version made it, which stays: checkpoints have its digest
+    assert json.loads(path.read_text()) == older
 
 
 def test_a_cache_of_somebody_else_is_refused(small, tmp_path):

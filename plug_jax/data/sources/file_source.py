@@ -113,8 +113,8 @@ def _match(pattern: str, kind: str) -> list[str]:
     visible = [file for file in found if not _is_hidden(file, pattern)]
     files = _without_directories(visible)
     if not files:
-        others = f", only directories or hidden files: {name_some(found)}" if found else ""
-        raise PlugError(f"No {kind} matches {pattern}{others}.")
+        only = f", only directories or hidden files: {name_some(found)}" if found else ""
+        raise PlugError(f"No {kind} matches {pattern}{only}.")
     if directories := sorted(set(visible) - set(files)):
         _say_once(
             f"{pattern} also matches directories, which are not read: {name_some(directories)}"

@@ -53,7 +53,10 @@ def sentence_pairs(
     whole sentences, whatever the label.
 
     If a document fills most of a window, some groups find no partner: these get label 1 or 2, or,
-    with a single sentence, are dropped and counted as "no_other_document". Seeded by
+    with a single sentence, are dropped and counted as "no_other_document". Documents are told apart
+    by their place in the stream: equal ones count as different, and so do a document and itself
+    from the next epoch. These meet in a window across the end of an epoch, which each is if the
+    text is smaller than a window (with the defaults, about 250,000 tokens). Seeded by
     `seqio.map_seed_manager`.
 
     Example, with one id a character: the documents are "天亮。" and "下雨。我走。". The second

@@ -177,7 +177,8 @@ class Partitioner:
                 f"BATCH_SIZE {batch_size} does not divide into {micro_batches} micro-batches over "
                 f"{' x '.join(_names(names))} = {multiple // micro_batches} devices; the nearest "
                 f"that {'do' if len(nearest) > 1 else 'does'}: {', '.join(nearest)} (multiples of "
-                f"{multiple})"
+                f"{multiple}). Or use fewer devices, or more of them for `tensor`, which splits "
+                "no rows"
             )
 
     def param_shardings(self, boxed: Any) -> Any:

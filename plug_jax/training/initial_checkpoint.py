@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from plug_jax.checkpoints.parameters import HEADS
 from plug_jax.checkpoints.saved_model import open_checkpoint, vocabulary_fingerprint
-from plug_jax.config import Attention, PlugConfig, RematPolicy
+from plug_jax.config import Attention, PlugConfig, RematName, RematPolicy
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.errors import PlugError
 from plug_jax.field_types import typed
@@ -123,19 +123,24 @@ def encoder_of(
     checkpoint: str,
     *,
     dropout_rate: float = 0.1,
-    attention: Attention = "dot",
+    attention_dropout_rate: float | None = None,
+    attention: Attention = "auto",
     remat_policy: RematPolicy = "none",
+    remat_saved_names: tuple[RematName, ...] = ("qkv", "out"),
 ) -> PlugConfig:
     """A checkpoint's model without its decoder, for fine-tuning.
 
-    `dropout_rate` applies to embeddings, residual branches and attention. Raises PlugError if there
-    is no checkpoint.
+    `dropout_rate` applies to embeddings, residual branches and, unless that has its own, attention.
+    Raises PlugError if there is no checkpoint.
     """
     return dataclasses.replace(
         open_checkpoint(checkpoint).config,
         num_decoder_layers=0,
         dropout_rate=dropout_rate,
-        attention_dropout_rate=dropout_rate,
+        attention_dropout_rate=(
+            dropout_rate if attention_dropout_rate is None else attention_dropout_rate
+        ),
         attention=attention,
         remat_policy=remat_policy,
+        remat_saved_names=remat_saved_names,
     )

@@ -7,13 +7,14 @@ from pathlib import Path
 import gin
 import pytest
 
-from plug_jax.cli import gin_config
+from plug_jax.cli import gin_config, plan
 from plug_jax.cli.cache import CacheConfig
 from plug_jax.cli.generate import GenerateConfig
 from plug_jax.cli.train import configure
 from plug_jax.errors import PlugError
 from plug_jax.objectives.stages import PALM, STRUCTBERT
 from plug_jax.training.evaluate import EvaluateConfig
+from tests.downstream.tiny_encoder import write_encoder
 
 TEXT = "天地人。你我他。\n" * 3
 
@@ -74,6 +75,84 @@ def test_every_mesh_file_goes_with_every_run(mesh: str, run: list[str]) -> None:
     if stage1.model.attention == "splash":
         assert stage2.model.attention_dropout_rate == 0.0
         assert stage2.model.dropout_rate == 0.1
+
+
+# Of each mesh file: batch size, micro-batches, attention and its dropout, and what the backward pass
+# recomputes, if not what the model's file says.
+TUNED = {
+    "cpu1": (256, 1, "auto", 0.1, None),
+    "cpu8": (256, 1, "auto", 0.1, None),
+    "h100_1": (256, 4, "auto", 0.0, "names=qkv,context,out"),
+    "h100_8": (512, 32, "auto", 0.0, "full"),
+    "v4_128": (2048, 8, "splash", 0.0, "names=out,wi"),
+    "v5e_16": (1024, 2, "splash", 0.0, "names=qkv,out"),
+    "v5e_256": (2048, 4, "splash", 0.0, "names=qkv,wi"),
+    "v5p_128": (2048, 4, "splash", 0.0, "names=qkv,out,wi"),
+    "v5p_256_x2": (2048, 1, "splash", 0.0, "names=qkv,out,wi"),
+    "v5p_512": (2048, 1, "splash", 0.0, "names=qkv,out,wi"),
+    "v6e_256": (2048, 2, "splash", 0.0, "names=qkv,out,wi"),
+    "v7x_64": (2048, 2, "splash", 0.0, "names=qkv,out,wi"),
+}
+
+
+def tuning(files: list[str], bindings: list[str]) -> tuple[int, int, str, float, str]:
+    config = plan.configure(files, bindings)
+    model = config.model
+    of_model = (model.attention, model.attention_dropout_rate, model.remat)
+    return config.train_data.batch_size, config.step.micro_batches, *of_model
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_pre_training_takes_what_a_mesh_file_is_tuned_with(mesh: str) -> None:
+    *tuned, remat = TUNED[mesh]
+    for stage in ("structbert", "palm"):
+        for model, of_model in (("base", "none"), ("plug_27b", "full")):
+            files = [f"runs/{stage}_pretrain.gin", f"models/{model}.gin", f"mesh/{mesh}.gin"]
+            assert tuning(files, []) == (*tuned, remat or of_model)
+    own = [
+        "BATCH_SIZE = 4096",
+        "MICRO_BATCHES = 16",
+        "config.PlugConfig.attention = 'dot'",
+        "config.PlugConfig.attention_dropout_rate = 0.2",
+        "config.PlugConfig.remat_policy = 'dots'",
+    ]
+    assert tuning(files, own) == (4096, 16, "dot", 0.2, "dots")
+
+
+# The files of fine-tuning runs, with the batch sizes that they were published with.
+FINE_TUNING = {
+    ("runs/finetune.gin", "clue/tnews.gin"): 16,
+    ("runs/finetune.gin", "clue/csl.gin"): 4,
+    ("runs/finetune.gin", "clue/cmrc2018.gin"): 32,
+    ("runs/finetune.gin", "clue/c3.gin"): 24,
+    ("runs/finetune.gin", "clue/chid.gin"): 24,
+    ("runs/finetune.gin", "clue/cluener.gin"): 24,
+    ("runs/finetune.gin", "finetuning/classification.gin"): 32,
+    ("runs/finetune.gin", "finetuning/regression.gin"): 32,
+    ("runs/finetune_generation.gin", "models/base.gin", "generation/dureader_qg.gin"): 32,
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_encoder(tmp_path_factory.mktemp("runs") / "encoder"))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_fine_tuning_takes_from_a_mesh_file_only_what_saves_memory(mesh: str, encoder: str) -> None:
+    """Batch size and dropout are the task's, and the kernel is one that takes its rows."""
+    remat = TUNED[mesh][-1] or "none"
+    for files, batch in FINE_TUNING.items():
+        given = []
+        if files[0] == "runs/finetune.gin":
+            given += [f"ARCHITECTURE_OF = {encoder!r}", "MAX_LENGTH = 80"]
+        if "finetuning/classification.gin" in files:
+            given += ["LABELS = ('bad', 'good')", "TRAIN_FILE = 'train.tsv'"]
+        run = [*files, f"mesh/{mesh}.gin"]
+        assert tuning(run, given) == (batch, 1, "auto", 0.1, remat), files
+        own = ["BATCH_SIZE = 64", "MICRO_BATCHES = 2", "ATTENTION = 'dot'", "REMAT_POLICY = 'dots'"]
+        own += ["ATTENTION_DROPOUT_RATE = 0.0"]
+        assert tuning(run, [*given, *own]) == (64, 2, "dot", 0.0, "dots")
 
 
 def test_mesh_files_of_training_go_with_evaluation(run: list[str]) -> None:

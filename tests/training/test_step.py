@@ -267,7 +267,8 @@ def test_other_optimizers_train_and_are_sharded(name: OptimizerName, slot: str) 
 
 
 def test_a_batch_that_does_not_divide() -> None:
-    with pytest.raises(PlugError, match=r"BATCH_SIZE 12 .* the nearest that does: 16"):
+    message = r"BATCH_SIZE 12 .* the nearest that does: 16 .* fewer devices, or more .* `tensor`"
+    with pytest.raises(PlugError, match=message):
         Partitioner(data=4, fsdp=2).check_batch(12, micro_batches=2)
 
 

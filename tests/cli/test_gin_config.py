@@ -77,7 +77,7 @@ def test_every_mesh_file_goes_with_every_run(mesh: str, run: list[str]) -> None:
         assert stage2.model.dropout_rate == 0.1
 
 
-# Of each mesh file: batch size, micro-batches, attention and its dropout, and what the backward pass
+# Of each mesh file: batch size, micro-batches, attention and its dropout, what the backward pass
 # recomputes, if not what the model's file says.
 TUNED = {
     "cpu1": (256, 1, "auto", 0.1, None),

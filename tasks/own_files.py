@@ -156,14 +156,12 @@ def _register(
     }
     given = {split: path for split, path in paths.items() if path is not None}
     columns = files.get("text", "text")
-    read = functools.partial(
-        _read,
-        files=given,
-        text=(columns,) if isinstance(columns, str) else columns,
-        label=files.get("label", "label"),
-        record=record,
-    )
-    splits = SplitRecords(format_, load_vocabulary(vocabulary), read, tuple(given))
+    reading = {
+        "text": (columns,) if isinstance(columns, str) else columns,
+        "label": files.get("label", "label"),
+    }
+    read = functools.partial(_read, files=given, record=record, **reading)
+    splits = SplitRecords(format_, load_vocabulary(vocabulary), read, tuple(given), reading)
     return register(RecordTask(name, splits))
 
 
@@ -183,7 +181,8 @@ def _read(
         answered = split != TEST or bool(row.fields.get(label))
         of_row = _label_of(row, label) if answered else None
         records.append(record(row.fields.get("id", number), texts, of_row, row.where))
-    return Split(records, {}, files[split])
+    size = os.path.getsize(os.path.expanduser(files[split]))
+    return Split(records, {}, files[split], sizes={files[split]: size})
 
 
 def _rows(path: str) -> Iterator[Row]:

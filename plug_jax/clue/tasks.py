@@ -43,6 +43,7 @@ class Split:
     dropped: dict[str, int]  # by reason
     path: str  # where the first file of the split is
     dropped_ids: tuple[int | str, ...] = ()
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # bytes by file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,9 @@ class ClueTask:
         if not records:
             raise PlugError(f"{files[0].path} gives no record for {self.name}")
         counts = {reason: len(ids) for reason, ids in dropped.items()}
-        return Split(records, counts, files[0].path, tuple(itertools.chain(*dropped.values())))
+        ids = tuple(itertools.chain(*dropped.values()))
+        sizes = {file.path: len(file.content) for file in files}
+        return Split(records, counts, files[0].path, ids, sizes)
 
 
 def find_task(name: str) -> ClueTask:

@@ -114,6 +114,7 @@ class BlankFormat(Format[BlankRecord]):
     kind: ClassVar[str] = "blank"
     objective: ClassVar[type[TaskObjective]] = MultipleChoice
     shared: ClassVar[Mapping[str, str]] = {"choices": "candidates"}
+    not_of_examples: ClassVar[tuple[str, ...]] = ("pooler", "assignment")
 
     @property
     def shortest(self) -> int:

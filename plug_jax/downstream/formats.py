@@ -36,6 +36,8 @@ class Format(abc.ABC, Generic[R]):
     objective: ClassVar[type[TaskObjective]]
     # Fields shared with the objective, by their names here.
     shared: ClassVar[Mapping[str, str]] = {}
+    # Fields that change no example: they are the head's, or `answers` alone reads them.
+    not_of_examples: ClassVar[tuple[str, ...]] = ("pooler",)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -63,6 +65,11 @@ class Format(abc.ABC, Generic[R]):
             if value is not None
         }
         return {"kind": self.kind, **fields}
+
+    def settings_of_examples(self) -> dict[str, Any]:
+        """The part of `description` that the examples depend on."""
+        told = self.description().items()
+        return {name: value for name, value in told if name not in self.not_of_examples}
 
     @abc.abstractmethod
     def add(

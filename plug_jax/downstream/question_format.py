@@ -46,6 +46,7 @@ class QuestionFormat(Format[QuestionRecord]):
 
     kind: ClassVar[str] = "question"
     objective: ClassVar[type[TaskObjective]] = Span
+    not_of_examples: ClassVar[tuple[str, ...]] = ("pooler", "max_answer", "candidates")
 
     def __post_init__(self) -> None:
         super().__post_init__()

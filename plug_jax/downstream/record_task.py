@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,16 @@ class SplitRecords:
     """Records of some splits in one format, and their examples, built once."""
 
     def __init__(
-        self, format: Format, vocabulary: PlugVocabulary, read: ReadSplit, names: Sequence[str]
+        self,
+        format: Format,
+        vocabulary: PlugVocabulary,
+        read: ReadSplit,
+        names: Sequence[str],
+        reading: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """`read` returns the records of one of these splits."""
+        """`read` returns the records of one of these splits, by the settings `reading`."""
         self.format, self.vocabulary, self.names = format, vocabulary, tuple(names)
+        self.reading = reading
         self.read = functools.cache(read)
         self.examples = functools.cache(self._examples)
 
@@ -163,7 +170,7 @@ def read_as(mixture_or_task_name: str, kept: Format, vocabulary: PlugVocabulary)
         )
     task.format.check_told_by(kept, task.name)
     records = task.splits_of_records
-    ours = SplitRecords(kept, vocabulary, records.read, records.names)
+    ours = SplitRecords(kept, vocabulary, records.read, records.names, records.reading)
     register(RecordTask(task.name, ours))
     return ours
 
@@ -217,6 +224,12 @@ class _RecordSource(seqio.DataSource):
     def list_shards(self, split: str) -> Sequence[str]:
         """The first of the split's files: there is one shard."""
         return [self._records.read(split).path]
+
+    def settings_of_records(self, split: str) -> dict[str, Any]:
+        """All that a split's examples depend on; `stream_settings` asks for it by this name."""
+        records = self._records
+        format_ = records.format.settings_of_examples()
+        return {**records.reading, "format": format_, "files": dict(records.read(split).sizes)}
 
     def num_input_examples(self, split: str) -> int:
         """Examples of the split."""

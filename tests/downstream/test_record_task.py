@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +16,14 @@ import seqio
 from plug_jax.clue.tasks import CLUE
 from plug_jax.data.pipeline.feature_converters import RowFeatureConverter
 from plug_jax.data.pipeline.pipeline import DatasetConfig, make_iterator
+from plug_jax.data.pipeline.stream_settings import changes, stream_settings
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary, load_vocabulary
 from plug_jax.downstream.record_task import RecordTask, check_task, record_counts, task_description
 from plug_jax.errors import PlugError
 from plug_jax.named_modules import import_named
 from plug_jax.objectives.classification import Classification
 from plug_jax.objectives.span import Span
-from tests.clue.official import write_clue, write_vocabulary
+from tests.clue.official import files_of, write_clue, write_vocabulary
 
 clue = import_named("plug_jax.tasks.clue")
 
@@ -162,6 +168,78 @@ def test_an_objective_that_means_something_else_is_refused(
         "max_length": 32,
         "labels": list(labels),
     }
+
+
+def settings_of(task: RecordTask, length: int = 512) -> dict[str, Any]:
+    """As restored from a checkpoint."""
+    config = DatasetConfig(
+        task.name, {"encoder": length}, "train", batch_size=4, shuffle=True, seed=1, pack=False
+    )
+    found = stream_settings(config, task, list(task.output_features))
+    return json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "message"),
+    [
+        ("cmrc2018", {"stride": 64}, "records.format.stride: 128 then, 64 now"),
+        ("cmrc2018", {"max_question": 32}, "records.format.max_question: 64 then, 32 now"),
+        ("drcd", {"max_length": 96}, "records.format.max_length: 80 then, 96 now"),
+        ("tnews", {"max_length": 24}, "records.format.max_length: 32 then, 24 now"),
+        ("cmrc2018", {"max_answer": 30}, None),
+        ("chid", {"assignment": "optimal"}, None),
+    ],
+)
+def test_resuming_notices_what_the_examples_depend_on(
+    name: str, field: dict[str, Any], message: str | None, data_dir: str, vocabulary: PlugVocabulary
+) -> None:
+    """With rows as long as before."""
+    task = registered(name, data_dir, vocabulary)
+    format_ = dataclasses.replace(task.format, **field)
+    other = clue.clue_task(CLUE[name], data_dir, vocabulary, format_)
+    then = settings_of(task)
+    assert changes(then, settings_of(task)) == []
+    assert changes(then, settings_of(other)) == ([message] if message else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("c3", "m-train.json"), ("chid", "train_answer.json"), ("tnews", "")]
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_resuming_notices_a_change_of_any_file(
+    name: str, file: str, zipped: bool, vocabulary: PlugVocabulary, tmp_path: Path
+) -> None:
+    file = file or "train.json"
+    folder = tmp_path / name
+    folder.mkdir()
+    for one, content in files_of(name).items():
+        (folder / one).write_bytes(content)
+
+    def settings() -> dict[str, Any]:
+        data_dir = folder
+        if zipped:
+            shutil.make_archive(str(tmp_path / "zips" / f"{name}_public"), "zip", folder)
+            data_dir = tmp_path / "zips"
+        return settings_of(registered(name, str(data_dir), vocabulary))
+
+    then = settings()
+    assert changes(then, settings()) == []
+    size = (folder / file).stat().st_size
+    with (folder / file).open("ab") as changed:
+        changed.write(b"\n")
+    (said,) = changes(then, settings())
+    told = "files" if file == "train.json" and not zipped else "records.files"
+    assert said.startswith(f"{told}: ") and f"{file} ({size:,} bytes) then" in said
+    assert f"{file} ({size + 1:,} bytes) now" in said
+
+
+def test_settings_of_older_versions_resume(data_dir: str, vocabulary: PlugVocabulary) -> None:
+    now = settings_of(registered("c3", data_dir, vocabulary))
+    then = {name: value for name, value in now.items() if not name.startswith("records.")}
+    assert "files" in then and len(now) > len(then) and changes(then, now) == []
+    assert changes({**then, "seed": 2}, now) == ["seed: 2 then, 1 now"]
+    without_kind = {name: value for name, value in now.items() if name != "records.format.kind"}
+    assert changes(without_kind, now) == ['records.format.kind: absent then, "choice" now']
 
 
 def test_all_that_are_there_are_registered(data_dir: str) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import seqio
 
+from plug_jax.data.pipeline.pipeline import DatasetConfig
+from plug_jax.data.pipeline.stream_settings import changes, stream_settings
 from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES
 from plug_jax.downstream.number_format import NumberFormat, ranks
 from plug_jax.downstream.record_task import RecordTask
@@ -167,6 +169,33 @@ def test_numbers_are_learned_on_one_scale_and_answered_on_theirs(
     assert metrics == pytest.approx(
         {"pearson": 50, "spearman": 50, "rmse": (800 / 3) ** 0.5}, rel=1e-5
     )
+
+
+def test_resuming_notices_other_columns_and_another_file(
+    tmp_path: Path, vocabulary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    table = "text\tother\tlabel\tsecond\n好\t不\tgood\tbad\n不好\t很\tbad\tgood\n"
+    path = tmp_path / "a.tsv"
+
+    def settings(content: str = table, **columns: Any) -> dict[str, Any]:
+        write(path, content)
+        name = own_files.classification(
+            vocabulary=vocabulary, labels=("bad", "good"), train_file="~/a.tsv", **columns
+        )
+        task = registered(name)
+        config = DatasetConfig(
+            name, {"encoder": 128}, "train", batch_size=2, shuffle=True, seed=0, pack=False
+        )
+        return json.loads(json.dumps(stream_settings(config, task, list(task.output_features))))
+
+    then, size = settings(), len(table.encode())
+    assert changes(then, settings()) == []
+    assert changes(then, settings(text="other")) == ["records.text: text then, other now"]
+    assert changes(then, settings(label="second")) == ['records.label: "label" then, "second" now']
+    assert changes(then, settings(table + "好\t不\tgood\tbad\n")) == [
+        f"records.files: ~/a.tsv ({size} bytes) then, ~/a.tsv ({size + 17} bytes) now"
+    ]
 
 
 def test_correlations_are_those_of_scipy() -> None:

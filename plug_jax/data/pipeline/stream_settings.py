@@ -33,6 +33,7 @@ _FREE_FIELDS = ("module", "cache_dirs")
 _MOST_SHOWN = 8  # differences per message, and items of a list
 _LONGEST_SHOWN = 120  # characters of a value
 _ABSENT = "absent"
+_RECORDS = "records."  # of a source that describes itself; older versions did not save them
 
 
 def stream_settings(
@@ -60,11 +61,14 @@ def stream_settings(
 
 
 def changes(then: Settings, now: Settings) -> list[str]:
-    """Each setting that differs, with both values: ["batch_size: 8 then, 4 now"]."""
+    """Each setting that differs, with both values: ["batch_size: 8 then, 4 now"].
+
+    What an older version of plug-jax did not save of a source of records is no difference.
+    """
     found = []
     for name in dict.fromkeys([*then, *now]):
         old, new = then.get(name, _ABSENT), now.get(name, _ABSENT)
-        if _text(old) == _text(new):
+        if _text(old) == _text(new) or _not_yet_saved(name, then):
             continue
         if isinstance(old, list) and isinstance(new, list):
             found.append(f"{name}: {_list_change(old, new)}")
@@ -88,11 +92,23 @@ def _source(task: seqio.Task, config: DatasetConfig) -> dict[str, Any]:
             dataset = task.source.tfds_dataset
             name = dataset.resolved_tfds_name(config.split)
             settings["dataset"] = f"{name}, {dataset._map_split(config.split)}"
-    sizes = zip(files, file_sizes(files), strict=True)
-    settings["files"] = [
-        path if size is None else f"{path} ({size:,} bytes)" for path, size in sizes
-    ]
+    settings["files"] = _with_sizes(dict(zip(files, file_sizes(files), strict=True)))
+    if hasattr(task.source, "settings_of_records"):
+        told = task.source.settings_of_records(config.split)
+        read = _with_sizes(told.pop("files"))  # `list_shards` may have told of some
+        told["files"] = [file for file in read if file not in settings["files"]]
+        settings |= _flat(describe(told), _RECORDS)
     return settings
+
+
+def _with_sizes(files: Mapping[str, int | None]) -> list[str]:
+    return [path if size is None else f"{path} ({size:,} bytes)" for path, size in files.items()]
+
+
+def _not_yet_saved(name: str, then: Settings) -> bool:
+    """Whether it is a setting of records, and `then` has none of that task."""
+    task, mark, _ = name.partition(_RECORDS)
+    return bool(mark) and not any(other.startswith(task + mark) for other in then)
 
 
 def _preprocessors(task: seqio.Task) -> dict[str, Any]:

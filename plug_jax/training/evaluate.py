@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from plug_jax.checkpoints.parameters import abstract_params, with_shardings
-from plug_jax.checkpoints.saved_model import open_checkpoint
+from plug_jax.checkpoints.saved_model import open_checkpoint, vocabulary_fingerprint
 from plug_jax.compilation import Compilation, CompiledProgram, use_compilation_cache
 from plug_jax.config import PlugConfig
 from plug_jax.data.pipeline import pipeline
@@ -75,6 +75,12 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
         read_as(task, described_format(saved.task), vocabulary)
         check_task(task, objectives)
     check_vocabulary(saved.config, vocabulary, task)
+    fingerprint = saved.vocabulary_fingerprint  # None if it was converted without a vocabulary
+    if fingerprint is not None and vocabulary_fingerprint(vocabulary) != fingerprint:
+        raise PlugError(
+            f"CHECKPOINT {saved.path} was trained with another vocabulary than {task!r} has; the "
+            f"one it needs is {saved.vocabulary_path}"
+        )
     check_objectives(objectives, saved.config)
     check_settings(objectives, pipeline.find_task(task), config.data.split)
     evaluator = Evaluator(saved.config, objectives, config.data, config.partitioner, config.step)

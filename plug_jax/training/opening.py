@@ -10,12 +10,15 @@ import jax
 
 from plug_jax.checkpoints.best import BestSoFar
 from plug_jax.checkpoints.format import PlainPath
+from plug_jax.checkpoints.saved_model import vocabulary_fingerprint
 from plug_jax.compilation import Compilation, use_compilation_cache
 from plug_jax.data.drops import reset_counts
 from plug_jax.data.pipeline import pipeline
 from plug_jax.data.pipeline.file_checks import uneven_streams
+from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.record_task import check_task, record_counts, task_description
+from plug_jax.errors import PlugError
 from plug_jax.hosts.activity import doing
 from plug_jax.objectives.composition import features_of
 from plug_jax.techniques.child_tuning import ChildTuningD, with_mask
@@ -75,6 +78,8 @@ def open_run(config: TrainConfig, stack: contextlib.ExitStack) -> OpenRun:
     vocabulary = pipeline.vocabulary_of(task, module=config.train_data.module)
     check_vocabulary(config.model, vocabulary, task)
     check_task(task, config.objectives)
+    if config.eval_data is not None:
+        _check_evaluation(config, config.eval_data, vocabulary)
     config = config.in_steps()
     stack.enter_context(config.partitioner.context())
     program = train_program(config)
@@ -128,6 +133,20 @@ def open_run(config: TrainConfig, stack: contextlib.ExitStack) -> OpenRun:
         goodput=goodput,
         progress=progress,
     )
+
+
+def _check_evaluation(config: TrainConfig, data: DatasetConfig, vocabulary: PlugVocabulary) -> None:
+    """PlugError if token ids or label numbers mean something else in the evaluation's task."""
+    task, trained_on = data.mixture_or_task_name, config.train_data.mixture_or_task_name
+    if task == trained_on:
+        return
+    of_task = pipeline.vocabulary_of(task, module=data.module)
+    if vocabulary_fingerprint(of_task) != vocabulary_fingerprint(vocabulary):
+        raise PlugError(
+            f"the task {task!r} of the evaluation has another vocabulary than {trained_on!r}, the "
+            "run's; give both the same"
+        )
+    check_task(task, config.objectives)
 
 
 def _open_data(config: TrainConfig) -> tuple[Feed, Evaluator | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import threading
 from concurrent.futures import Future
@@ -26,12 +27,13 @@ from plug_jax.data.pipeline import pipeline
 from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.data.vocabularies.vocabulary import load_vocabulary
 from plug_jax.errors import PlugError
+from plug_jax.objectives.classification import Classification
 from plug_jax.objectives.continuation import Continuation
 from plug_jax.objectives.masked_lm import MaskedLM
 from plug_jax.objectives.stages import STRUCTBERT
 from plug_jax.partitioning import Partitioner
-from plug_jax.tasks import pretrain
-from plug_jax.training import opening
+from plug_jax.tasks import own_files, pretrain
+from plug_jax.training import evaluate, opening
 from plug_jax.training.checkpointing import CheckpointConfig
 from plug_jax.training.evaluate import EvaluateConfig, Evaluator, evaluate_checkpoint
 from plug_jax.training.initial_checkpoint import first_state
@@ -306,6 +308,74 @@ def test_stored_steps_have_the_losses_of_the_run(whole_run: Path) -> None:
     assert int(steps[-1].name) == read_metrics(whole_run)[-1]["step"]
     logged = {record["split"]: record["loss"] for record in read_metrics(whole_run)}
     assert (steps[-1].loss, steps[-1].validation_loss) == (logged["train"], logged["validation"])
+
+
+def with_two_pieces_exchanged(corpus: Path, directory: Path, name: str) -> str:
+    """Registers stage 2 over a vocabulary of the same size, and returns its name."""
+    pieces = (corpus / "vocab.txt").read_text(encoding="utf-8").replace("天\n地", "地\n天")
+    (directory / "vocab.txt").write_text(pieces, encoding="utf-8")
+    files = dict.fromkeys(("train_files", "validation_files"), str(corpus / "validation.txt"))
+    vocabulary = str(directory / "vocab.txt")
+    return pretrain.palm_text(
+        **files, vocabulary=vocabulary, min_length=6, max_length=24, name=name
+    )
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is not refused fails, before it compiles."""
+    for module, name in ((opening, "train_program"), (evaluate, "Evaluator")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it was not refused"))
+
+
+@pytest.mark.usefixtures("no_work")
+def test_evaluation_with_another_vocabulary_is_refused(
+    corpus: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    """By `evaluate` and in a run, where the sizes are equal."""
+    name = with_two_pieces_exchanged(corpus, tmp_path, "loop_exchanged")
+    config = run_config(corpus, tmp_path / "run")
+    assert config.eval_data is not None
+    data = dataclasses.replace(config.eval_data, mixture_or_task_name=name)
+    evaluation = EvaluateConfig(
+        checkpoint=str(whole_run),
+        data=data,
+        partitioner=config.partitioner,
+        objectives=config.objectives,
+        step=config.step,
+    )
+    needed = re.escape(f"{whole_run / 'checkpoints' / '8' / 'vocabulary'}")
+    with pytest.raises(PlugError, match=f"with another vocabulary than 'loop_exchanged'.*{needed}"):
+        evaluate_checkpoint(evaluation)
+    message = "'loop_exchanged' of the evaluation has another vocabulary than 'loop_stage2'"
+    with pytest.raises(PlugError, match=message):
+        train(dataclasses.replace(config, eval_data=data))
+
+
+@pytest.mark.usefixtures("no_work")
+def test_evaluation_with_labels_in_another_order_is_refused(corpus: Path, tmp_path: Path) -> None:
+    table = tmp_path / "texts.tsv"
+    table.write_text("text\tlabel\n天地\tgood\n地天\tbad\n", encoding="utf-8")
+    files = dict.fromkeys(("train_file", "validation_file"), str(table))
+    labels = ("bad", "good")
+    for name, order in (("loop_labels", labels), ("loop_other_order", labels[::-1])):
+        vocabulary = str(corpus / "vocab.txt")
+        own_files.classification(
+            vocabulary=vocabulary, labels=order, max_length=24, name=name, **files
+        )
+    of_stage = run_config(corpus, tmp_path / "run", stage=1)
+    data = dataclasses.replace(
+        of_stage.train_data,
+        mixture_or_task_name="loop_labels",
+        pack=False,
+        feature_lengths={"encoder": 24},
+    )
+    other = dataclasses.replace(data, mixture_or_task_name="loop_other_order", split="validation")
+    config = dataclasses.replace(
+        of_stage, train_data=data, eval_data=other, objectives=(Classification(labels=labels),)
+    )
+    with pytest.raises(PlugError, match=r"the task's labels are \('good', 'bad'\), and"):
+        train(config)
 
 
 def assert_equal(a: dict, b: dict) -> None:

@@ -100,10 +100,14 @@ def labels(name: str) -> tuple[str, ...]:
 
 
 @typed
-def row_lengths(name: str, max_length: int | None = None) -> dict[str, int]:
-    """Row lengths in tokens for a CLUE task with texts of up to `max_length`."""
+def row_lengths(name: str, max_length: int | None = None, max_question: int = 64) -> dict[str, int]:
+    """Row lengths in tokens for a CLUE task with texts of up to `max_length`.
+
+    A text needs room for `max_question` tokens and some of the context (CMRC 2018 and DRCD).
+    """
     of_clue = find_task(name)
-    return {"encoder": clue_format(of_clue, max_length or of_clue.max_length).row_length}
+    length = max_length or of_clue.max_length
+    return {"encoder": clue_format(of_clue, length, max_question=max_question).row_length}
 
 
 def register_all(data_dir: str) -> None:

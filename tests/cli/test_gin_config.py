@@ -155,6 +155,16 @@ def test_fine_tuning_takes_from_a_mesh_file_only_what_saves_memory(mesh: str, en
         assert tuning(run, [*given, *own]) == (64, 2, "dot", 0.0, "dots")
 
 
+@pytest.mark.parametrize("task", ["cmrc2018", "drcd"])
+def test_short_questions_leave_room_in_short_rows(task: str, encoder: str) -> None:
+    files = ["runs/finetune.gin", f"clue/{task}.gin", "mesh/cpu1.gin"]
+    short = [f"ARCHITECTURE_OF = {encoder!r}", "MAX_LENGTH = 48"]
+    config = plan.configure(files, [*short, "MAX_QUESTION = 24"])
+    assert config.train_data.feature_lengths == {"encoder": 48}
+    with pytest.raises(PlugError, match="max_length must be 72 or more, got 48"):
+        plan.configure(files, short)
+
+
 def test_mesh_files_of_training_go_with_evaluation(run: list[str]) -> None:
     bindings = ["CHECKPOINT = 'run'", "MIXTURE_OR_TASK_NAME = 'task'", "BATCH_SIZE = 64"]
     bindings += ["TASK_FEATURE_LENGTHS = {'encoder': 512}"]

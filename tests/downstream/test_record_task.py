@@ -249,6 +249,13 @@ def test_all_that_are_there_are_registered(data_dir: str) -> None:
     assert task.format.max_length == 512 and "trial" in task.splits
 
 
+def test_short_questions_leave_room_in_short_rows() -> None:
+    assert clue.row_lengths("cmrc2018", 48, max_question=24) == {"encoder": 48}
+    with pytest.raises(PlugError, match="max_length must be 72 or more, got 48"):
+        clue.row_lengths("drcd", 48)
+    assert clue.row_lengths("chid", 48) == {"encoder": 480}
+
+
 def test_what_is_not_set_is_named(vocabulary: PlugVocabulary) -> None:
     with pytest.raises(PlugError, match="CLUE_DIR is not set"):
         clue.task(name="tnews", data_dir=None, vocabulary="vocab.txt")

@@ -156,7 +156,7 @@ def _register(
     }
     given = {split: path for split, path in paths.items() if path is not None}
     columns = files.get("text", "text")
-    reading = {
+    reading: dict[str, Any] = {
         "text": (columns,) if isinstance(columns, str) else columns,
         "label": files.get("label", "label"),
     }

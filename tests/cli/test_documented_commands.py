@@ -136,7 +136,7 @@ def test_the_command_is_taken(
         monkeypatch.setattr(beginning, begin)
     if command.stdin is not None:
         assert (prepared / command.stdin).is_file()
-    if list(command.arguments[:2]) == ["clue", "submit"]:  # its output is there, for the next line to validate
+    if list(command.arguments[:2]) == ["clue", "submit"]:  # its output is there, to be validated
         monkeypatch.setattr("plug_jax.clue.submission.check_new", lambda path: None)
     with pytest.raises(Begun):
         main(list(command.arguments))

@@ -53,7 +53,7 @@ class Answer:
 class Work(Protocol[Model, Item]):
     """The work per row. An answer depends on the row and its index, not on its batch."""
 
-    ANSWERS: ClassVar[tuple[str, ...]]  # the fields of an answer
+    ANSWERS: ClassVar[tuple[str, ...]]  # the fields that an answer may have
 
     def settings(self) -> Mapping[str, Any]:
         """JSON settings that answers depend on, besides the model and the row."""

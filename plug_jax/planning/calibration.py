@@ -146,7 +146,8 @@ class Calibration:
         of_chip = sum(row.chip == chip for row in self.rows)
         if not of_chip:
             return None
-        mfu = self.model.mfu(chip, times)
+        bound = 1 / times.roofline.overlapped
+        mfu = min(self.model.mfu(chip, times), bound)
         # The fewer rows a chip has, the more may be its own that they do not show.
         error = np.quantile(np.abs(self.errors), _WITHIN) * np.sqrt(1 + 1 / of_chip)
         longer = [
@@ -157,7 +158,7 @@ class Calibration:
         return Expectation(
             mfu=mfu,
             low=float(mfu / (1 + error)),
-            high=float(min(mfu * (1 + error), 1 / times.roofline.overlapped)),
+            high=float(min(mfu * (1 + error), bound)),
             chip_rows=of_chip,
             rows=len(self.rows),
             outside=tuple(longer),

@@ -207,8 +207,15 @@ def test_resuming_notices_what_the_examples_depend_on(
 )
 @pytest.mark.parametrize("zipped", [False, True])
 def test_resuming_notices_a_change_of_any_file(
-    name: str, file: str, zipped: bool, vocabulary: PlugVocabulary, tmp_path: Path
+    name: str,
+    file: str,
+    zipped: bool,
+    vocabulary: PlugVocabulary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    longest = "plug_jax.data.pipeline.stream_settings._LONGEST_SHOWN"
+    monkeypatch.setattr(longest, 1000)  # whole paths, however long
     file = file or "train.json"
     folder = tmp_path / name
     folder.mkdir()

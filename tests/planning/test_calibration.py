@@ -89,6 +89,8 @@ def test_the_interval_is_what_left_out_rows_show_and_wider_for_a_chip_of_few_row
 def test_no_run_is_expected_above_its_bound():
     known = Calibration.of([row(0.9), row(0.9), row(0.6)])
     assert known.expect("v5p", times(1.0, interconnect=1.05)).high == pytest.approx(1 / 1.05)
+    slow = known.expect("v5p", times(1.0, interconnect=5.0))  # which the model does not read
+    assert slow.mfu == slow.high == pytest.approx(1 / 5) and slow.low < slow.mfu
 
 
 def test_what_no_row_shows_is_said():

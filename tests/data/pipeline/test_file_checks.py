@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,7 @@ def test_carriage_returns_that_would_be_deleted(
         path.write_bytes(gzip.compress(content) if packed else content)
         return source.damage(str(path), to_end=True)
 
+    caplog.set_level(logging.WARNING)  # libraries may have set another
     source = TextSource(train=str(tmp_path / "a.txt"))
     assert "carriage returns, which would be deleted: `tr " in str(damage("天。\r地。\r人。"))
     for text in ("天。\r\n地。\r\r\n", "天。\r", "天。", "天\r\n" * 30_000):

@@ -1,5 +1,6 @@
 import gzip
 import json
+import logging
 import os
 import pickle
 import random
@@ -361,6 +362,7 @@ def test_files_of_any_name(tmp_path, monkeypatch):
 
 def test_a_name_that_is_a_pattern_too(tmp_path, caplog):
     """The file takes precedence, with one warning."""
+    caplog.set_level(logging.WARNING)  # libraries may have set another
     literal, other = str(tmp_path / "a[1].txt"), str(tmp_path / "a1.txt")
     for path in (literal, other):
         Path(path).write_text("天\n", encoding="utf-8")
@@ -388,6 +390,7 @@ def test_hidden_files_and_folders_are_read_where_the_pattern_has_their_dot(write
 
 
 def test_directories_that_match_are_not_read(write, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)  # libraries may have set another
     for name in ("2023", "2024"):
         (tmp_path / name).mkdir()
     with pytest.raises(PlugError, match="No text file matches .*, only directories or hidden"):

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_long(options: GenerationOptions, *, verbose: bool) -> None:
     """PlugError for options that long texts do not have."""
-    default = dataclasses.asdict(type(options)())
+    default = dataclasses.asdict(GenerationOptions())
     changed = {name for name, value in default.items() if getattr(options, name) != value}
     if verbose:
         changed.add("verbose")

@@ -133,11 +133,10 @@ def characters_cut(parts: Sequence[str], vocabulary: PlugVocabulary, max_length:
     ids = token_ids(parts, vocabulary)
     tokens = [len(ids[part]) for part in parts]
     lengths = cut_lengths(tokens, max_length - len(parts) - 1)
-    shortened = {part: n for part, n, all_ in zip(parts, lengths, tokens, strict=True) if n < all_}
-    places = placed_tokens(shortened, vocabulary)
+    cut = [(part, n) for part, n, of in zip(parts, lengths, tokens, strict=True) if n < of]
+    places = placed_tokens((part for part, _ in cut), vocabulary)
     return sum(
-        len(part) - (int(places[part].ends[length - 1]) if length else 0)
-        for part, length in shortened.items()
+        len(part) - (int(places[part].ends[length - 1]) if length else 0) for part, length in cut
     )
 
 

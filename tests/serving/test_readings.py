@@ -92,6 +92,7 @@ def test_what_is_cut_from_a_text_is_said(client, model):
     assert [one.get("left_out", 0) for one in said["data"]] == [0, 1, 60 - 29]
     assert said["usage"]["total_tokens"] == 30 + 30 + 29
     assert model.classify("怎" * 40, "怎" * 20).left_out == 31
+    assert model.classify("怎" * 20, "怎" * 20).left_out == 11  # of both, which are equal
 
 
 @pytest.mark.parametrize(

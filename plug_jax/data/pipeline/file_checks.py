@@ -59,7 +59,7 @@ def uneven_streams(config: DatasetConfig, streams: int) -> str | None:
 
 
 def check_source(source: seqio.DataSource, split: str, of: str) -> None:
-    """The same for a source; `of` says in messages whose files they are, such as "the input"."""
+    """`check_files` of a source; `of` says in messages whose files they are: "the input"."""
     if isinstance(source, FileSource):
         _check(source.list_shards(split), source.damage, of)
 

@@ -145,7 +145,7 @@ def test_an_answer_that_takes_its_time_is_no_fault_of_the_client(impatient):
     slots = gated_slots(1)
     slots.shut()
     with running(slots) as server, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(server.complete, prompt="ABC", max_tokens=8)
+        answer = pool.submit(server.complete, prompt="ABC", max_tokens=8, seed=1)
         server.wait_for(writing=1, waiting=0)
         threading.Event().wait(1.2)
         slots.let()

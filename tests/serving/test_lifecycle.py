@@ -223,7 +223,8 @@ def test_at_the_end_requests_in_hand_are_finished_and_new_ones_refused():
         kept = httpx2.Client(base_url=server.url)
         kept.get("/health")
         slots.shut()
-        answers = [pool.submit(server.complete, prompt="ABC", max_tokens=40) for _ in range(2)]
+        asked = {"prompt": "ABC", "max_tokens": 40, "seed": 1}
+        answers = [pool.submit(server.complete, **asked) for _ in range(2)]
         server.wait_for(writing=1, waiting=1)
         server.stop()
         while server.engine.state == "ok":

@@ -9,9 +9,9 @@ def run() -> int:
     """Run the command line, see `plug_jax.cli.main`; return the exit status."""
     try:
         hold_interrupts()
-        from plug_jax.huge_pages import ask_for_huge_pages
+        from plug_jax.malloc_tunables import set_malloc_tunables
 
-        ask_for_huge_pages()
+        set_malloc_tunables()
         # Only now, so that nothing is imported twice.
         from plug_jax.cli.main import main
 

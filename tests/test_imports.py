@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_ALL = ("atomic_files", "errors", "field_types", "file_names", "strict_json")
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"inference", "partitioning", "tensorflow_import"},
-    "__main__": {"cli", "held_interrupts", "huge_pages"},
+    "__main__": {"cli", "held_interrupts", "malloc_tunables"},
     "atomic_files": set(),
     "errors": set(),
     "file_names": set(),
     "strict_json": set(),
     "field_types": set(),
     "held_interrupts": set(),
-    "huge_pages": {"held_interrupts"},
+    "malloc_tunables": {"held_interrupts"},
     "tensorflow_import": set(),
     "named_modules": set(),
     "config": set(),

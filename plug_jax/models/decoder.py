@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from plug_jax.config import PlugConfig
 from plug_jax.models.attention import CrossAttention, Segments, SelfAttention
-from plug_jax.models.layers import Mlp, layer_norm, residual, stack
+from plug_jax.models.layers import Dropout, Mlp, layer_norm, residual, stack
 from plug_jax.ops.kv_cache import DecoderCache, LayerCache
 
 
@@ -48,7 +48,7 @@ class DecoderBlock(nn.Module):
             self.cross_attention = CrossAttention(c, output_std=std)
         self.mlp_norm = layer_norm(c)
         self.mlp = Mlp(c, output_std=std)
-        self.dropout = nn.Dropout(c.dropout_rate)
+        self.dropout = Dropout(c.dropout_rate)
 
     def __call__(
         self, x: jax.Array, context: DecoderContext, deterministic: bool

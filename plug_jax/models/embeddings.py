@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from plug_jax import losses
 from plug_jax.config import PlugConfig
-from plug_jax.models.layers import ACTIVATION_EMBED, layer_norm, partitioned_normal
+from plug_jax.models.layers import ACTIVATION_EMBED, Dropout, layer_norm, partitioned_normal
 from plug_jax.ops.linear import linear
 
 
@@ -26,7 +26,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = self._table("position_embeddings", c.max_positions, "position")
         self.token_type_embeddings = self._table("token_type_embeddings", c.num_token_types, None)
         self.layer_norm = layer_norm(c)
-        self.dropout = nn.Dropout(c.dropout_rate)
+        self.dropout = Dropout(c.dropout_rate)
 
     def _table(self, name: str, rows: int, axis: str | None) -> jax.Array:
         init = partitioned_normal(self.config.init_std, (axis, "embed"))

@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from plug_jax.config import PlugConfig
 from plug_jax.models.attention import Segments, SelfAttention
-from plug_jax.models.layers import Mlp, layer_norm, residual, stack
+from plug_jax.models.layers import Dropout, Mlp, layer_norm, residual, stack
 
 
 class EncoderBlock(nn.Module):
@@ -24,7 +24,7 @@ class EncoderBlock(nn.Module):
         self.attention = SelfAttention(self.config)
         self.mlp_norm = layer_norm(self.config)
         self.mlp = Mlp(self.config)
-        self.dropout = nn.Dropout(self.config.dropout_rate)
+        self.dropout = Dropout(self.config.dropout_rate)
 
     def __call__(
         self, x: jax.Array, segments: Segments, deterministic: bool

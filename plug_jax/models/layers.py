@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from plug_jax.config import PlugConfig
+from plug_jax.ops.dropout import dropout
 from plug_jax.ops.linear import linear
 
 ACTIVATION_EMBED = ("activation_batch", "activation_norm_length", "activation_embed")
@@ -70,6 +71,19 @@ def layer_norm(config: PlugConfig) -> nn.LayerNorm:
     )
 
 
+class Dropout(nn.Module):
+    """Dropout with the random numbers of `rngs={"dropout": key}`."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
+        """[...,M] -> [...,M], as it is if `deterministic`."""
+        if deterministic or self.rate == 0.0:
+            return x
+        return dropout(x, self.rate, self.make_rng("dropout"))
+
+
 class Mlp(nn.Module):
     """W2 gelu(W1 x) with the exact (erf) GELU."""
 
@@ -94,7 +108,7 @@ def residual(
     branch: Any,
     *,
     norm: nn.LayerNorm,
-    dropout: nn.Dropout,
+    dropout: Dropout,
     deterministic: bool,
 ) -> jax.Array:
     """x + branch(norm(x)) (pre-norm) or norm(x + branch(x)) (post-norm), constrained."""

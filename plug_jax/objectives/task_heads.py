@@ -15,7 +15,7 @@ from plug_jax.config import PlugConfig
 from plug_jax.data.features import ENCODER_TEXT, EXAMPLE_INDEX, Feature
 from plug_jax.errors import PlugError
 from plug_jax.models.flops import RowShape
-from plug_jax.models.layers import projection
+from plug_jax.models.layers import Dropout, projection
 from plug_jax.models.torch_tensors import Entry, linear
 from plug_jax.objectives.forward import Forward
 from plug_jax.objectives.objective import Objective
@@ -36,7 +36,7 @@ class TaskHead(nn.Module):
         c = self.config
         if self.pooler:
             self.dense = projection(c, c.hidden_size, axes=("embed", "mlp"))
-        self.dropout = nn.Dropout(self.dropout_rate)
+        self.dropout = Dropout(self.dropout_rate)
         self.output = projection(c, self.features, axes=("embed", None))
 
     def __call__(self, states: jax.Array, *, deterministic: bool = True) -> jax.Array:

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from plug_jax.ops.dropout import dropout
+
 
 def segment_mask(query_segments: jax.Array, key_segments: jax.Array) -> jax.Array:
     """bool [B, 1, Q, S]: True where a query may see a key, from int32 segment ids [B, Q], [B, S].
@@ -47,17 +49,12 @@ def dot_product_attention(
         [B, Q, H, K] in the query's dtype; zeros for a query that may see no key at all (padding),
         where a softmax over equal scores would give the mean of the values.
     """
-    output = nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=mask,
-        broadcast_dropout=False,
-        dropout_rng=dropout_rng,
-        dropout_rate=dropout_rate,
-        deterministic=dropout_rng is None,
-        force_fp32_for_softmax=True,
+    weights = nn.dot_product_attention_weights(
+        query, key, mask=mask, deterministic=True, force_fp32_for_softmax=True
     )
+    if dropout_rng is not None:
+        weights = dropout(weights, dropout_rate, dropout_rng)
+    output = jnp.einsum("bhqs,bshk->bqhk", weights.astype(query.dtype), value)
     sees_any = jnp.any(mask, axis=-1)  # [B or 1, H or 1, Q]
     return jnp.where(sees_any.swapaxes(-1, -2)[..., None], output, 0)
 

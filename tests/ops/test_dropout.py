@@ -1,0 +1,67 @@
+"""Dropout of arrays: how often, which, and what remains."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from plug_jax.models.layers import Dropout
+from plug_jax.ops.dropout import dropout
+
+KEY = jax.random.key(3)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.25, 0.5, 0.999])
+@pytest.mark.parametrize("shape", [(200_001,), (400, 501), (4, 50, 1000)])
+def test_elements_are_zero_as_often_as_asked_and_the_mean_stays(rate, shape):
+    dropped = np.asarray(dropout(jnp.ones(shape), rate, KEY))
+    share = np.mean(dropped == 0)
+    assert abs(share - rate) < 5 * np.sqrt(rate * (1 - rate) / dropped.size) + 2**-17
+    (kept,) = np.unique(dropped[dropped != 0])
+    assert kept == pytest.approx(1 / (1 - round(rate * 2**16) / 2**16))
+
+
+def test_no_element_says_anything_of_another():
+    """Also of that with which it shares a word, half a row away."""
+    zero = np.asarray(dropout(jnp.ones((2000, 128)), 0.5, KEY)) == 0
+    correlations = np.corrcoef(zero, rowvar=False) - np.eye(128)
+    assert np.abs(correlations).max() < 5.5 / np.sqrt(2000)
+    assert np.abs(np.corrcoef(zero[:100]) - np.eye(100)).max() < 5.5 / np.sqrt(128)
+
+
+def test_another_key_drops_others():
+    other = dropout(jnp.ones((64, 64)), 0.5, jax.random.key(4))
+    assert 0.4 < np.mean(np.asarray(other != dropout(jnp.ones((64, 64)), 0.5, KEY))) < 0.6
+
+
+def test_the_gradient_passes_where_the_value_does():
+    x = jax.random.normal(jax.random.key(1), (16, 33))
+    value, pullback = jax.vjp(lambda x: dropout(x, 0.3, KEY), x)
+    (gradient,) = pullback(jnp.ones_like(x))
+    np.testing.assert_allclose(gradient * x, value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_dtype_stays(dtype):
+    assert dropout(jnp.ones((2, 8), dtype), 0.1, KEY).dtype == dtype
+
+
+def test_it_is_the_same_however_the_array_is_sharded():
+    x = jax.random.normal(jax.random.key(1), (4, 8, 64))
+    mesh = jax.make_mesh((2, 2), ("data", "model"))
+    expected = dropout(x, 0.1, KEY)
+    for spec in (("data",), (None, "model"), ("data", "model"), ("data", None, "model")):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        program = jax.jit(
+            lambda x: dropout(x, 0.1, KEY), in_shardings=sharding, out_shardings=sharding
+        )
+        np.testing.assert_array_equal(program(jax.device_put(x, sharding)), expected)
+
+
+def test_the_module_does_nothing_if_it_is_not_to():
+    x = jnp.ones((4, 8))
+    assert Dropout(0.5).apply({}, x, deterministic=True) is x
+    assert Dropout(0.0).apply({}, x, deterministic=False) is x
+    dropped = Dropout(0.5).apply({}, x, deterministic=False, rngs={"dropout": KEY})
+    assert 0 < np.sum(np.asarray(dropped) == 0) < x.size

@@ -1,7 +1,9 @@
-"""Dropout with 16 random bits per element.
+"""Dropout whose random numbers are cheap on CPUs.
 
 jax.random.bernoulli, and so Flax's dropout, draws 32 bits per element. With threefry, whose numbers
-do not depend on how an array is sharded, that costs as much as a layer's matmuls on a CPU.
+do not depend on how an array is sharded, that costs as much as a layer's matmuls on a CPU; so there
+two elements share a word. On other devices, which draw while they compute with x, sharing would
+take a detour through memory.
 """
 
 from __future__ import annotations
@@ -9,24 +11,29 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from plug_jax.ops.platform import target_platform
+
 _LEVELS = 1 << 16
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     """Zero each element with probability `rate`, and scale the others to keep the mean.
 
-    The probability is rounded to a multiple of 2^-16, and the scale is exact for that.
-
     Args:
         x: float, of at least one axis.
-        rate: in [0, 1).
+        rate: in [0, 1); on CPUs rounded to a multiple of 2^-16.
         key: a JAX random key.
 
     Returns:
         As x.
     """
-    kept = max(1, round((1 - rate) * _LEVELS))
-    return jnp.where(_uniform(key, x.shape) < kept, x * (_LEVELS / kept), 0)
+    probability = 1 - rate
+    if target_platform() == "cpu":
+        levels = max(1, round(probability * _LEVELS))
+        kept, probability = _uniform(key, x.shape) < levels, levels / _LEVELS
+    else:
+        kept = jax.random.bernoulli(key, probability, x.shape)
+    return jnp.where(kept, x / probability, 0)
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

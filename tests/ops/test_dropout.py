@@ -1,5 +1,6 @@
 """Dropout of arrays: how often, which, and what remains."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +13,33 @@ from plug_jax.ops.dropout import dropout
 KEY = jax.random.key(3)
 
 
+@pytest.fixture(params=["cpu", "tpu"])
+def platform(request, monkeypatch):
+    """The devices that it is traced for."""
+    monkeypatch.setattr("plug_jax.ops.dropout.target_platform", lambda: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.25, 0.5, 0.999])
 @pytest.mark.parametrize("shape", [(200_001,), (400, 501), (4, 50, 1000)])
-def test_elements_are_zero_as_often_as_asked_and_the_mean_stays(rate, shape):
+def test_elements_are_zero_as_often_as_asked_and_the_mean_stays(rate, shape, platform):
     dropped = np.asarray(dropout(jnp.ones(shape), rate, KEY))
     share = np.mean(dropped == 0)
     assert abs(share - rate) < 5 * np.sqrt(rate * (1 - rate) / dropped.size) + 2**-17
     (kept,) = np.unique(dropped[dropped != 0])
-    assert kept == pytest.approx(1 / (1 - round(rate * 2**16) / 2**16))
+    assert kept == pytest.approx(1 / (1 - rate), rel=2**-17 / (1 - rate))
+
+
+def test_a_share_is_rounded_as_its_scale(platform):
+    """One of 16 bits could not drop: none is, and the others are not scaled as if it were."""
+    (kept,) = np.unique(dropout(jnp.ones((8, 8)), 2**-20, KEY))
+    assert kept == (1 if platform == "cpu" else np.float32(1 / (1 - 2**-20)))
+
+
+def test_other_devices_draw_as_flax_does(monkeypatch):
+    monkeypatch.setattr("plug_jax.ops.dropout.target_platform", lambda: "tpu")
+    flax_s = nn.Dropout(0.3).apply({}, jnp.ones((4, 9)), deterministic=False, rng=KEY)
+    np.testing.assert_allclose(dropout(jnp.ones((4, 9)), 0.3, KEY), flax_s, rtol=1e-6)
 
 
 def test_no_element_says_anything_of_another():
@@ -35,7 +55,7 @@ def test_another_key_drops_others():
     assert 0.4 < np.mean(np.asarray(other != dropout(jnp.ones((64, 64)), 0.5, KEY))) < 0.6
 
 
-def test_the_gradient_passes_where_the_value_does():
+def test_the_gradient_passes_where_the_value_does(platform):
     x = jax.random.normal(jax.random.key(1), (16, 33))
     value, pullback = jax.vjp(lambda x: dropout(x, 0.3, KEY), x)
     (gradient,) = pullback(jnp.ones_like(x))
@@ -43,7 +63,7 @@ def test_the_gradient_passes_where_the_value_does():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_dtype_stays(dtype):
+def test_the_dtype_stays(dtype, platform):
     assert dropout(jnp.ones((2, 8), dtype), 0.1, KEY).dtype == dtype
 
 

@@ -30,7 +30,7 @@ demo: $(VENV)/.installed  ## Train a small PLUG on this machine and generate wit
 demo-finetune: $(VENV)/.installed  ## Fine-tune its encoder on reviews, and compare
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/plug-jax demo-finetune
 
-# Hours on a busy core; interrupted, it goes on where it was. ARGS='--claims b --seeds 5 --scale 4'.
+# Hours on a busy core; interrupted, it goes on where it was. ARGS='--claims b --seeds 3 --scale 4'.
 claims: $(VENV)/.installed  ## Test the announcement's claims on a very small PLUG: docs/claims.md
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python -m claims $(ARGS)
 

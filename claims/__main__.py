@@ -19,7 +19,7 @@ from plug_jax.cli.main import import_tensorflow, report
 from plug_jax.cli.sweep import interrupt_on_termination
 from plug_jax.errors import PlugError
 
-SEEDS = 3
+SEEDS = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -118,11 +118,13 @@ def test_who_does_not_read_is_sent_away(impatient):
     with running(gated_slots(1)) as server:
         with server.raw() as raw:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.sendall(head("GET", "/"))
+            assert raw.recv(1)
             raw.settimeout(0.1)
-            with contextlib.suppress(TimeoutError):
+            # A slow machine may reset the connection before the buffers are full.
+            with contextlib.suppress(TimeoutError, ConnectionError):
                 for _ in range(2000):
                     raw.sendall(head("GET", "/") * 10)
-            assert server.connections() == 1
             for _ in range(50):
                 if not server.connections():
                     break

@@ -60,7 +60,7 @@ def with_tunables(
     """The environment for a malloc that requests huge pages and keeps memory; None: no change.
 
     Huge pages are requested where the system neither always nor never uses them. Memory is kept
-    where there is no accelerator, or JAX_PLATFORMS=cpu: the single arena which that takes would
+    where there is no accelerator, or JAX_PLATFORMS=cpu: the single arena which that takes could
     slow the many threads of a TPU host's data pipeline. Tunables that are set already stay.
 
     Args:

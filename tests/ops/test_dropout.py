@@ -30,8 +30,8 @@ def test_elements_are_zero_as_often_as_asked_and_the_mean_stays(rate, shape, pla
     assert kept == pytest.approx(1 / (1 - rate), rel=2**-17 / (1 - rate))
 
 
-def test_a_share_is_rounded_as_its_scale(platform):
-    """One of 16 bits could not drop: none is, and the others are not scaled as if it were."""
+def test_the_scale_is_that_of_the_rounded_rate(platform):
+    """With 16 bits, so small a rate drops nothing, and scales nothing."""
     (kept,) = np.unique(dropout(jnp.ones((8, 8)), 2**-20, KEY))
     assert kept == (1 if platform == "cpu" else np.float32(1 / (1 - 2**-20)))
 

@@ -11,7 +11,7 @@ import itertools
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plug_jax.held_interrupts import block_interrupts
@@ -73,7 +73,7 @@ def with_tunables(
     if name != "glibc" or tuple(map(int, release.split(".")[:2])) < _SINCE:
         return None
     before = environment.get(_TUNABLES, "")
-    wanted = dict(_wanted(environment, modes, devices))
+    wanted = _wanted(environment, modes, devices)
     added = [
         f"{tunable}={value}"
         for tunable, value in wanted.items()
@@ -84,16 +84,13 @@ def with_tunables(
     return {**environment, _TUNABLES: ":".join(filter(None, (before, *added)))}
 
 
-def _wanted(
-    environment: Mapping[str, str], modes: Path, devices: Path
-) -> Iterator[tuple[str, int]]:
+def _wanted(environment: Mapping[str, str], modes: Path, devices: Path) -> dict[str, int]:
     tunables = _HUGE_PAGES if _on_request(modes) else {}
     if environment.get("JAX_PLATFORMS") == "cpu" or not any(
         any(devices.glob(pattern)) for pattern in _ACCELERATORS
     ):
         tunables = tunables | _KEPT
-    for name, value in tunables.items():
-        yield f"glibc.malloc.{name}", value
+    return {f"glibc.malloc.{name}": value for name, value in tunables.items()}
 
 
 def _on_request(modes: Path) -> bool:

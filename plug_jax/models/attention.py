@@ -20,7 +20,7 @@ from plug_jax.config import Attention, PlugConfig, RematName
 from plug_jax.errors import PlugError
 from plug_jax.models.layers import projection
 from plug_jax.ops import attention, kv_cache
-from plug_jax.ops.attention import cached_attention
+from plug_jax.ops.attention import cached_attention, named_heads
 from plug_jax.ops.cudnn_attention import cudnn_attention, cudnn_takes
 from plug_jax.ops.kv_cache import LayerCache
 from plug_jax.ops.platform import target_platform
@@ -28,6 +28,7 @@ from plug_jax.ops.splash_attention import LANES, splash_attention
 
 # Logical axes of cached keys and values [B,H,S,K]: rows and heads stay where they are computed.
 CACHE_AXES = ("activation_batch", "activation_heads", None, None)
+_CONTEXT: RematName = "context"  # for `remat_saved_names`: what heads return
 _ACTIVATION_HEADS = ("activation_batch", "activation_length", "activation_heads", None)
 
 
@@ -61,7 +62,7 @@ class SelfAttention(nn.Module):
 
     def __call__(self, x: jax.Array, *, segments: Segments, deterministic: bool) -> jax.Array:
         """Attend within x [B,Q,M] -> [B,Q,M]."""
-        qkv = _saved(self.qkv(x), "qkv")
+        qkv = named_heads(self.qkv(x), "qkv")
         query, key, value = jnp.moveaxis(qkv, -3, 0)  # each [B,Q,H,K]
         output = _attend(self, query, key, value, segments=segments, deterministic=deterministic)
         return checkpoint_name(self.out(output), "out")
@@ -101,8 +102,8 @@ class CrossAttention(nn.Module):
         self, x: jax.Array, encoded: jax.Array, *, segments: Segments, deterministic: bool
     ) -> jax.Array:
         """Attend from x [B,Q,M] to the encoder's output [B,E,M] -> [B,Q,M]."""
-        key, value = jnp.moveaxis(_saved(self.key_value(encoded), "qkv"), -3, 0)  # [B,E,H,K]
-        query = _saved(self.query(x), "qkv")
+        key, value = jnp.moveaxis(named_heads(self.key_value(encoded), "qkv"), -3, 0)  # [B,E,H,K]
+        query = named_heads(self.query(x), "qkv")
         output = _attend(self, query, key, value, segments=segments, deterministic=deterministic)
         return checkpoint_name(self.out(output), "out")
 
@@ -151,30 +152,23 @@ def _attend(
         return _by_device(_splash(config, segments), query, key, value, segments)
     if kernel == "cudnn":
         attend = functools.partial(cudnn_attention, causal=segments.causal)
-        output = _by_device(attend, query, key, value, segments)
-    else:
-        rate = config.attention_dropout_rate
-        use_dropout = rate > 0.0 and not deterministic
-        output = attention.dot_product_attention(
-            query,
-            key,
-            value,
-            mask=segments.mask(),
-            dropout_rate=rate,
-            dropout_rng=module.make_rng("dropout") if use_dropout else None,
-        )
-    return _saved(output, "context")
+        return named_heads(_by_device(attend, query, key, value, segments), _CONTEXT)
+    rate = config.attention_dropout_rate
+    use_dropout = rate > 0.0 and not deterministic
+    return attention.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=segments.mask(),
+        dropout_rate=rate,
+        dropout_rng=module.make_rng("dropout") if use_dropout else None,
+        residual_name=_CONTEXT,
+    )
 
 
 def _cached(x: jax.Array) -> jax.Array:
     """Constrain cached keys or values [B,H,S,K] by row and head, as they are computed."""
     return nn.with_logical_constraint(x, CACHE_AXES)
-
-
-def _saved(x: jax.Array, name: RematName) -> jax.Array:
-    """Mark [..., H, K] with a name of `remat_saved_names`."""
-    # Saved as [..., H*K]: a TPU pads the last axis to 128, which would double a head size of 64.
-    return checkpoint_name(x.reshape(*x.shape[:-2], -1), name).reshape(x.shape)
 
 
 def _splash(config: PlugConfig, segments: Segments) -> Callable[..., jax.Array]:
@@ -190,7 +184,7 @@ def _splash(config: PlugConfig, segments: Segments) -> Callable[..., jax.Array]:
         causal=segments.causal,
         block_size=config.attention_block_size,
         interpret=platform == "cpu",
-        residual_name="context",
+        residual_name=_CONTEXT,
     )
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from plug_jax import losses
 from plug_jax.config import PlugConfig
 from plug_jax.models.layers import ACTIVATION_EMBED, Dropout, layer_norm, partitioned_normal
-from plug_jax.ops.linear import linear
+from plug_jax.ops.linear import add_bias, linear
 
 
 class Embeddings(nn.Module):
@@ -82,6 +82,6 @@ class Embeddings(nn.Module):
             preferred_element_type=jnp.float32,
         )
         return nn.with_logical_constraint(
-            logits if bias is None else logits + bias,
+            logits if bias is None else add_bias(logits, bias),
             ("activation_batch", "activation_length", "activation_vocab"),
         )

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from plug_jax.config import PlugConfig
 from plug_jax.ops.dropout import dropout
+from plug_jax.ops.gelu import gelu
 from plug_jax.ops.linear import linear
 
 ACTIVATION_EMBED = ("activation_batch", "activation_norm_length", "activation_embed")
@@ -98,7 +99,7 @@ class Mlp(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B,Q,M] -> [B,Q,M]."""
-        hidden = nn.gelu(checkpoint_name(self.wi(x), "wi"), approximate=False)
+        hidden = gelu(checkpoint_name(self.wi(x), "wi"))
         return self.wo(nn.with_logical_constraint(hidden, _ACTIVATION_MLP))
 
 

@@ -9,6 +9,7 @@ from plug_jax import losses
 from plug_jax.config import PlugConfig
 from plug_jax.models.embeddings import Embeddings
 from plug_jax.models.layers import layer_norm, partitioned_zeros, projection
+from plug_jax.ops.gelu import gelu
 
 
 class MlmHead(nn.Module):
@@ -34,4 +35,4 @@ class MlmHead(nn.Module):
         return embeddings.score(self._transform(hidden), labels, self.bias, chunk=chunk)
 
     def _transform(self, hidden: jax.Array) -> jax.Array:
-        return self.layer_norm(nn.gelu(self.dense(hidden), approximate=False))
+        return self.layer_norm(gelu(self.dense(hidden)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from plug_jax.ops.linear import linear
+from plug_jax.ops.linear import add_bias, linear
 
 # Shapes of activations and weight, and the contracted axes of each.
 PRODUCTS = {
@@ -82,3 +82,18 @@ def test_only_programs_for_a_cpu_are_others(monkeypatch, platform, turned):
     numbers = (((1,), (1,)), ((), ()))
     gradient = jax.grad(lambda w: jnp.sum(linear(jnp.ones((3, 2)), w, numbers)))
     assert ("optimization_barrier" in str(jax.make_jaxpr(gradient)(jnp.ones((4, 2))))) is turned
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 16), (7, 16), (16,)])
+def test_a_bias_gets_the_sum_over_all_tokens(shape):
+    x, bias, upstream = (
+        jax.random.normal(key, size)
+        for key, size in zip(
+            jax.random.split(jax.random.key(1), 3), (shape, shape[-1:], shape), strict=True
+        )
+    )
+    output, pull = jax.vjp(add_bias, x, bias)
+    np.testing.assert_array_equal(output, x + bias)
+    of_x, of_bias = pull(upstream)
+    np.testing.assert_array_equal(of_x, upstream)
+    np.testing.assert_allclose(of_bias, upstream.reshape(-1, 16).sum(0), rtol=1e-5, atol=1e-6)

@@ -114,7 +114,7 @@ def named_archive(data_dir: str | os.PathLike[str], folders: Sequence[str]) -> A
         there = sorted(path.iterdir(), key=lambda one: (one.is_file(), one.name))
         for folder in folders:
             for one in there:
-                if archive_name(one) == folder and (one.is_dir() or one.suffix.lower() == ".zip"):
+                if archive_name(one) == folder and (one.is_dir() or is_zip(one)):
                     return open_archive(one)
     return None
 
@@ -130,8 +130,8 @@ def find_archive(
     if (named := named_archive(data_dir, folders)) is not None:
         return named
     archive = open_archive(data_dir)
-    is_zip = isinstance(archive, Zip)
-    if any(archive.find(file) if is_zip else file in archive.names for file in files):
+    in_zip = isinstance(archive, Zip)
+    if any(archive.find(file) if in_zip else file in archive.names for file in files):
         return archive
     raise PlugError(
         f"{data_dir} has no {folders[0]}; looked for {folders[0]}, {folders[0]}_public and "
@@ -140,8 +140,17 @@ def find_archive(
 
 
 def archive_name(path: Path) -> str:
-    """A folder's or zip's name as the tasks spell theirs: "OCNLI_public.zip" -> "ocnli"."""
-    return Path(path).resolve().name.lower().removesuffix(".zip").removesuffix("_public")
+    """A folder's or zip's name as the tasks spell theirs: "OCNLI_public.zip" -> "ocnli".
+
+    A link has its own name, not that of what it leads to.
+    """
+    named = path.resolve() if path.name in ("", "..") else path
+    return named.name.lower().removesuffix(".zip").removesuffix("_public")
+
+
+def is_zip(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the name of a zip, in upper or lower case."""
+    return os.fspath(path).lower().endswith(".zip")
 
 
 def _is_litter(name: str) -> bool:

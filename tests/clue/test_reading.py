@@ -17,7 +17,7 @@ from plug_jax.clue.records import (
     SpanAnswer,
     TextRecord,
 )
-from plug_jax.clue.tasks import CLUE, find_task
+from plug_jax.clue.tasks import CLUE, find_task, tasks_in
 from plug_jax.errors import PlugError
 from tests.clue import official
 from tests.clue.official import lines_of, value_of
@@ -66,6 +66,27 @@ def test_a_folder_within_the_tasks_folder_is_looked_into(tmp_path):
     dev.write_bytes(lines_of({**PAIR, "label": "neutral"}))
     split = CLUE["cmnli"].read(tmp_path, "validation")
     assert (len(split.records), split.path) == (1, str(dev))
+
+
+@pytest.mark.parametrize("zipped", [[], ["afqmc"]])
+def test_a_link_is_called_by_its_own_name(tmp_path, zipped):
+    (folder,) = official.write_clue(tmp_path / "store", ["afqmc"], zipped=zipped).iterdir()
+    kept = folder.rename(folder.with_name("AFQMC-2020-v1"))
+    (tmp_path / "CLUE").mkdir()
+    link = tmp_path / "CLUE" / folder.name
+    link.symlink_to(kept)
+    split = CLUE["afqmc"].read(tmp_path / "CLUE", "dev")
+    assert split.records and split.path.startswith(str(link))
+    assert [task.name for task in tasks_in(tmp_path / "CLUE")] == ["afqmc"]
+    assert [task.name for task in tasks_in(link)] == ["afqmc"]
+
+
+def test_the_current_folder_and_the_one_above_have_their_names(tmp_path, monkeypatch):
+    folder = official.write_clue(tmp_path, ["afqmc"]) / "afqmc_public"
+    (folder / "inner").mkdir()
+    for place, name in ((folder, "."), (folder, ""), (folder / "inner", "..")):
+        monkeypatch.chdir(place)
+        assert [task.name for task in tasks_in(name)] == ["afqmc"]
 
 
 def test_what_macos_adds_to_a_zip_is_no_file(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from plug_jax.clue.archives import Zip
+from plug_jax.clue.archives import Zip, is_zip
 from plug_jax.clue.json_files import JsonFile
 from plug_jax.clue.metrics import score
 from plug_jax.clue.predictions import first_mistake, read_predictions
@@ -63,15 +63,14 @@ def _score(task: ClueTask, file: JsonFile, data: str | os.PathLike[str]) -> Scor
 
 
 def _labelled(task: ClueTask, data: Path) -> Split:
-    is_archive = data.is_dir() or data.suffix.lower() == ".zip"
-    return task.read(data, DEV) if is_archive else task.read_file(data)
+    return task.read(data, DEV) if data.is_dir() or is_zip(data) else task.read_file(data)
 
 
 def _files(path: Path, task: str | None) -> Iterator[tuple[str, JsonFile]]:
     """(task, file) of each file of predictions at a path."""
     if not path.is_file():
         raise PlugError(f"there is no file of predictions {path}")
-    if path.suffix.lower() != ".zip":
+    if not is_zip(path):
         yield task or _task_of(path), JsonFile(str(path), path.read_bytes())
         return
     archive = Zip(path)

@@ -150,6 +150,7 @@ def test_data_without_labels_are_no_data_to_score_on(tmp_path):
         ),
         (predictions(*(3,) * 6), "line 1: label 3 looks like the index of a class"),
         (predictions(*(103,) * 6), 'line 1: label 103 must be a string: "103"'),
+        (predictions(*("9" * 5000,) * 6), 'line 1: label "9{59}... is not one of the labels of'),
         (predictions(*("105",) * 6), 'line 1: label "105" is not one of the labels of tnews'),
         (
             predictions(*("news_sports",) * 6),
@@ -179,6 +180,7 @@ def test_mistakes_of_lines(tmp_path, content, message):
         ("ocnli", lines_of({"id": 0, "label": "2"}), 'label "2" looks like the index of a class'),
         ("c3", lines_of({"id": 0, "label": "二点"}), 'label "二点" is not an index of the 2'),
         ("c3", lines_of({"id": 0, "label": 2}), "label 2 is not an index of the 2 choices, from 0"),
+        ("c3", lines_of({"id": 0, "label": "9" * 5000}), 'label "9{59}... is not an index of'),
         ("c3", lines_of({"id": 0, "label": True}), "label true is not an index of the 2 choices"),
         ("cmrc2018", lines_of({"id": 0}, {"id": 1}), "p.json, line 2 is not JSON: Extra data"),
         ("cmrc2018", value_of([]), r"p.json: it is \[\]; expected one object for the whole file"),

@@ -212,9 +212,10 @@ def predictions_file(
         PlugError: a record without a prediction, a prediction without a record.
     """
     ids = [record.id for record in records]
+    known = set(ids)
     for what, wrong in (
         ("no prediction for", [id_ for id_ in ids if id_ not in predictions]),
-        ("a prediction for the unknown", [id_ for id_ in predictions if id_ not in set(ids)]),
+        ("a prediction for the unknown", [id_ for id_ in predictions if id_ not in known]),
     ):
         if wrong:
             raise PlugError(f"{task.name} has {what} id {wrong[0]!r} ({len(wrong):,} in all)")

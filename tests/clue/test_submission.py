@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 
+from plug_jax.clue.records import BlankRecord
 from plug_jax.clue.submission import (
     FILE_NAMES,
     VERSIONS,
@@ -110,6 +111,22 @@ def test_a_zip_that_is_there_is_replaced_on_demand_only(tmp_path, data_dir):
         write_submission(predictions, data_dir, "1.1", path)
     write_submission(predictions_of(["csl"], data_dir), data_dir, "1.1", path, overwrite=True)
     assert list(contents(path)) == ["csl_predict.json"]
+
+
+def test_the_work_grows_with_the_number_of_ids_not_with_its_square():
+    looked_up = 0
+
+    class Tag(str):
+        def __hash__(self):
+            nonlocal looked_up
+            looked_up += 1
+            return super().__hash__()
+
+    tags = [Tag(f"#idiom{n}#") for n in range(200)]
+    records = [BlankRecord(tag, 0, "", "", tuple("一二三四五六七八九十"), None) for tag in tags]
+    content = predictions_file(CLUE["chid"], records, dict.fromkeys(tags, 3))
+    assert json.loads(content) == dict.fromkeys(tags, 3)
+    assert looked_up < 10 * len(tags)
 
 
 def zip_of(tmp_path, *files, name="submit_team_20260101.zip"):

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from plug_jax.clue.json_files import JsonFile
 from plug_jax.errors import PlugError
+from plug_jax.file_names import user_path
 
 MAX_BYTES = 1 << 30  # per file in a zip; CLUE's largest, CHID's, has a fifth of this
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks others without a bound
@@ -93,7 +94,7 @@ class Zip(Archive):
 
 def open_archive(path: str | os.PathLike[str]) -> Archive:
     """The files of a folder or a zip. PlugError if it is neither."""
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         return Folder(path)
     if not path.exists():
@@ -107,7 +108,7 @@ def named_archive(data_dir: str | os.PathLike[str], folders: Sequence[str]) -> A
     The names are looked for in upper and lower case, with `_public` and `.zip` and without, a
     folder before a zip. None if there is none.
     """
-    path = Path(data_dir)
+    path = user_path(data_dir)
     if archive_name(path) in folders and path.exists():
         return open_archive(path)
     if path.is_dir():

@@ -14,6 +14,7 @@ from plug_jax.clue.predictions import first_mistake, read_predictions
 from plug_jax.clue.submission import FILE_NAMES, TASK_OF
 from plug_jax.clue.tasks import DEV, ClueTask, Split, find_task
 from plug_jax.errors import PlugError
+from plug_jax.file_names import user_path
 
 
 class Score(dict[str, float]):
@@ -44,7 +45,7 @@ def score_files(
             labels without a prediction, predictions without a label.
     """
     scores: dict[str, Score] = {}
-    found = [one for path in paths for one in _files(Path(path), task)]
+    found = [one for path in paths for one in _files(user_path(path), task)]
     if task is not None and len(found) != 1:
         raise PlugError(f"there are {len(found)} files of predictions for the one task {task}")
     for name, file in found:
@@ -55,7 +56,7 @@ def score_files(
 
 
 def _score(task: ClueTask, file: JsonFile, data: str | os.PathLike[str]) -> Score:
-    split = _labelled(task, Path(data))
+    split = _labelled(task, user_path(data))
     found = read_predictions(task, file, split.records, split.dropped_ids)
     if serious := [mistake for mistake in found.mistakes if not mistake.is_doubt]:
         raise first_mistake(serious)

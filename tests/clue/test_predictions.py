@@ -92,7 +92,7 @@ def test_unanswered_questions_count_nothing_and_are_reported(tmp_path):
     assert score.to_json() == {"metrics": {"em": 33.333, "f1": 52.381}, "missing": ["C"]}
 
 
-def test_a_zip_and_several_files_have_scores_by_task(tmp_path):
+def test_a_zip_and_several_files_have_scores_by_task(tmp_path, monkeypatch):
     official.write_clue(tmp_path, ["afqmc", "tnews"])
     contents = {}
     for name, file in (("afqmc", "afqmc_predict.json"), ("tnews", "tnews11_predict.json")):
@@ -104,6 +104,8 @@ def test_a_zip_and_several_files_have_scores_by_task(tmp_path):
             put(tmp_path / name, content)
     both = {"afqmc": {"accuracy": 100}, "tnews": {"accuracy": 100}}
     assert score_files([tmp_path / "dev.zip"], tmp_path) == both
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert score_files(["~/dev.zip"], "~") == both
     assert score_files([tmp_path / name for name in contents], tmp_path) == both
     assert score_files([tmp_path / "dev.zip"], tmp_path, "tnews") == {"tnews": {"accuracy": 100}}
     with pytest.raises(PlugError, match="second file of predictions for afqmc"):

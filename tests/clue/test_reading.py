@@ -89,6 +89,18 @@ def test_the_current_folder_and_the_one_above_have_their_names(tmp_path, monkeyp
         assert [task.name for task in tasks_in(name)] == ["afqmc"]
 
 
+def test_files_in_the_home_directory(tmp_path, monkeypatch):
+    official.write_clue(tmp_path, ["afqmc"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    split = CLUE["afqmc"].read(tmp_path, "dev")
+    assert [task.name for task in tasks_in("~")] == ["afqmc"]
+    for place in ("~", "~/afqmc_public"):
+        assert CLUE["afqmc"].read(place, "dev") == split
+    assert CLUE["afqmc"].read_file("~/afqmc_public/dev.json") == split
+    with pytest.raises(PlugError, match="holds the files of afqmc, not of csl"):
+        CLUE["csl"].read("~/afqmc_public", "dev")
+
+
 def test_what_macos_adds_to_a_zip_is_no_file(tmp_path):
     with zipfile.ZipFile(tmp_path / "afqmc_public.zip", "w") as file:
         file.writestr("afqmc/dev.json", lines_of({**PAIR, "label": "1"}))

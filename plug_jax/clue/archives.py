@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from plug_jax.atomic_files import is_remote
 from plug_jax.clue.json_files import JsonFile
 from plug_jax.errors import PlugError
 from plug_jax.file_names import user_path
@@ -94,12 +95,18 @@ class Zip(Archive):
 
 def open_archive(path: str | os.PathLike[str]) -> Archive:
     """The files of a folder or a zip. PlugError if it is neither."""
-    path = user_path(path)
-    if path.is_dir():
-        return Folder(path)
-    if not path.exists():
-        raise PlugError(f"there is no file or folder {path}")
-    return Zip(path)
+    local = user_path(path)
+    if local.is_dir():
+        return Folder(local)
+    if not local.exists():
+        raise not_there(path)
+    return Zip(local)
+
+
+def not_there(path: str | os.PathLike[str]) -> PlugError:
+    """The error for a folder or zip that does not exist."""
+    where = "; CLUE is read from disks of this machine, or mounted ones" if is_remote(path) else ""
+    return PlugError(f"there is no file or folder {os.fspath(path)}{where}")
 
 
 def named_archive(data_dir: str | os.PathLike[str], folders: Sequence[str]) -> Archive | None:

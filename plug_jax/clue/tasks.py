@@ -10,7 +10,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
-from plug_jax.clue.archives import Archive, archive_name, find_archive, named_archive
+from plug_jax.clue.archives import (
+    Archive,
+    archive_name,
+    find_archive,
+    named_archive,
+    not_there,
+)
 from plug_jax.clue.json_files import JsonFile
 from plug_jax.clue.readers import (
     Reader,
@@ -142,7 +148,7 @@ def tasks_in(data_dir: str | os.PathLike[str]) -> list[ClueTask]:
         PlugError: there is none.
     """
     if not user_path(data_dir).exists():
-        raise PlugError(f"there is no file or folder {data_dir}")
+        raise not_there(data_dir)
     found = [task for task in _TASKS if named_archive(data_dir, task.folders) is not None]
     if not found:
         names = ", ".join(dict.fromkeys(_FOLDERS.values()))

@@ -408,6 +408,9 @@ def test_a_task_that_is_not_there(tmp_path):
         CLUE["afqmc"].read(tmp_path, "dev")
     with pytest.raises(PlugError, match="there is no file or folder .*nowhere"):
         CLUE["afqmc"].read(tmp_path / "nowhere", "dev")
+    for read in (lambda path: CLUE["afqmc"].read(path, "dev"), tasks_in):
+        with pytest.raises(PlugError, match="folder gs://bucket/CLUE; CLUE is read from disks"):
+            read("gs://bucket/CLUE")
     with pytest.raises(PlugError, match="afqmc has no split 'trial', only train, validation, test"):
         CLUE["afqmc"].read(tmp_path, "trial")
     with pytest.raises(PlugError, match="CLUE has no task 'TNEWS'; did you mean 'tnews'"):

@@ -44,7 +44,8 @@ class Grid:
             name, _, text = axis.partition("=")
             try:
                 of_axis = ast.literal_eval(f"({text},)")
-            except (ValueError, SyntaxError) as error:
+                strict_json.dumps(of_axis)  # as they are kept
+            except (TypeError, ValueError, SyntaxError) as error:
                 raise PlugError(
                     f"--grid {axis}: expected NAME=VALUE,VALUE, such as LEARNING_RATE=1e-5,2e-5; "
                     "strings need their own quotes"

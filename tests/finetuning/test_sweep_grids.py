@@ -46,6 +46,12 @@ def test_runs_of_an_earlier_grid_are_not_forgotten(
         Sweep(tmp_path, files=["b.gin"], bindings=[], grid=Grid({"LEARNING_RATE": (0.1,)}))
 
 
+@pytest.mark.parametrize("axis", ["X=a", "X=1,", "X=1,1", "=1", "X=b'a'", "X={1}", "X={[]: 1}"])
+def test_axes_that_are_refused(axis: str) -> None:
+    with pytest.raises(PlugError, match=re.escape(f"--grid {axis}: ")):
+        Grid.parse([axis])
+
+
 def test_points_that_would_share_a_directory_are_refused(tmp_path: Path) -> None:
     for values, both in (
         (("models/a", "models_a"), "{'X': 'models/a'} and {'X': 'models_a'}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 
 from etils import epath
 
@@ -13,11 +14,14 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
+def write_whole(
+    path: str | os.PathLike[str], content: bytes | str, *, shared: bool = False
+) -> None:
     """Write or replace a file atomically; text is written in UTF-8.
 
     The old file stays until the new one is on disk. A killed process may leave `path`.tmp, which
-    the next call replaces. One process at a time.
+    the next call replaces. One process at a time, unless the file is `shared`: then each call has
+    a temporary file of its own, and the last one's content stays.
 
     Raises:
         OSError: it cannot be written; the old file is unchanged.
@@ -27,7 +31,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
     if is_remote(name):
         epath.Path(name).write_bytes(data)
         return
-    part = f"{name}.tmp"
+    part = f"{name}.{uuid.uuid4().hex}.tmp" if shared else f"{name}.tmp"
     try:
         with open(part, "wb") as file:
             file.write(data)

@@ -1,8 +1,9 @@
-"""Names of output files: their ending must match the content, and no directory has them."""
+"""Names of files as users give them, and checks of those of output files."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from plug_jax.errors import PlugError, shown_path
 
@@ -27,6 +28,14 @@ _OTHERS = frozenset(
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A local path as a user writes it: `~` is the home directory.
+
+    A shell leaves `~` alone in --output=~/runs, in quotes, and in gin bindings.
+    """
+    return Path(os.path.expanduser(path))
+
+
 def check_output_file(option: str, path: str | os.PathLike[str], content: str) -> None:
     """PlugError if a file cannot be `path`, a directory, or its ending suggests another format.
 
@@ -38,7 +47,7 @@ def check_output_file(option: str, path: str | os.PathLike[str], content: str) -
         content: one of JSON, JSON_LINES, HTML, ZIP.
     """
     name = os.fspath(path)
-    if os.path.isdir(os.path.expanduser(name)):
+    if os.path.isdir(user_path(name)):
         raise PlugError(f"{option} {shown_path(name)} is a directory; name a file")
     ending = os.path.splitext(name)[1].lower()
     if ending in _COMPRESSED:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from plug_jax.atomic_files import write_whole
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -50,7 +53,9 @@ def plot_curves(
     axis.set(xlabel="step", ylabel=f"{metric} on dev; bands: all seeds")
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    write_whole(path, png.getvalue())
 
 
 _NAMED_LABELS = 20  # with more labels, names and numbers are omitted

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
+import tensorflow as tf
 
 from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.clue.records import TextRecord
@@ -181,7 +182,7 @@ def _read(
         answered = split != TEST or bool(row.fields.get(label))
         of_row = _label_of(row, label) if answered else None
         records.append(record(row.fields.get("id", number), texts, of_row, row.where))
-    size = os.path.getsize(os.path.expanduser(files[split]))
+    size = tf.io.gfile.stat(os.path.expanduser(files[split])).length  # a bucket's, too
     return Split(records, {}, files[split], sizes={files[split]: size})
 
 

@@ -50,3 +50,19 @@ def test_a_full_disk_leaves_what_was_there_and_is_named(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "old"}
+
+
+def test_two_that_write_a_shared_file_at_once_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "a", os.replace
+
+    def replace(part: str, name: str) -> None:
+        monkeypatch.setattr(os, "replace", rename)
+        write_whole(path, "the other's", shared=True)  # while this one is about to rename
+        assert path.read_text() == "the other's"
+        rename(part, name)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write_whole(path, "mine", shared=True)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "mine"}

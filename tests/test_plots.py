@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from plug_jax import plots
 
@@ -31,6 +33,19 @@ def test_curves_are_means_over_the_steps_that_all_runs_have(tmp_path: Path, monk
     assert line.get_ydata() == [86.0, 86.0]
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["two", "n-grams"]
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_full_disk_leaves_the_earlier_curves(tmp_path: Path) -> None:
+    path = tmp_path / "curves.png"
+    path.write_text("earlier")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"{path}'$"):
+            plots.plot_curves({"one": [records({10: 50})]}, "accuracy", path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {path.name: "earlier"}
 
 
 def test_few_labels_have_numbers_and_many_have_none() -> None:

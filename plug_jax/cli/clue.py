@@ -147,12 +147,13 @@ def _inspect(args: argparse.Namespace) -> int:
 def _score(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from plug_jax.clue.archives import is_zip
     from plug_jax.clue.metrics import BOARDS, board_mean
     from plug_jax.clue.scoring import score_files
 
     scores = score_files(args.predictions, args.data, args.task)
     means = {version: board_mean(version, scores) for version in BOARDS}
-    alone = len(args.predictions) == 1 and (args.task or not args.predictions[0].endswith(".zip"))
+    alone = len(args.predictions) == 1 and (args.task or not is_zip(args.predictions[0]))
     if args.json:
         tasks = {name: one.to_json() for name, one in scores.items()}
         boards = {version: one.to_json() for version, one in means.items()}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plug_jax import strict_json
+from plug_jax.atomic_files import write_whole
 from plug_jax.cli import finetuned_runs
 from plug_jax.errors import PlugError
-from plug_jax.file_names import JSON, check_output_file
+from plug_jax.file_names import JSON, check_output_file, user_path
 
 if TYPE_CHECKING:
     from plug_jax.finetuning.ensembles import EnsembleReport
@@ -55,13 +55,14 @@ def run(args: argparse.Namespace) -> int:
     split = _SPLITS.get(args.split, args.split)
     report = ensemble(runs, split=split, metric=args.metric, method=args.method)
     as_json = strict_json.dumps(_as_json(report), indent=2)
-    if args.output:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.output).write_text(as_json + "\n", encoding="utf-8")
     if args.json:
         print(as_json)
     else:
         _print(report)
+    if args.output:  # last: a full disk takes only the file
+        output = user_path(args.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(output, as_json + "\n")
     return 0
 
 

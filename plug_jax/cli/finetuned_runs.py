@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from plug_jax.cli import gin_config
 from plug_jax.errors import PlugError
+from plug_jax.file_names import user_path
 
 if TYPE_CHECKING:
     from plug_jax.finetuning.runs import FineTunedRun
@@ -74,7 +75,8 @@ def _paths(patterns: Sequence[str]) -> list[str]:
     from plug_jax.checkpoints.format import CHECKPOINTS
 
     found: list[str] = []
-    for pattern in patterns:
+    for given in patterns:
+        pattern = str(user_path(given))
         if (Path(pattern) / _CONFIG).exists():
             found.append(pattern)
             continue
@@ -84,7 +86,7 @@ def _paths(patterns: Sequence[str]) -> list[str]:
             print(f"{path} is skipped: it has no checkpoint", file=sys.stderr)
         if not matched:
             raise PlugError(
-                f"--runs {pattern}: no run found; a MODEL_DIR written by `plug-jax train` has a "
+                f"--runs {given}: no run found; a MODEL_DIR written by `plug-jax train` has a "
                 f"{_CONFIG}"
             )
         found += matched

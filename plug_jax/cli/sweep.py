@@ -6,13 +6,14 @@ import argparse
 import signal
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from plug_jax import strict_json
+from plug_jax.atomic_files import write_whole
 from plug_jax.cli import gin_config
 from plug_jax.errors import Interrupted, PlugError
+from plug_jax.file_names import user_path
 
 if TYPE_CHECKING:
     from plug_jax.finetuning.sweeps import Row, Sweep
@@ -24,8 +25,8 @@ EXAMPLE = """example:
     --grid LEARNING_RATE=1e-5,2e-5,3e-5 --grid RANDOM_SEED=0,1,2
 
 Each run is a `plug-jax train` of its own with OUTPUT/<settings> as MODEL_DIR. The table goes to
-OUTPUT/sweep.md, curves to OUTPUT/curves.png, and all of it to OUTPUT/sweep.json. Status 3: done,
-except for runs that failed. docs/finetuning.md says more.
+OUTPUT/sweep.md, curves to OUTPUT/curves.png, and each run's metrics and the table (as --json prints
+it) to OUTPUT/sweep.json. Status 3: done, except for runs that failed. docs/finetuning.md says more.
 """
 UNKNOWN_ARGUMENTS = True
 
@@ -60,16 +61,18 @@ def run(args: argparse.Namespace) -> int:
     bindings = gin_config.overrides(args.unknown)
     grid = Grid.parse(args.grid)
     metric = args.metric or _best_metric(args.gin_file, bindings)
-    sweep = Sweep(Path(args.output), files=args.gin_file, bindings=bindings, grid=grid)
+    sweep = Sweep(user_path(args.output), files=args.gin_file, bindings=bindings, grid=grid)
     interrupt_on_termination()
     sweep.run(jobs=args.jobs, say=lambda line: print(line, file=sys.stderr, flush=True))
     rows = table(sweep.runs, metric)
-    (sweep.directory / "sweep.md").write_text(_markdown(rows, metric), encoding="utf-8")
-    _draw_curves(sweep, rows, metric)
+    as_json = _as_json(sweep, rows, metric)
     if args.json:
-        print(strict_json.dumps(_as_json(sweep, rows, metric), indent=2))
+        print(strict_json.dumps(as_json, indent=2))
     else:
         _print(rows, metric)
+    sweep.keep_table(as_json)
+    write_whole(sweep.directory / "sweep.md", _markdown(rows, metric))
+    _draw_curves(sweep, rows, metric)
     return _STATUS_WITH_FAILURES if any(run.status != "done" for run in sweep.runs) else 0
 
 
@@ -103,15 +106,11 @@ def _draw_curves(sweep: Sweep, rows: list[Row], metric: str) -> None:
     from plug_jax.plots import plot_curves
     from plug_jax.training.writers import read_metrics
 
-    groups: dict[str, list[list[dict]]] = {_settings(row): [] for row in rows}
+    groups: dict[str, list[list[dict]]] = {_shown(row.settings): [] for row in rows}
     for run in sweep.runs:
         settings = {name: value for name, value in run.settings.items() if name != SEED}
         groups[_shown(settings)].append(read_metrics(sweep.directory / run.name))
     plot_curves(groups, metric, sweep.directory / "curves.png")
-
-
-def _settings(row: Row) -> str:
-    return _shown(row.settings)
 
 
 def _shown(settings: Mapping[str, object]) -> str:
@@ -121,7 +120,7 @@ def _shown(settings: Mapping[str, object]) -> str:
 def _markdown(rows: list[Row], metric: str) -> str:
     lines = [f"| setting | {metric} | deviation | seeds |", "|---|---|---|---|"]
     lines += [
-        f"| {_settings(row)} | {row.mean:.3f} | {row.deviation:.3f} | "
+        f"| {_shown(row.settings)} | {row.mean:.3f} | {row.deviation:.3f} | "
         f"{len(row.scores)} of {row.runs} |"
         for row in rows
     ]
@@ -142,7 +141,7 @@ def _print(rows: list[Row], metric: str) -> None:
         best = max(row.scores, key=lambda value: sign * value, default=float("nan"))
         seeds = f"{len(row.scores)} of {row.runs}"
         shown.add_row(
-            _settings(row), f"{row.mean:.3f}", f"{row.deviation:.3f}", f"{best:.3f}", seeds
+            _shown(row.settings), f"{row.mean:.3f}", f"{row.deviation:.3f}", f"{best:.3f}", seeds
         )
     Console().print(shown)
 

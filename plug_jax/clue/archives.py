@@ -9,8 +9,10 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from plug_jax.atomic_files import is_remote
 from plug_jax.clue.json_files import JsonFile
 from plug_jax.errors import PlugError
+from plug_jax.file_names import user_path
 
 MAX_BYTES = 1 << 30  # per file in a zip; CLUE's largest, CHID's, has a fifth of this
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks others without a bound
@@ -93,12 +95,18 @@ class Zip(Archive):
 
 def open_archive(path: str | os.PathLike[str]) -> Archive:
     """The files of a folder or a zip. PlugError if it is neither."""
-    path = Path(path)
-    if path.is_dir():
-        return Folder(path)
-    if not path.exists():
-        raise PlugError(f"there is no file or folder {path}")
-    return Zip(path)
+    local = user_path(path)
+    if local.is_dir():
+        return Folder(local)
+    if not local.exists():
+        raise not_there(path)
+    return Zip(local)
+
+
+def not_there(path: str | os.PathLike[str]) -> PlugError:
+    """The error for a folder or zip that does not exist."""
+    where = "; CLUE is read from disks of this machine, or mounted ones" if is_remote(path) else ""
+    return PlugError(f"there is no file or folder {os.fspath(path)}{where}")
 
 
 def named_archive(data_dir: str | os.PathLike[str], folders: Sequence[str]) -> Archive | None:
@@ -107,14 +115,14 @@ def named_archive(data_dir: str | os.PathLike[str], folders: Sequence[str]) -> A
     The names are looked for in upper and lower case, with `_public` and `.zip` and without, a
     folder before a zip. None if there is none.
     """
-    path = Path(data_dir)
+    path = user_path(data_dir)
     if archive_name(path) in folders and path.exists():
         return open_archive(path)
     if path.is_dir():
         there = sorted(path.iterdir(), key=lambda one: (one.is_file(), one.name))
         for folder in folders:
             for one in there:
-                if archive_name(one) == folder and (one.is_dir() or one.suffix.lower() == ".zip"):
+                if archive_name(one) == folder and (one.is_dir() or is_zip(one)):
                     return open_archive(one)
     return None
 
@@ -130,8 +138,8 @@ def find_archive(
     if (named := named_archive(data_dir, folders)) is not None:
         return named
     archive = open_archive(data_dir)
-    is_zip = isinstance(archive, Zip)
-    if any(archive.find(file) if is_zip else file in archive.names for file in files):
+    in_zip = isinstance(archive, Zip)
+    if any(archive.find(file) if in_zip else file in archive.names for file in files):
         return archive
     raise PlugError(
         f"{data_dir} has no {folders[0]}; looked for {folders[0]}, {folders[0]}_public and "
@@ -140,8 +148,17 @@ def find_archive(
 
 
 def archive_name(path: Path) -> str:
-    """A folder's or zip's name as the tasks spell theirs: "OCNLI_public.zip" -> "ocnli"."""
-    return Path(path).resolve().name.lower().removesuffix(".zip").removesuffix("_public")
+    """A folder's or zip's name as the tasks spell theirs: "OCNLI_public.zip" -> "ocnli".
+
+    A link has its own name, not that of what it leads to.
+    """
+    named = path.resolve() if path.name in ("", "..") else path
+    return named.name.lower().removesuffix(".zip").removesuffix("_public")
+
+
+def is_zip(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has the name of a zip, in upper or lower case."""
+    return os.fspath(path).lower().endswith(".zip")
 
 
 def _is_litter(name: str) -> bool:

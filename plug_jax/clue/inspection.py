@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from plug_jax.clue.readers import TAG
+from plug_jax.clue.readers import IDIOM_CHARACTERS, TAG
 from plug_jax.clue.records import (
     BlankRecord,
     ChoiceRecord,
@@ -25,7 +25,6 @@ from plug_jax.clue.tasks import DEV, VALIDATION, ClueTask, Split
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 _QUESTION_TOKENS = 64  # where the baselines cut CMRC's questions
-_IDIOM_TOKENS = 4  # [MASK]s for each other blank of a passage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +116,7 @@ def _length(record: Record, counts: Mapping[str, int]) -> int:
     if isinstance(record, BlankRecord):  # [CLS] idiom [SEP] left [unused1] right [SEP]
         others = len(TAG.findall(record.left + record.right))
         longest = max(counts[candidate] for candidate in record.candidates)
-        return 4 + longest + counts[_passage(record)] + _IDIOM_TOKENS * others
+        return 4 + longest + counts[_passage(record)] + IDIOM_CHARACTERS * others
     if isinstance(record, QuestionRecord):  # [CLS] question [SEP] context [SEP]
         return 3 + min(counts[record.question], _QUESTION_TOKENS) + counts[record.context]
     return 2 + len(record.text)  # [CLS] characters [SEP]

@@ -15,7 +15,7 @@ from plug_jax.clue.tasks import ClueTask
 from plug_jax.errors import PlugError
 
 _LINES = 'lines of {"id": ..., "label": ...}'
-_NUMBER = re.compile("0|[1-9][0-9]*")
+_INDEX = re.compile("0|[1-9][0-9]{0,9}")  # `int` reads at most 4,300 digits
 
 Row = tuple[str, str, Any]  # position, id, prediction
 
@@ -190,7 +190,7 @@ def _label(task: ClueTask, value: Any) -> str:
     labels = f"the strings {few}{', ...' if len(task.labels) > 4 else ''}"
     if not isinstance(value, str) and shown(value) in task.labels:
         raise PlugError(f'label {shown(value)} must be a string: "{shown(value)}"')
-    if _NUMBER.fullmatch(str(value)) and int(value) < len(task.labels):
+    if _INDEX.fullmatch(str(value)) and int(value) < len(task.labels):
         raise PlugError(
             f"label {shown(value)} looks like the index of a class; the labels of {task.name} are "
             f"{labels}, and anything else scores 0"
@@ -201,7 +201,7 @@ def _label(task: ClueTask, value: Any) -> str:
 def _index(value: Any, count: int, what: str, name: str) -> int:
     """Index of a choice, possibly given as a string."""
     text = str(value)
-    if type(value) in (int, str) and _NUMBER.fullmatch(text) and int(text) < count:
+    if type(value) in (int, str) and _INDEX.fullmatch(text) and int(text) < count:
         return int(text)
     raise PlugError(f"{name} {shown(value)} is not an index of the {count} {what}, from 0")
 

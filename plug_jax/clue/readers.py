@@ -33,6 +33,7 @@ Fields = dict[str, Any]
 NO_GOLD_LABEL = "no_gold_label"
 CANDIDATES = 10  # per line of CHID
 TAG = re.compile(r"#idiom\d+#")
+IDIOM_CHARACTERS = 4  # and [MASK]s for each other blank of a passage
 
 _UNDECIDED = "-"  # the annotators did not agree
 _MOST_TO_THE_LEFT = 3  # how far a wrong start of an answer is searched for

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from plug_jax.clue.archives import Zip
+from plug_jax.clue.archives import Zip, is_zip
 from plug_jax.clue.json_files import JsonFile
 from plug_jax.clue.metrics import score
 from plug_jax.clue.predictions import first_mistake, read_predictions
 from plug_jax.clue.submission import FILE_NAMES, TASK_OF
 from plug_jax.clue.tasks import DEV, ClueTask, Split, find_task
 from plug_jax.errors import PlugError
+from plug_jax.file_names import user_path
 
 
 class Score(dict[str, float]):
@@ -44,7 +45,7 @@ def score_files(
             labels without a prediction, predictions without a label.
     """
     scores: dict[str, Score] = {}
-    found = [one for path in paths for one in _files(Path(path), task)]
+    found = [one for path in paths for one in _files(user_path(path), task)]
     if task is not None and len(found) != 1:
         raise PlugError(f"there are {len(found)} files of predictions for the one task {task}")
     for name, file in found:
@@ -55,7 +56,7 @@ def score_files(
 
 
 def _score(task: ClueTask, file: JsonFile, data: str | os.PathLike[str]) -> Score:
-    split = _labelled(task, Path(data))
+    split = _labelled(task, user_path(data))
     found = read_predictions(task, file, split.records, split.dropped_ids)
     if serious := [mistake for mistake in found.mistakes if not mistake.is_doubt]:
         raise first_mistake(serious)
@@ -63,15 +64,14 @@ def _score(task: ClueTask, file: JsonFile, data: str | os.PathLike[str]) -> Scor
 
 
 def _labelled(task: ClueTask, data: Path) -> Split:
-    is_archive = data.is_dir() or data.suffix.lower() == ".zip"
-    return task.read(data, DEV) if is_archive else task.read_file(data)
+    return task.read(data, DEV) if data.is_dir() or is_zip(data) else task.read_file(data)
 
 
 def _files(path: Path, task: str | None) -> Iterator[tuple[str, JsonFile]]:
     """(task, file) of each file of predictions at a path."""
     if not path.is_file():
         raise PlugError(f"there is no file of predictions {path}")
-    if path.suffix.lower() != ".zip":
+    if not is_zip(path):
         yield task or _task_of(path), JsonFile(str(path), path.read_bytes())
         return
     archive = Zip(path)

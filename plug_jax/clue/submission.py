@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import json
 import os
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
+from plug_jax.atomic_files import write_whole
 from plug_jax.clue.archives import Zip
 from plug_jax.clue.json_files import JsonFile
 from plug_jax.clue.predictions import Mistake, Mistakes, first_mistake, read_predictions
 from plug_jax.clue.records import Record
 from plug_jax.clue.tasks import CLUE, TEST, ClueTask, find_task
 from plug_jax.errors import PlugError
+from plug_jax.file_names import user_path
 
 # File names before _predict.json. None is known for DRCD, and the smaller OCNLI have no
 # leaderboard. The diagnostics are predicted by an OCNLI model; EPRSTMT belongs to FewCLUE.
@@ -86,7 +89,7 @@ def validate_submission(
     Raises:
         PlugError: there is no such zip.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise PlugError(f"there is no file {path}")
     archive = Zip(path)
@@ -127,8 +130,6 @@ def write_submission(
     data_dir: str | os.PathLike[str],
     version: str,
     output: str | os.PathLike[str],
-    *,
-    overwrite: bool = False,
 ) -> None:
     """Write a zip for a leaderboard, and check it.
 
@@ -138,14 +139,13 @@ def write_submission(
         data_dir: CLUE's directory, for the ids and their order.
         version: "1.0" or "1.1"; 1.0 has the test sets tnews10, cluewsc10, chid10 and c310.
         output: submit_<team>_<date>.zip.
-        overwrite: whether to replace what is there.
 
     Raises:
         PlugError: a task that the version lacks, records without a prediction, predictions
             without a record, anything the leaderboard would reject, an existing file.
     """
-    output = Path(output)
-    check_new(output, overwrite=overwrite)
+    output = user_path(output)
+    check_new(output)
     if not predictions:
         raise PlugError("there is nothing to submit: no task has predictions")
     if version not in VERSIONS:
@@ -164,22 +164,19 @@ def write_submission(
         if serious := [mistake for mistake in wrong if not mistake.is_doubt]:
             raise first_mistake(serious)
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    try:
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as whole:
-            for file_name, content in contents.items():
-                whole.writestr(file_name, content)
-        os.replace(unfinished, output)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as whole:
+        for file_name, content in contents.items():
+            whole.writestr(file_name, content)
+    write_whole(output, packed.getvalue())
 
 
-def check_new(output: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """PlugError unless a submission can be called so; an existing file only with `overwrite`."""
-    output = Path(output)
+def check_new(output: str | os.PathLike[str]) -> None:
+    """PlugError unless a submission can be called so, and no file is."""
+    output = user_path(output)
     if output.suffix != ".zip":
         raise PlugError(f"a submission is a zip, submit_<team>_<date>.zip, not {output.name}")
-    if output.exists() and not overwrite:
+    if output.exists():
         raise PlugError(f"{output} exists already; remove it, or name another file")
 
 
@@ -212,9 +209,10 @@ def predictions_file(
         PlugError: a record without a prediction, a prediction without a record.
     """
     ids = [record.id for record in records]
+    known = set(ids)
     for what, wrong in (
         ("no prediction for", [id_ for id_ in ids if id_ not in predictions]),
-        ("a prediction for the unknown", [id_ for id_ in predictions if id_ not in set(ids)]),
+        ("a prediction for the unknown", [id_ for id_ in predictions if id_ not in known]),
     ):
         if wrong:
             raise PlugError(f"{task.name} has {what} id {wrong[0]!r} ({len(wrong):,} in all)")

@@ -7,11 +7,16 @@ import difflib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from plug_jax.clue.archives import Archive, archive_name, find_archive, named_archive
+from plug_jax.clue.archives import (
+    Archive,
+    archive_name,
+    find_archive,
+    named_archive,
+    not_there,
+)
 from plug_jax.clue.json_files import JsonFile
 from plug_jax.clue.readers import (
     Reader,
@@ -27,6 +32,7 @@ from plug_jax.clue.readers import (
 )
 from plug_jax.clue.records import Record
 from plug_jax.errors import PlugError
+from plug_jax.file_names import user_path
 
 Kind = Literal["text", "choice", "blank", "question", "entity"]
 Files = Mapping[str, tuple[str, ...]]  # file names by split
@@ -97,7 +103,7 @@ class ClueTask:
     def _archive(self, data_dir: str | os.PathLike[str], files: Sequence[str]) -> Archive:
         if (named := named_archive(data_dir, self.folders)) is not None:
             return named
-        other = _FOLDERS.get(archive_name(Path(data_dir)))
+        other = _FOLDERS.get(archive_name(user_path(data_dir)))
         if other is not None and named_archive(data_dir, (other,)) is not None:
             raise PlugError(f"{data_dir} holds the files of {other}, not of {self.name}")
         return find_archive(data_dir, self.folders, files)
@@ -108,7 +114,7 @@ class ClueTask:
         Raises:
             PlugError: it is missing, malformed or has no answers.
         """
-        paths = [Path(path)]
+        paths = [user_path(path)]
         if self.kind == "blank":
             paths.append(paths[0].with_name(f"{paths[0].stem}_answer.json"))
         for one in paths:
@@ -141,8 +147,8 @@ def tasks_in(data_dir: str | os.PathLike[str]) -> list[ClueTask]:
     Raises:
         PlugError: there is none.
     """
-    if not Path(data_dir).exists():
-        raise PlugError(f"there is no file or folder {data_dir}")
+    if not user_path(data_dir).exists():
+        raise not_there(data_dir)
     found = [task for task in _TASKS if named_archive(data_dir, task.folders) is not None]
     if not found:
         names = ", ".join(dict.fromkeys(_FOLDERS.values()))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from plug_jax.clue.blanks import Assignment, decode_blanks
+from plug_jax.clue.readers import IDIOM_CHARACTERS, TAG
 from plug_jax.clue.records import BlankRecord, ChoiceRecord
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
-from plug_jax.downstream.formats import Answer, Format, Outputs, field, softmax
+from plug_jax.downstream.formats import Answer, Format, Outputs, accuracy, field, softmax
 from plug_jax.downstream.text_format import characters_cut, joined
 from plug_jax.downstream.token_texts import token_ids
 from plug_jax.errors import PlugError
@@ -21,8 +21,6 @@ from plug_jax.objectives.multiple_choice import MultipleChoice
 from plug_jax.objectives.task_heads import TaskObjective
 
 _NO_CHOICE = "无效答案"  # the baseline's text for a missing choice
-_TAG = re.compile(r"#idiom\d+#")
-_IDIOM_CHARACTERS = 4
 _AROUND_BLANK = 8  # tokens besides the passage: idiom, [CLS], 2 [SEP], the blank
 # The baseline's quotation marks and dashes, in replacement order.
 _PLAIN_MARKS = (
@@ -84,7 +82,7 @@ class ChoiceFormat(Format[ChoiceRecord]):
         self, records: Sequence[ChoiceRecord], answers: Sequence[Answer]
     ) -> dict[str, float]:
         """`accuracy`."""
-        return _accuracy(records, answers)
+        return accuracy(records, answers)
 
     def record(self, fields: Mapping[str, Any], number: int) -> ChoiceRecord:
         """A row with `passage`, `question` and `choices`."""
@@ -135,7 +133,7 @@ class BlankFormat(Format[BlankRecord]):
             (part for one in records for side in (one.left, one.right) for part in _parts(side)),
             vocabulary,
         )
-        masks = np.full(_IDIOM_CHARACTERS, vocabulary.mask_id, np.int32)
+        masks = np.full(IDIOM_CHARACTERS, vocabulary.mask_id, np.int32)
         blank = _piece_id("[unused1]", vocabulary)
 
         def tokens(side: str) -> np.ndarray:
@@ -146,7 +144,7 @@ class BlankFormat(Format[BlankRecord]):
             left, right = tokens(record.left), tokens(record.right)
             texts = []
             for name in record.candidates:
-                idiom = idioms[name][:_IDIOM_CHARACTERS]
+                idiom = idioms[name][:IDIOM_CHARACTERS]
                 room = self.max_length - len(idiom) - 4  # [CLS], 2 [SEP], the blank
                 before, after = _window(len(left), len(right), room)
                 text = np.concatenate([
@@ -175,7 +173,7 @@ class BlankFormat(Format[BlankRecord]):
         self, records: Sequence[BlankRecord], answers: Sequence[Answer]
     ) -> dict[str, float]:
         """`accuracy` over blanks."""
-        return _accuracy(records, answers)
+        return accuracy(records, answers)
 
     def record(self, fields: Mapping[str, Any], number: int) -> BlankRecord:
         """A row with `left`, `right` and `candidates`, shared by rows with the same `line`."""
@@ -193,17 +191,6 @@ class BlankFormat(Format[BlankRecord]):
         return BlankRecord(
             str(fields.get("id", number)), line, left, right, tuple(candidates), None
         )
-
-
-def _accuracy(
-    records: Sequence[ChoiceRecord | BlankRecord], answers: Sequence[Answer]
-) -> dict[str, float]:
-    hits = [
-        answer["prediction"] == record.label
-        for record, answer in zip(records, answers, strict=True)
-        if record.label is not None
-    ]
-    return {"accuracy": 100 * float(np.mean(hits))} if hits else {}
 
 
 def _texts_of_choices(record: ChoiceRecord, choices: int) -> list[tuple[str, str, str]]:
@@ -241,7 +228,7 @@ def _parts(side: str) -> list[str]:
     """A side of a passage, split at other blanks."""
     for mark, plain in _PLAIN_MARKS:
         side = side.replace(mark, plain)
-    return _TAG.split(side)
+    return TAG.split(side)
 
 
 def _window(left: int, right: int, room: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
+from plug_jax.clue.records import BlankRecord, ChoiceRecord, TextRecord
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
 from plug_jax.downstream.records import AnyRecord
@@ -156,6 +157,18 @@ def field(fields: Mapping[str, Any], name: str) -> str:
             f"{shortened(', '.join(map(repr, fields))) or 'nothing'}"
         )
     return value
+
+
+def accuracy(
+    records: Sequence[TextRecord | ChoiceRecord | BlankRecord], answers: Sequence[Answer]
+) -> dict[str, float]:
+    """`accuracy` in percent over records with a label; {} if none has one."""
+    hits = [
+        answer["prediction"] == record.label
+        for record, answer in zip(records, answers, strict=True)
+        if record.label is not None
+    ]
+    return {"accuracy": 100 * float(np.mean(hits))} if hits else {}
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from plug_jax.clue.records import TextRecord
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.examples import Examples, ExamplesBuilder
-from plug_jax.downstream.formats import Answer, Format, Outputs, field, softmax
+from plug_jax.downstream.formats import Answer, Format, Outputs, accuracy, field, softmax
 from plug_jax.downstream.token_texts import placed_tokens, token_ids
 from plug_jax.errors import PlugError
 from plug_jax.objectives.classification import Classification
@@ -76,12 +76,7 @@ class TextFormat(Format[TextRecord]):
 
     def metrics(self, records: Sequence[TextRecord], answers: Sequence[Answer]) -> dict[str, float]:
         """`accuracy`."""
-        hits = [
-            answer["prediction"] == record.label
-            for record, answer in zip(records, answers, strict=True)
-            if record.label is not None
-        ]
-        return {"accuracy": 100 * float(np.mean(hits))} if hits else {}
+        return accuracy(records, answers)
 
     def confusion(self, records: Sequence[TextRecord], answers: Sequence[Answer]) -> np.ndarray:
         """How many of each gold label (row) were predicted as each (column): int64 [C,C]."""
@@ -143,14 +138,21 @@ def characters_cut(parts: Sequence[str], vocabulary: PlugVocabulary, max_length:
 def cut_lengths(lengths: Sequence[int], room: int) -> list[int]:
     """The lengths to which parts are cut, so that together they fit.
 
+    As if tokens were taken one by one, each from the longest part, the last of equally long ones.
+
     >>> cut_lengths([5, 9], 10)
     [5, 5]
     >>> cut_lengths([9, 9], 9)
     [5, 4]
     """
-    lengths = list(lengths)
-    while sum(lengths) > room:
-        longest = max(lengths)
-        last = max(number for number, length in enumerate(lengths) if length == longest)
-        lengths[last] -= 1
-    return lengths
+    if sum(lengths) <= room:
+        return list(lengths)
+    # Parts longer than `level` are cut to it; the first `more` of them keep one token more.
+    level, more, left = 0, 0, room
+    for parts, length in zip(range(len(lengths), 0, -1), sorted(lengths), strict=True):
+        level, more = divmod(left, parts)
+        if length > level:
+            break
+        left -= length
+    cut = [number for number, length in enumerate(lengths) if length > level]
+    return [min(length, level) + (n in cut[:more]) for n, length in enumerate(lengths)]

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from etils import epath
 from plug_jax.atomic_files import write_whole
 from plug_jax.checkpoints.parameters import abstract_params
 from plug_jax.checkpoints.saved_model import SavedModel, open_checkpoint
+from plug_jax.checkpoints.saving import REFUSALS, reason_of
 from plug_jax.data.features import ENCODER
 from plug_jax.downstream.formats import Answer, Outputs
 from plug_jax.downstream.kinds import described_format
@@ -57,7 +59,8 @@ class FineTunedRun:
     def outputs(self, split: str) -> Outputs:
         """The model's outputs for each example of a split, cached in MODEL_DIR/outputs.
 
-        They are recomputed for another checkpoint, or if the records have changed.
+        They are recomputed for another checkpoint, if the records have changed, or if the cache is
+        damaged. A cache that cannot be written is reported and left out.
         """
         records = repr(self.records.records(split)).encode()
         made_of = {
@@ -104,21 +107,29 @@ class FineTunedRun:
 
 
 def _read(path: epath.Path, made_of: Mapping[str, object]) -> Outputs | None:
-    """Cached outputs, if made from the same checkpoint and records."""
-    if not path.exists():
-        return None
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        if str(arrays["made_of"]) != _text(made_of):
+    """Cached outputs, if made from the same checkpoint and records; None if unreadable."""
+    try:
+        if not path.exists():
             return None
-        return {name: arrays[name] for name in arrays.files if name != "made_of"}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if str(arrays["made_of"]) != _text(made_of):
+                return None
+            return {name: arrays[name] for name in arrays.files if name != "made_of"}
+    except Exception as error:  # numpy, zipfile and zlib raise many classes for damaged bytes
+        print(f"{path} is computed again: it is unreadable ({reason_of(error)})", file=sys.stderr)
+        return None
 
 
 def _write(path: epath.Path, made_of: Mapping[str, object], outputs: Outputs) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Cache the outputs; says it if that is impossible."""
     arrays: dict[str, Any] = {"made_of": np.array(_text(made_of)), **outputs}
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    write_whole(path, content.getvalue())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content.getvalue(), shared=True)  # commands may score a run at once
+    except REFUSALS as error:  # such as a run of others, which is read-only
+        print(f"{path} is not kept for the next time: {reason_of(error)}", file=sys.stderr)
 
 
 def _text(made_of: Mapping[str, object]) -> str:

@@ -44,7 +44,8 @@ class Grid:
             name, _, text = axis.partition("=")
             try:
                 of_axis = ast.literal_eval(f"({text},)")
-            except (ValueError, SyntaxError) as error:
+                strict_json.dumps(of_axis)  # as they are kept
+            except (TypeError, ValueError, SyntaxError) as error:
                 raise PlugError(
                     f"--grid {axis}: expected NAME=VALUE,VALUE, such as LEARNING_RATE=1e-5,2e-5; "
                     "strings need their own quotes"
@@ -94,7 +95,8 @@ class Sweep:
         """Begin or resume the sweep in a directory.
 
         Raises:
-            PlugError: it has a sweep with other gin files or bindings.
+            PlugError: it has a sweep with other gin files or bindings, or two points of the grid
+                would have one directory.
         """
         self.directory, self._files, self._bindings = directory, list(files), list(bindings)
         self._lock = threading.RLock()
@@ -112,9 +114,17 @@ class Sweep:
                 )
             known = {run["name"]: run for run in state["runs"]}
         self._made_of = made_of
-        self.runs = []
+        self._table: Mapping[str, Any] | None = None
+        self.runs: list[SweptRun] = []
+        settings_of = {name: run["settings"] for name, run in known.items()}
         for settings in grid.settings():
             run = SweptRun(run_name(settings), settings)
+            plain = json.loads(strict_json.dumps(settings))  # as they are kept
+            if (other := settings_of.setdefault(run.name, plain)) != plain:
+                raise PlugError(
+                    f"--grid: {other} and {plain} would both be the run {directory / run.name}; "
+                    "leave one out, or give it another --output"
+                )
             before = known.pop(run.name, {})
             if before.get("status") == "done":
                 run.status, run.metrics = "done", before["metrics"]
@@ -139,6 +149,12 @@ class Sweep:
                     for process in self._processes:
                         process.send_signal(signal.SIGINT)
                 raise
+
+    def keep_table(self, table: Mapping[str, Any]) -> None:
+        """Put a comparison of the runs into DIR/sweep.json, until the sweep goes on."""
+        with self._lock:
+            self._table = table
+            self._save()
 
     def _train(self, run: SweptRun, say: Callable[[str], None]) -> None:
         if self._stopped:
@@ -175,17 +191,19 @@ class Sweep:
             say(f"{run.name}: done")
             return
         self._set(run, "failed")
-        lines = (model_dir / _LOG).read_text(encoding="utf-8").strip().splitlines() or ["no word"]
+        # A library that crashes may write anything.
+        log_text = (model_dir / _LOG).read_text(encoding="utf-8", errors="replace")
+        lines = log_text.strip().splitlines() or ["no word"]
         say(f"{run.name}: failed with status {status}: {lines[-1]}")
 
     def _set(self, run: SweptRun, status: str) -> None:
         with self._lock:
-            run.status = status
+            run.status, self._table = status, None
             self._save()
 
     def _save(self) -> None:
         runs = [*self._others, *map(dataclasses.asdict, self.runs)]
-        state = {"made_of": self._made_of, "runs": runs}
+        state = {"made_of": self._made_of, "runs": runs, "table": self._table}
         write_whole(self.directory / _STATE, strict_json.dumps(state, indent=2) + "\n")
 
 

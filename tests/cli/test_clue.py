@@ -146,6 +146,8 @@ def test_scores_of_a_zip_have_the_means_of_the_boards(tmp_path, data_dir, capsys
     arguments = ("score", "--data", data_dir, "--predictions", tmp_path / "dev.zip")
     status, found = run_json(capsys, *arguments)
     assert status == 0
+    shutil.copy(tmp_path / "dev.zip", tmp_path / "OTHER.ZIP")
+    assert run_json(capsys, *arguments[:-1], tmp_path / "OTHER.ZIP") == (0, found)
     # Always "1": half of the six rows of each. 一米 is no answer, and of the two characters of one
     # answer to each question it shares 米: precision and recall 1/2.
     assert found["tasks"]["afqmc"] == found["tasks"]["csl"] == {"metrics": {"accuracy": 50.0}}

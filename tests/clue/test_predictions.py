@@ -92,7 +92,7 @@ def test_unanswered_questions_count_nothing_and_are_reported(tmp_path):
     assert score.to_json() == {"metrics": {"em": 33.333, "f1": 52.381}, "missing": ["C"]}
 
 
-def test_a_zip_and_several_files_have_scores_by_task(tmp_path):
+def test_a_zip_and_several_files_have_scores_by_task(tmp_path, monkeypatch):
     official.write_clue(tmp_path, ["afqmc", "tnews"])
     contents = {}
     for name, file in (("afqmc", "afqmc_predict.json"), ("tnews", "tnews11_predict.json")):
@@ -104,6 +104,8 @@ def test_a_zip_and_several_files_have_scores_by_task(tmp_path):
             put(tmp_path / name, content)
     both = {"afqmc": {"accuracy": 100}, "tnews": {"accuracy": 100}}
     assert score_files([tmp_path / "dev.zip"], tmp_path) == both
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert score_files(["~/dev.zip"], "~") == both
     assert score_files([tmp_path / name for name in contents], tmp_path) == both
     assert score_files([tmp_path / "dev.zip"], tmp_path, "tnews") == {"tnews": {"accuracy": 100}}
     with pytest.raises(PlugError, match="second file of predictions for afqmc"):
@@ -150,6 +152,7 @@ def test_data_without_labels_are_no_data_to_score_on(tmp_path):
         ),
         (predictions(*(3,) * 6), "line 1: label 3 looks like the index of a class"),
         (predictions(*(103,) * 6), 'line 1: label 103 must be a string: "103"'),
+        (predictions(*("9" * 5000,) * 6), 'line 1: label "9{59}... is not one of the labels of'),
         (predictions(*("105",) * 6), 'line 1: label "105" is not one of the labels of tnews'),
         (
             predictions(*("news_sports",) * 6),
@@ -179,6 +182,7 @@ def test_mistakes_of_lines(tmp_path, content, message):
         ("ocnli", lines_of({"id": 0, "label": "2"}), 'label "2" looks like the index of a class'),
         ("c3", lines_of({"id": 0, "label": "二点"}), 'label "二点" is not an index of the 2'),
         ("c3", lines_of({"id": 0, "label": 2}), "label 2 is not an index of the 2 choices, from 0"),
+        ("c3", lines_of({"id": 0, "label": "9" * 5000}), 'label "9{59}... is not an index of'),
         ("c3", lines_of({"id": 0, "label": True}), "label true is not an index of the 2 choices"),
         ("cmrc2018", lines_of({"id": 0}, {"id": 1}), "p.json, line 2 is not JSON: Extra data"),
         ("cmrc2018", value_of([]), r"p.json: it is \[\]; expected one object for the whole file"),

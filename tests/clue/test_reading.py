@@ -17,7 +17,7 @@ from plug_jax.clue.records import (
     SpanAnswer,
     TextRecord,
 )
-from plug_jax.clue.tasks import CLUE, find_task
+from plug_jax.clue.tasks import CLUE, find_task, tasks_in
 from plug_jax.errors import PlugError
 from tests.clue import official
 from tests.clue.official import lines_of, value_of
@@ -66,6 +66,39 @@ def test_a_folder_within_the_tasks_folder_is_looked_into(tmp_path):
     dev.write_bytes(lines_of({**PAIR, "label": "neutral"}))
     split = CLUE["cmnli"].read(tmp_path, "validation")
     assert (len(split.records), split.path) == (1, str(dev))
+
+
+@pytest.mark.parametrize("zipped", [[], ["afqmc"]])
+def test_a_link_is_called_by_its_own_name(tmp_path, zipped):
+    (folder,) = official.write_clue(tmp_path / "store", ["afqmc"], zipped=zipped).iterdir()
+    kept = folder.rename(folder.with_name("AFQMC-2020-v1"))
+    (tmp_path / "CLUE").mkdir()
+    link = tmp_path / "CLUE" / folder.name
+    link.symlink_to(kept)
+    split = CLUE["afqmc"].read(tmp_path / "CLUE", "dev")
+    assert split.records and split.path.startswith(str(link))
+    assert [task.name for task in tasks_in(tmp_path / "CLUE")] == ["afqmc"]
+    assert [task.name for task in tasks_in(link)] == ["afqmc"]
+
+
+def test_the_current_folder_and_the_one_above_have_their_names(tmp_path, monkeypatch):
+    folder = official.write_clue(tmp_path, ["afqmc"]) / "afqmc_public"
+    (folder / "inner").mkdir()
+    for place, name in ((folder, "."), (folder, ""), (folder / "inner", "..")):
+        monkeypatch.chdir(place)
+        assert [task.name for task in tasks_in(name)] == ["afqmc"]
+
+
+def test_files_in_the_home_directory(tmp_path, monkeypatch):
+    official.write_clue(tmp_path, ["afqmc"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    split = CLUE["afqmc"].read(tmp_path, "dev")
+    assert [task.name for task in tasks_in("~")] == ["afqmc"]
+    for place in ("~", "~/afqmc_public"):
+        assert CLUE["afqmc"].read(place, "dev") == split
+    assert CLUE["afqmc"].read_file("~/afqmc_public/dev.json") == split
+    with pytest.raises(PlugError, match="holds the files of afqmc, not of csl"):
+        CLUE["csl"].read("~/afqmc_public", "dev")
 
 
 def test_what_macos_adds_to_a_zip_is_no_file(tmp_path):
@@ -375,6 +408,9 @@ def test_a_task_that_is_not_there(tmp_path):
         CLUE["afqmc"].read(tmp_path, "dev")
     with pytest.raises(PlugError, match="there is no file or folder .*nowhere"):
         CLUE["afqmc"].read(tmp_path / "nowhere", "dev")
+    for read in (lambda path: CLUE["afqmc"].read(path, "dev"), tasks_in):
+        with pytest.raises(PlugError, match="folder gs://bucket/CLUE; CLUE is read from disks"):
+            read("gs://bucket/CLUE")
     with pytest.raises(PlugError, match="afqmc has no split 'trial', only train, validation, test"):
         CLUE["afqmc"].read(tmp_path, "trial")
     with pytest.raises(PlugError, match="CLUE has no task 'TNEWS'; did you mean 'tnews'"):

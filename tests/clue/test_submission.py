@@ -1,13 +1,16 @@
 """Submissions in the leaderboards' layout, and every mistake found before sending."""
 
 import json
+import resource
 import zipfile
 
 import pytest
 
+from plug_jax.clue.records import BlankRecord
 from plug_jax.clue.submission import (
     FILE_NAMES,
     VERSIONS,
+    check_new,
     predictions_file,
     validate_submission,
     write_submission,
@@ -102,14 +105,53 @@ def test_what_is_not_written(tmp_path, data_dir, predictions, version, output, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_zip_that_is_there_is_replaced_on_demand_only(tmp_path, data_dir):
+def test_a_zip_that_is_there_is_not_replaced(tmp_path, data_dir):
     path = tmp_path / "submit_team_1.zip"
     predictions = predictions_of(["afqmc"], data_dir)
     write_submission(predictions, data_dir, "1.0", path)
     with pytest.raises(PlugError, match="exists already"):
-        write_submission(predictions, data_dir, "1.1", path)
-    write_submission(predictions_of(["csl"], data_dir), data_dir, "1.1", path, overwrite=True)
-    assert list(contents(path)) == ["csl_predict.json"]
+        write_submission(predictions_of(["csl"], data_dir), data_dir, "1.1", path)
+    assert list(contents(path)) == ["afqmc_predict.json"]
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_of_a_zip(tmp_path, data_dir):
+    path = tmp_path / "submit_team_1.zip"
+    predictions = predictions_of(["afqmc", "csl"], data_dir)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"{path}'$"):
+            write_submission(predictions, data_dir, "1.0", path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_work_grows_with_the_number_of_ids_not_with_its_square():
+    looked_up = 0
+
+    class Tag(str):
+        def __hash__(self):
+            nonlocal looked_up
+            looked_up += 1
+            return super().__hash__()
+
+    tags = [Tag(f"#idiom{n}#") for n in range(200)]
+    records = [BlankRecord(tag, 0, "", "", tuple("一二三四五六七八九十"), None) for tag in tags]
+    content = predictions_file(CLUE["chid"], records, dict.fromkeys(tags, 3))
+    assert json.loads(content) == dict.fromkeys(tags, 3)
+    assert looked_up < 10 * len(tags)
+
+
+def test_a_submission_in_the_home_directory(tmp_path, data_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "CLUE").symlink_to(data_dir)
+    path = "~/zips/submit_team_1.zip"
+    write_submission(predictions_of(["afqmc"], "~/CLUE"), "~/CLUE", "1.0", path)
+    assert list(contents(tmp_path / "zips" / "submit_team_1.zip")) == ["afqmc_predict.json"]
+    with pytest.raises(PlugError, match="exists already"):
+        check_new(path)
+    assert validate_submission(path, "~/CLUE").is_valid
 
 
 def zip_of(tmp_path, *files, name="submit_team_20260101.zip"):

@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from plug_jax.clue.records import (
     BlankRecord,
@@ -102,6 +104,19 @@ class TestText:
         assert answers[0]["prediction"] == "是"
         assert answers[0]["probabilities"] == pytest.approx({"否": 0.25, "是": 0.75})
         assert self.format.metrics(records, answers) == {"accuracy": 50.0}
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=5), st.integers(-3, 60))
+def test_cut_lengths_are_those_of_cutting_token_by_token(lengths: list[int], room: int) -> None:
+    left = list(lengths)
+    while sum(left) > room:
+        longest = max(left)
+        left[max(n for n, length in enumerate(left) if length == longest)] -= 1
+    assert cut_lengths(lengths, room) == left
+
+
+def test_long_parts_are_cut_at_once() -> None:
+    assert cut_lengths([10**15, 7, 10**14], 100) == [47, 7, 46]
 
 
 class TestChoice:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import seqio
+import tensorflow as tf
 
 from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.data.pipeline.stream_settings import changes, stream_settings
@@ -64,6 +65,17 @@ def test_the_three_formats_say_the_same(tmp_path: Path, vocabulary: str) -> None
         (1, ("不好",), "bad"),
         (2, ("很好",), "good"),
     ]
+
+
+def test_files_that_are_not_on_this_machine(vocabulary: str) -> None:
+    path = "ram://own_files/train.tsv"
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(TSV)
+    labels = own_files.labels(train_file=path)
+    name = own_files.classification(vocabulary=vocabulary, labels=labels, train_file=path)
+    split = registered(name).splits_of_records.read("train")
+    assert [one.texts for one in split.records] == [("好",), ("不好",), ("很好",)]
+    assert (split.path, split.sizes) == (path, {path: len(TSV.encode())})
 
 
 def test_pairs_ids_other_columns_and_a_test_file_without_labels(

@@ -144,8 +144,8 @@ def generate_long(
     """Texts of any length by PLUG's released scheme (`plug_jax.decoding.rolling`), one per prompt.
 
     It uses the options max_new_tokens, which may exceed the model's positions, temperature, top_k,
-    top_p and seed. As in the released code, long prompts keep their end, quotes and dashes in the
-    prompt become ASCII, and a run of [UNK] in the text is written as “.
+    top_p and seed. As in the released code, long prompts keep their end; in them ‘, “ and ——
+    become ', " and -- (closing quotes stay); and a run of [UNK] in the text is written as “.
 
     Raises:
         NoNumbersError: the model's outputs are NaN or infinite.

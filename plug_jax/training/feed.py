@@ -200,6 +200,22 @@ def check_positions(batch: Mapping[str, np.ndarray], model: PlugConfig) -> None:
                 f"{name} reaches {last}, but the model's position table has {model.max_positions} "
                 "rows; shorten the task's examples (max_length) or raise PlugConfig.max_positions"
             )
+    if not model.num_encoder_layers and (last := _last_of_one_text(batch)) >= model.max_positions:
+        raise PlugError(
+            f"the encoder's and decoder's tokens of an example, which a decoder alone reads as one "
+            f"text, reach position {last}, but the model's position table has "
+            f"{model.max_positions} rows; shorten the task's examples (max_length) or raise "
+            "PlugConfig.max_positions"
+        )
+
+
+def _last_of_one_text(batch: Mapping[str, np.ndarray]) -> int:
+    """The largest position where the decoder's positions continue the encoder's."""
+    first, second = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
+    rows, most = len(first), 1 + int(max(first.max(), second.max()))
+    row = np.arange(rows)[:, None]
+    sizes = np.bincount((row * most + first).ravel(), minlength=rows * most).reshape(rows, most)
+    return int(np.max(batch["decoder_positions"] + sizes[row, second], where=second > 0, initial=0))
 
 
 def check_values(

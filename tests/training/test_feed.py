@@ -10,7 +10,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from plug_jax.data import features
 from plug_jax.errors import PlugError
-from plug_jax.training.feed import DataShare, check_values, rows_by_process, share_of
+from plug_jax.training.feed import (
+    DataShare,
+    check_positions,
+    check_values,
+    rows_by_process,
+    share_of,
+)
 from tests import synthetic
 
 
@@ -67,6 +73,20 @@ def test_rows_of_a_process_need_not_be_neighbours() -> None:
 def test_rows_that_are_shared_in_part() -> None:
     with pytest.raises(PlugError, match="choose a tensor axis"):
         shares(rows([0, 0, 0, 1, 1, 1], (1, 3, 2)))
+
+
+def test_a_decoder_alone_reads_both_sides_as_one_text() -> None:
+    """The second of two examples in a row has 4 + 3 tokens; padding does not count."""
+    batch = {
+        "encoder_segment_ids": np.int32([[0] * 10, [1, 2, 2, 2, 2, 0, 0, 0, 0, 0]]),
+        "encoder_positions": np.int32([[0] * 10, [0, 0, 1, 2, 3, 0, 0, 0, 0, 0]]),
+        "decoder_segment_ids": np.int32([[0] * 6, [1, 2, 2, 2, 0, 0]]),
+        "decoder_positions": np.int32([[0] * 6, [0, 0, 1, 2, 0, 0]]),
+    }
+    check_positions(batch, synthetic.tiny_config(num_encoder_layers=0, max_positions=7))
+    check_positions(batch, synthetic.tiny_config(max_positions=4))
+    with pytest.raises(PlugError, match="reads as one text, reach position 6, .* table has 6 rows"):
+        check_positions(batch, synthetic.tiny_config(num_encoder_layers=0, max_positions=6))
 
 
 @pytest.mark.parametrize(

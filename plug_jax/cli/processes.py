@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.errors import JaxRuntimeError
 
-from plug_jax.cli.main import report
+from plug_jax.cli.main import report, status_of
 from plug_jax.errors import Interrupted, PlugError
 from plug_jax.hosts.coordinator import Coordinator
 from plug_jax.hosts.errors import HostError
@@ -62,7 +63,7 @@ def joined() -> Iterator[None]:
                 time.sleep(others.lost_after + _SECONDS_TO_BE_SURE)
             reason = str(error) or type(error).__name__
             text = f"process {others.process} ended the run: {reason}"
-            others.end(Note(text, report(error)))
+            others.end(Note(text, status_of(error)), report=functools.partial(report, error))
 
 
 def _may_come_of_a_lost_process(error: BaseException | None) -> bool:

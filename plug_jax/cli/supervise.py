@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from plug_jax.hosts.supervision import VARIABLE, Start, told
+from plug_jax.standard_error import say
 
 # Unexpected errors (1: a device or a file system may have failed), lost and hanging hosts (75), and
 # SIGTERM (143) to another host or only to the child. Also fatal signals.
@@ -153,5 +154,5 @@ def _as_of_shell(status: int) -> int:
 
 
 def _say(text: str, status: int) -> int:
-    print(f"plug-jax: {text}", file=sys.stderr, flush=True)
+    say(f"plug-jax: {text}")
     return _as_of_shell(status)

@@ -281,7 +281,8 @@ class Checkpoints:
                 "it as INITIAL_CHECKPOINT of a new MODEL_DIR."
             )
         check_same_lora(where, lora_of(metadata), self._lora)
-        check_same_heads(where, stored_arrays(path, "params"), target.params)
+        stored = stored_arrays(path, "params", expected=target.params)
+        check_same_heads(where, stored, target.params)
         check_same_task(where, metadata.get("task"), self._task)
         note = self._restore_place(step, data)  # before the arrays, which may take minutes
         return self._restore_state(step, layout), note
@@ -300,7 +301,8 @@ class Checkpoints:
         path = self._manager.directory / str(step)
         target = layout.with_shardings()
         wanted = {"step": target.step, "slots": target.opt_state, "safety": target.safety}
-        if "safety" not in stored_arrays(path, "optimizer"):  # from a version without skipping
+        if "safety" not in stored_arrays(path, "optimizer", expected=wanted):
+            # It is from a version without skipping.
             del wanted["safety"]
         arrays = ocp.args.Composite(
             params=ocp.args.StandardRestore(target.params),

@@ -88,7 +88,10 @@ class _Supervisor:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return self._child.wait(timeout=1.0)
-            event = os.waitid(os.P_PID, self._child.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+            event = None
+            with contextlib.suppress(ChildProcessError):  # it has just ended
+                options = os.WSTOPPED | os.WCONTINUED | os.WNOHANG
+                event = os.waitid(os.P_PID, self._child.pid, options)
             if event is not None:
                 stopped_at = time.monotonic() if event.si_code == os.CLD_STOPPED else None
             if stopped_at is not None and time.monotonic() - stopped_at > _SECONDS_STOPPED:

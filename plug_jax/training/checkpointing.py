@@ -112,9 +112,10 @@ class Checkpoints:
         task: Mapping[str, Any] | None = None,
         best: Best | None = None,
         lora: Lora | None = None,
+        create: bool = True,
         say: Callable[[str], None] = print,
     ) -> None:
-        """Open (or make) MODEL_DIR/checkpoints.
+        """Open MODEL_DIR/checkpoints, or `create` it.
 
         `task` is a `task_description`; `best`: also keep the best. `say` reports failed saves to
         the user.
@@ -135,7 +136,7 @@ class Checkpoints:
                 keep_every=config.keep_every,
                 extra=self._interrupted,
                 best=best,
-                create=not failures,
+                create=create and not failures,
                 timeout=config.timeout,
                 barrier=barrier,
             ),

@@ -53,9 +53,10 @@ def train(config: TrainConfig) -> dict[str, float]:
             writes to MODEL_DIR.
         Interrupted: after the checkpoint of an interrupted run is written.
     """
-    with watched(config.watchdog, config.model_dir), contextlib.ExitStack() as stack:
+    model_dir = PlainPath.of(config.model_dir)
+    with watched(config.watchdog, model_dir), contextlib.ExitStack() as stack:
         doing("starting", watched=False)
-        stack.enter_context(held(PlainPath.of(config.model_dir)))
+        stack.enter_context(held(model_dir))
         return _Trainer(open_run(config, stack), stack).run()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from jax.errors import JaxRuntimeError
 from orbax.checkpoint import multihost
 
 from plug_jax.errors import PlugError
+from plug_jax.standard_error import flush_output
 
 _WAIT_MS = 2 * 3600 * 1000  # for a process that compiles while others have a cache hit
 _count = itertools.count()
@@ -123,6 +123,5 @@ def leave(status: int) -> None:
     Several processes leave a run together, and do wait.
     """
     if Compilation.running and jax.process_count() == 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_output()
         os._exit(status)

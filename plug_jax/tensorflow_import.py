@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+from plug_jax.standard_error import flush_output
+
 _STDERR = 2  # the file descriptor, which C++ writes to
 # Optional imports of Keras, a part of tensorflow that is not used here.
 _NOT_FOR_KERAS = ("matplotlib", "sklearn")
@@ -24,7 +26,7 @@ def import_tensorflow(*, lean: bool = True) -> None:
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
         _import_tensorflow(lean=lean)
         return
-    sys.stderr.flush()
+    flush_output()
     saved = os.dup(_STDERR)
     try:
         with open(os.devnull, "wb") as nowhere:

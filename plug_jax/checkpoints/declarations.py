@@ -57,13 +57,17 @@ def find_false_model(config: Mapping[str, Any]) -> str | None:
 
 
 def find_false_arrays(
-    arrays: Iterable[tuple[str, tuple[int, ...], int, tuple[int, ...]]], stored: int
+    arrays: Iterable[tuple[str, tuple[int, ...], int, tuple[int, ...]]],
+    stored: int,
+    *,
+    plausible: int = 0,
 ) -> str | None:
     """An array that an item declares but its files cannot hold, or None.
 
     Args:
         arrays: the name, shape, bytes per element and chunk shape of each.
         stored: the bytes of the item's files.
+        plausible: bytes of arrays that any files may hold.
     """
     total = 0
     for name, shape, itemsize, chunk in arrays:
@@ -72,7 +76,7 @@ def find_false_arrays(
             c > max(1, n) for c, n in zip(chunk, shape, strict=False)
         ):
             return f"declares {name} of shape {shape} in chunks of {chunk}"
-    if total > max(_FREE_BYTES, _MOST_COMPRESSED * stored):
+    if total > max(_FREE_BYTES, _MOST_COMPRESSED * stored, plausible):
         return f"declares arrays of {total:,} bytes, and its files have {stored:,}"
     return None
 

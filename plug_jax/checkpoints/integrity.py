@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Self
 
@@ -30,6 +29,7 @@ from plug_jax.checkpoints.checksums import (
 from plug_jax.checkpoints.declarations import describes_itself, find_false_declaration
 from plug_jax.errors import PlugError
 from plug_jax.hosts.processes import of_all_processes
+from plug_jax.standard_error import say
 
 DAMAGED = ".damaged"  # suffix of a step that is set aside
 _NEEDED = ("metadata/metadata", "params/_METADATA")  # in every step
@@ -147,10 +147,9 @@ def set_aside(directory: epath.Path, damaged: Mapping[int, Damage], *, going_on:
             names = (f"{step}{DAMAGED}{n or ''}" for n in itertools.count())
             aside = next(directory / name for name in names if not (directory / name).exists())
             path.rename(aside)
-            print(
+            say(
                 f"DAMAGED CHECKPOINT: {damage.of(path)}. GOING ON FROM STEP {going_on}; the "
-                f"damaged one is now {aside}",
-                file=sys.stderr,
+                f"damaged one is now {aside}"
             )
     if damaged:
         of_all_processes(None)  # no process lists the directory earlier
@@ -224,8 +223,7 @@ def _differing(
 def _say_unchecked(directory: str) -> None:
     """Once for each MODEL_DIR."""
     if jax.process_index() == 0:
-        print(
+        say(
             f"{directory} has checkpoints without {CHECKSUMS}, of an earlier version: they are "
-            "read as they are, damaged or not",
-            file=sys.stderr,
+            "read as they are, damaged or not"
         )

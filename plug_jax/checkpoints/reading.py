@@ -53,8 +53,11 @@ def read_metadata(step: epath.Path) -> dict[str, Any]:
     return metadata
 
 
-def stored_arrays(step: epath.Path, item: str) -> Any:
+def stored_arrays(step: epath.Path, item: str, *, expected: Any = ()) -> Any:
     """Shapes and dtypes of an item's arrays: nested dicts of ShapeDtypeStructs.
+
+    `expected`: a tree of those for which the caller has memory. As many bytes are plausible however
+    small the files are: an optimizer's arrays are zeros while every update is skipped.
 
     Raises:
         DamagedCheckpointError: the item's declaration cannot be true.
@@ -67,7 +70,8 @@ def stored_arrays(step: epath.Path, item: str) -> Any:
             for path, leaf in jax.tree_util.tree_leaves_with_path(dict(tree))
         ]
         stored = sum((directory / name).stat().length for name in files(directory))
-        if what := find_false_arrays(leaves, stored):
+        plausible = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(expected))
+        if what := find_false_arrays(leaves, stored, plausible=plausible):
             raise DamagedCheckpointError.at(step, Damage(item, what))
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(tree))
 

@@ -17,11 +17,13 @@ import time
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TypeGuard
 
 import plug_jax
 from plug_jax.cli import task_modules
 from plug_jax.cli.arguments import Parser, decoded
 from plug_jax.errors import Interrupted, PlugError, shown
+from plug_jax.standard_error import say
 from plug_jax.tensorflow_import import import_tensorflow as import_tensorflow  # for the commands
 from plug_jax.tensorflow_import import quiet_tensorflow
 
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name.startswith("-"):
         _main_parser().parse_args([name])  # --help, --version and unknown options end here
     if name not in COMMANDS:
-        return _fail(_unknown_command(name))
+        return report(PlugError(_unknown_command(name)))
     task_modules.allow_short_name()
     try:
         command = importlib.import_module(COMMANDS[name])
@@ -87,17 +89,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(error: BaseException) -> int:
     """Report on standard error what ended a command; return the exit status."""
     if isinstance(error, PlugError):
-        return _fail(str(error), error.status)
-    if isinstance(error, Interrupted):
-        print(f"plug-jax: interrupted by {error}{_saved(error)}", file=sys.stderr)
+        say(f"plug-jax: error: {error}")
+    elif isinstance(error, Interrupted):
+        say(f"plug-jax: interrupted by {error}{_saved(error)}")
+    elif isinstance(error, KeyboardInterrupt):
+        say("plug-jax: interrupted")
+    elif _is_of_a_file(error):
+        say(f"plug-jax: error: {error.strerror}: {error.filename}")
+    else:
+        say("".join(traceback.format_exception(error)).rstrip())
+    return status_of(error)
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status of a command that the error ended."""
+    if isinstance(error, PlugError | Interrupted):
         return error.status
     if isinstance(error, KeyboardInterrupt):
-        print("plug-jax: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    if isinstance(error, OSError) and isinstance(error.filename, str):
-        return _fail(f"{error.strerror}: {error.filename}")  # a name too long, a full disk
-    traceback.print_exception(error)
-    return 1
+    return PlugError.status if _is_of_a_file(error) else 1
+
+
+def _is_of_a_file(error: BaseException) -> TypeGuard[OSError]:
+    """Such as a name too long, or a full disk."""
+    return isinstance(error, OSError) and isinstance(error.filename, str)
 
 
 def _saved(error: Interrupted) -> str:
@@ -149,11 +164,6 @@ def _unknown_command(name: str) -> str:
     nearest = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {', '.join(COMMANDS)}."
     return f"there is no command {shown(name)}; {hint}"
-
-
-def _fail(message: str, status: int = PlugError.status) -> int:
-    print(f"plug-jax: error: {message}", file=sys.stderr)
-    return status
 
 
 def _print_anything() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config
 from plug_jax.errors import PlugError
+from plug_jax.standard_error import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,13 +115,13 @@ def run(args: argparse.Namespace) -> int:
     config = configure(args.gin_file, gin_config.overrides(args.unknown))
     longest, positions = max(config.train_data.feature_lengths.values()), config.model.max_positions
     if longest > positions and not args.decode:
-        _say(
+        say(
             f"rows of {longest:,} tokens hold several examples, each of at most {positions:,}: "
             "positions begin anew with each, and the model has no more"
         )
     if args.sweep:
         grid = Grid.of(config, topology, **swept)
-        plans = sweep(config, topology, grid, _say)
+        plans = sweep(config, topology, grid, say)
         _print_plans(plans, as_json=args.json)
         return 0 if plans and plans[0].fits else _DOES_NOT_FIT
     if args.decode:
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
             _print_decode_plan(decode_plan)
         return 0 if decode_plan.fits else _DOES_NOT_FIT
     if args.find_batch:
-        plan = find_batch(config, topology, lambda plan: _say(plan.outcome))
+        plan = find_batch(config, topology, lambda plan: say(plan.outcome))
     else:
         plan = make_plan(config, topology)
     if args.json:
@@ -146,10 +147,6 @@ def configure(files: list[str], bindings: list[str]) -> TrainConfig:
     from plug_jax.training.program import TrainConfig
 
     return gin_config.configured(TrainConfig, files=files, bindings=bindings, replacing=_UNREAD)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _print_plans(plans: Sequence[Plan], *, as_json: bool) -> None:

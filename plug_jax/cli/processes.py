@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 
 import jax
 from jax.errors import JaxRuntimeError
 
-from plug_jax.cli.main import report
-from plug_jax.errors import Interrupted, PlugError
+from plug_jax.cli.main import report, status_of
+from plug_jax.errors import Interrupted, PlugError, shown
 from plug_jax.hosts.coordinator import Coordinator
 from plug_jax.hosts.errors import HostError
 from plug_jax.hosts.peers import Note, Peers, among
@@ -26,6 +28,7 @@ _LOCAL_DEVICES = "JAX_LOCAL_DEVICE_IDS"
 _Place = tuple[str | None, int | None, int | None, Sequence[int] | None]
 
 _SECONDS_TO_MEET = 300
+_LARGEST_PORT = 65535
 # Peers find a lost process long before JAX, which would abort this one.
 _JAX_HEARTBEAT_SECONDS = 3600
 _SECONDS_TO_BE_SURE = 5.0  # beyond LOST_AFTER, to decide whether an error is due to a lost process
@@ -62,7 +65,7 @@ def joined() -> Iterator[None]:
                 time.sleep(others.lost_after + _SECONDS_TO_BE_SURE)
             reason = str(error) or type(error).__name__
             text = f"process {others.process} ended the run: {reason}"
-            others.end(Note(text, report(error)))
+            others.end(Note(text, status_of(error)), report=functools.partial(report, error))
 
 
 def _may_come_of_a_lost_process(error: BaseException | None) -> bool:
@@ -85,8 +88,12 @@ def _connect() -> Peers | None:
             f"set all of {COORDINATOR} (host:port of the first process), {NUM_PROCESSES} and "
             f"{PROCESS_ID} (from 0), or none of them where JAX finds the processes by itself"
         )
+    if os.environ.get(COORDINATOR):
+        _check_address(os.environ[COORDINATOR])
     if count is not None and process is not None:
-        place: _Place = (os.environ[COORDINATOR], int(count), int(process), None)
+        total = _number(NUM_PROCESSES, count, least=1)
+        index = _number(PROCESS_ID, process, most=total - 1)
+        place: _Place = (os.environ[COORDINATOR], total, index, None)
     else:
         place = _found_by_jax()
     address, processes, number, devices = place
@@ -127,7 +134,27 @@ def _found_by_jax() -> _Place:
     from jax._src.clusters import ClusterEnv
 
     named = os.environ.get(_LOCAL_DEVICES)
-    devices = [int(one) for one in named.split(",")] if named else None
+    devices = [_number(_LOCAL_DEVICES, one) for one in named.split(",")] if named else None
     return ClusterEnv.auto_detect_unset_distributed_params(
         os.environ.get(COORDINATOR), None, None, devices, None, _SECONDS_TO_MEET
     )
+
+
+def _check_address(address: str) -> None:
+    """PlugError unless it is a host and a port."""
+    host, _, port = address.rpartition(":")
+    if not host:
+        raise PlugError(
+            f"{COORDINATOR} is {shown(address)}; give host:port, a free port of the machine of the "
+            "first process"
+        )
+    _number(f"the port of {COORDINATOR}", port, least=1, most=_LARGEST_PORT)
+
+
+def _number(name: str, text: str, *, least: int = 0, most: int | None = None) -> int:
+    """The whole number that a variable has; PlugError for anything else."""
+    number = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else None
+    if number is None or number < least or (most is not None and number > most):
+        range_ = f"from {least}" if most is None else f"{least} to {most:,}"
+        raise PlugError(f"{name} must be a whole number, {range_}, not {shown(text)}")
+    return number

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from plug_jax.cli import gin_config
 from plug_jax.config import ComputeDtype
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
+from plug_jax.standard_error import say
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -179,12 +179,12 @@ def only_reads(checkpoint: str) -> bool:
 def _warn(host: str, *, keys: bool, encrypted: bool) -> None:
     """Warn of missing protection on an address that others can reach."""
     if not keys:
-        _say(
+        say(
             f"warning: {host} is reachable from other machines: anyone who reaches the port can "
             "use the model without a password (--api_keys requires one)"
         )
     if not encrypted:
-        _say(
+        say(
             f"warning: {host} is reachable from other machines: requests can be read in transit, "
             "unless a proxy or --ssl_certfile encrypts them"
         )
@@ -195,7 +195,7 @@ def _slots(config: ServeConfig) -> Slots:
     from plug_jax.inference.model import InferenceModel
     from plug_jax.inference.slots import Slots
 
-    _say(f"loading {config.checkpoint}")
+    say(f"loading {config.checkpoint}")
     model = InferenceModel.load(
         config.checkpoint, config.partitioner, config.dtype, int8=config.int8
     )
@@ -226,7 +226,7 @@ def _reader(config: ServeConfig) -> tuple[Reader, EncoderModel, FineTunedModel |
                 f"{name} is for models that generate text; this checkpoint is an encoder"
             )
     reader = Reader(batch_size=config.slots, max_queue=config.max_queue)
-    _say(f"loading {config.checkpoint}")
+    say(f"loading {config.checkpoint}")
     told = (config.checkpoint, config.partitioner, config.dtype)
     labeler = None
     if open_checkpoint(config.checkpoint).task is None:
@@ -246,9 +246,5 @@ def _reader(config: ServeConfig) -> tuple[Reader, EncoderModel, FineTunedModel |
 def _warm_up(programs: Iterator[str]) -> None:
     started = time.monotonic()
     for program in programs:
-        _say(f"compiling for {program}")
-    _say(f"compiled in {time.monotonic() - started:.0f} s")
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+        say(f"compiling for {program}")
+    say(f"compiled in {time.monotonic() - started:.0f} s")

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from plug_jax.hosts.supervision import VARIABLE, Start, told
+from plug_jax.standard_error import say
 
 # Unexpected errors (1: a device or a file system may have failed), lost and hanging hosts (75), and
 # SIGTERM (143) to another host or only to the child. Also fatal signals.
@@ -87,7 +88,10 @@ class _Supervisor:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return self._child.wait(timeout=1.0)
-            event = os.waitid(os.P_PID, self._child.pid, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+            event = None
+            with contextlib.suppress(ChildProcessError):  # it has just ended
+                options = os.WSTOPPED | os.WCONTINUED | os.WNOHANG
+                event = os.waitid(os.P_PID, self._child.pid, options)
             if event is not None:
                 stopped_at = time.monotonic() if event.si_code == os.CLD_STOPPED else None
             if stopped_at is not None and time.monotonic() - stopped_at > _SECONDS_STOPPED:
@@ -153,5 +157,5 @@ def _as_of_shell(status: int) -> int:
 
 
 def _say(text: str, status: int) -> int:
-    print(f"plug-jax: {text}", file=sys.stderr, flush=True)
+    say(f"plug-jax: {text}")
     return _as_of_shell(status)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from plug_jax.cli import gin_config
 from plug_jax.cli.supervise import supervise
 from plug_jax.errors import PlugError
+from plug_jax.standard_error import flush_output
 
 if TYPE_CHECKING:
     from plug_jax.training.program import TrainConfig
@@ -60,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
             train(configure(args.gin_file, gin_config.overrides(args.unknown)))
     except SaveHangs as error:
         status = report(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_output()
         os._exit(status)  # a thread that waits for the file system would keep the process alive
     return 0
 

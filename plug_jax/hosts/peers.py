@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from plug_jax.hosts.activity import current
 from plug_jax.hosts.coordinator import Coordinator
 from plug_jax.hosts.errors import HostError
+from plug_jax.standard_error import flush_output, say
 
 LOST_AFTER = 60.0  # seconds; the default
 
@@ -101,12 +102,11 @@ class Peers:
         """Call `show` with the reason when a note asks for stacks."""
         self._show_stacks = show
 
-    def end(self, note: Note, *, said: bool = True) -> NoReturn:
-        """End all processes; `said`: this one has already reported why."""
+    def end(self, note: Note, *, report: Callable[[], object] = lambda: None) -> NoReturn:
+        """End all processes; `report` says why on this one, once the others are told."""
         self._ending.acquire()  # from now on this process follows no other notes
         self._write(f"notes/end/{self.process}", dataclasses.asdict(note), must=False)
-        if not said:
-            print(f"plug-jax: error: {note.text}", file=sys.stderr)
+        report()
         self._end(note)
 
     def stalled(self, *, seconds: float, status: int | None) -> None:
@@ -191,7 +191,7 @@ class Peers:
             HostError.status,
             lost=[self._neighbour],
         )
-        self.end(note, said=False)
+        self.end(note, report=lambda: say(f"plug-jax: error: {note.text}"))
 
     def _follow(self, note: Note) -> None:
         """Follow a note, once."""
@@ -202,7 +202,7 @@ class Peers:
             return
         if note.status is not None and not self._ending.acquire(blocking=False):
             return
-        print(f"plug-jax: {note.text}", file=sys.stderr, flush=True)
+        say(f"plug-jax: {note.text}")
         if note.stacks:
             self._show_stacks(note.text)
         if note.status is not None:
@@ -216,7 +216,7 @@ class Peers:
                 self._client.wait_at_barrier(f"{_ROOT}/stop", int(_SECONDS_TO_AGREE * 1000))
                 self._last_step = max(self._read("steps").values()) + 1
             except RuntimeError as error:
-                print(f"plug-jax: no common step to stop at: {error}", file=sys.stderr)
+                say(f"plug-jax: no common step to stop at: {error}")
 
     def _watch(self) -> None:
         """End this process when the coordinator no longer answers."""
@@ -229,10 +229,9 @@ class Peers:
 
     def _end_alone(self, what: str) -> NoReturn:
         self._ending.acquire(timeout=_SECONDS_TO_HEAR)  # its holder may wait for the coordinator
-        print(
+        say(
             f"plug-jax: error: the coordinator of the run, on the host of process 0, {what}; this "
-            f"process was in: {current().name}",
-            file=sys.stderr,
+            f"process was in: {current().name}"
         )
         _exit(HostError.status)
 
@@ -257,8 +256,7 @@ class Peers:
 
 
 def _exit(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     os._exit(status)
 
 

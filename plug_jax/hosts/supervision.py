@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,13 +21,14 @@ class Start:
 
 
 def tell(start: Start) -> None:
-    """Write it for the supervisor, if there is one."""
+    """Write it for the supervisor, if there is one; a full disk there does not end the run."""
     if VARIABLE not in os.environ:
         return
     whole = Path(os.environ[VARIABLE])
     part = whole.with_suffix(".tmp")
-    part.write_text(json.dumps(dataclasses.asdict(start)), encoding="utf-8")
-    part.replace(whole)
+    with contextlib.suppress(OSError):
+        part.write_text(json.dumps(dataclasses.asdict(start)), encoding="utf-8")
+        part.replace(whole)
 
 
 def told(path: Path) -> Start | None:

@@ -7,7 +7,6 @@ import dataclasses
 import faulthandler
 import os
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ from plug_jax.field_types import check_fields
 from plug_jax.hosts.activity import current
 from plug_jax.hosts.errors import HostError
 from plug_jax.hosts.peers import LOST_AFTER, Peers, peers
+from plug_jax.standard_error import flush_output, say
 
 STACKS = "stacks"  # in MODEL_DIR
 _SECONDS_TO_WRITE = 5.0  # at most: the file system may be what hangs
@@ -100,33 +100,48 @@ class _Watchdog(threading.Thread):
                 self._others.stalled(seconds=self._timeout, status=self._status)
             return
         text = f"no progress for {self._timeout:,.0f} s in: {current().name}"
-        print(f"plug-jax: {text}", file=sys.stderr, flush=True)
+        say(f"plug-jax: {text}")
         self._show_stacks(text)
         if self._status is not None:
-            sys.stdout.flush()
+            flush_output()
             os._exit(self._status)
 
     def _show_stacks(self, text: str) -> None:
         """Dump all stacks to standard error and to a file in MODEL_DIR/stacks."""
         self._seconds = 0.0  # do not report the same hang again
-        with tempfile.TemporaryFile("w+") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-            file.seek(0)
-            stacks = file.read()
+        stacks = _stacks()
         process = 0 if self._others is None else self._others.process
         name = f"{time.strftime('%Y%m%dT%H%M%S')}-process{process}.txt"
         head = f"{socket.gethostname()}, process {process}, in: {current().name}\n{text}\n\n"
-        print(f"{head}{stacks}", file=sys.stderr, flush=True)
+        say(f"{head}{stacks}")
+
+        refusals = []
 
         def write() -> None:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            (self._directory / name).write_text(head + stacks)
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                (self._directory / name).write_text(head + stacks)
+            except Exception as error:  # any class, from epath's library for a store
+                refusals.append(error)
 
         writer = threading.Thread(target=write, daemon=True)
         writer.start()
         writer.join(_SECONDS_TO_WRITE)
         where = self._directory / name
-        if writer.is_alive():
-            print(f"plug-jax: {where} cannot be written now", file=sys.stderr, flush=True)
+        if refusals:
+            say(f"plug-jax: {where} cannot be written: {refusals[0]}")
+        elif writer.is_alive():
+            say(f"plug-jax: {where} cannot be written now")
         else:
-            print(f"plug-jax: the stacks are in {where}", file=sys.stderr, flush=True)
+            say(f"plug-jax: the stacks are in {where}")
+
+
+def _stacks() -> str:
+    """What each thread is doing."""
+    try:
+        with tempfile.TemporaryFile("w+") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            return file.read()
+    except OSError as error:  # a full disk must not keep the run from ending
+        return f"the stacks cannot be shown: {error}\n"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
+
+from plug_jax.standard_error import say
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -50,7 +51,7 @@ class JobProgress:
 
     def _say(self, text: str) -> None:
         if self._shown:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
 
 def _clock(seconds: float) -> str:

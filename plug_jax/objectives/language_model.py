@@ -90,7 +90,8 @@ def one_text(batch: Batch) -> dict[str, jax.Array]:
     """
     first, second = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
     written = batch["encoder_original_tokens"]
-    same_example = second[:, :, None] == first[:, None, :]
+    # Not at padding: its positions could be beyond the table, and NaN there spreads to the loss.
+    same_example = (second[:, :, None] == first[:, None, :]) & (second > 0)[:, :, None]
     offsets = jnp.sum(same_example, axis=2, dtype=jnp.int32)
     # The next token of the first text, if it is in the same example.
     following = jnp.roll(first, -1, axis=1).at[:, -1].set(0)

@@ -51,6 +51,17 @@ class SentenceStructural(Objective):
         """The pair, and its label with a weight of 1 at its [CLS]."""
         return (*features.ENCODER_TEXT, *features.SENTENCE_STRUCTURAL)
 
+    def problem(self, config: PlugConfig) -> str | None:
+        """It needs a logit for each label; BERT's head has two."""
+        if config.num_sentence_classes >= len(LABELS):
+            return None
+        return (
+            f"the objective SentenceStructural has {len(LABELS)} labels, and this model's sentence "
+            f"head {config.num_sentence_classes} (PlugConfig.num_sentence_classes): convert it "
+            f"with --fresh sentence_head --num_sentence_classes={len(LABELS)}, or set other "
+            "OBJECTIVES"
+        )
+
     def predictions(self, batch: Batch) -> jax.Array:
         """The pairs."""
         return count(batch["sentence_weights"])

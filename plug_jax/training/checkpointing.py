@@ -112,9 +112,10 @@ class Checkpoints:
         task: Mapping[str, Any] | None = None,
         best: Best | None = None,
         lora: Lora | None = None,
+        create: bool = True,
         say: Callable[[str], None] = print,
     ) -> None:
-        """Open (or make) MODEL_DIR/checkpoints.
+        """Open MODEL_DIR/checkpoints, or `create` it.
 
         `task` is a `task_description`; `best`: also keep the best. `say` reports failed saves to
         the user.
@@ -135,7 +136,7 @@ class Checkpoints:
                 keep_every=config.keep_every,
                 extra=self._interrupted,
                 best=best,
-                create=not failures,
+                create=create and not failures,
                 timeout=config.timeout,
                 barrier=barrier,
             ),
@@ -281,7 +282,8 @@ class Checkpoints:
                 "it as INITIAL_CHECKPOINT of a new MODEL_DIR."
             )
         check_same_lora(where, lora_of(metadata), self._lora)
-        check_same_heads(where, stored_arrays(path, "params"), target.params)
+        stored = stored_arrays(path, "params", expected=target.params)
+        check_same_heads(where, stored, target.params)
         check_same_task(where, metadata.get("task"), self._task)
         note = self._restore_place(step, data)  # before the arrays, which may take minutes
         return self._restore_state(step, layout), note
@@ -300,7 +302,8 @@ class Checkpoints:
         path = self._manager.directory / str(step)
         target = layout.with_shardings()
         wanted = {"step": target.step, "slots": target.opt_state, "safety": target.safety}
-        if "safety" not in stored_arrays(path, "optimizer"):  # from a version without skipping
+        if "safety" not in stored_arrays(path, "optimizer", expected=wanted):
+            # It is from a version without skipping.
             del wanted["safety"]
         arrays = ocp.args.Composite(
             params=ocp.args.StandardRestore(target.params),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from plug_jax import plots
 from plug_jax.atomic_files import write_whole
 from plug_jax.checkpoints.format import PlainPath
+from plug_jax.checkpoints.saving import REFUSALS, reason_of
 from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.downstream.formats import Outputs
 from plug_jax.downstream.record_task import record_tasks
@@ -24,10 +25,13 @@ def draw_confusion(
     model_dir: PlainPath,
     writer: MetricsWriter,
     step: int,
+    *,
+    say: Callable[[str], None],
 ) -> None:
     """Write MODEL_DIR/confusion.png and TensorBoard's `validation/confusion` for one task.
 
     `outputs` of all examples of `data`. Nothing is drawn for other tasks, or without gold labels.
+    `say` tells the user if the file cannot be written.
     """
     tasks = record_tasks(data.mixture_or_task_name)
     if len(tasks) != 1 or not isinstance(tasks[0].format, TextFormat):
@@ -42,5 +46,8 @@ def draw_confusion(
     figure.suptitle(f"step {step}", fontsize=9)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
-    write_whole(model_dir / _FILE, file.getvalue())
     writer.write_image(step, "validation/confusion", file.getvalue())
+    try:
+        write_whole(model_dir / _FILE, file.getvalue())
+    except REFUSALS as error:  # no picture is worth a run
+        say(f"{_FILE} could not be written: {reason_of(error)}")

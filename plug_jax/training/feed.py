@@ -6,7 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -45,7 +45,7 @@ class Feed(Iterator[dict[str, jax.Array]]):
             data, features, process_index=self._share.index, process_count=self._share.count
         )
         check_example_lengths(data, model)
-        self._model, self._sharding = model, sharding
+        self._features, self._model, self._sharding = features, model, sharding
         self._ahead: dict[str, np.ndarray] | None = None  # read, but not yet returned
 
     def __iter__(self) -> Self:
@@ -83,6 +83,7 @@ class Feed(Iterator[dict[str, jax.Array]]):
     def _read(self) -> dict[str, np.ndarray]:
         batch = next(self._batches)
         check_positions(batch, self._model)
+        check_values(batch, self._features, self._model)
         return batch
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -192,10 +193,51 @@ def check_example_lengths(data: DatasetConfig, model: PlugConfig) -> None:
 
 
 def check_positions(batch: Mapping[str, np.ndarray], model: PlugConfig) -> None:
-    """PlugError for a position beyond the model's table: XLA would silently clamp it."""
+    """PlugError for a position beyond the model's table: its embedding would be NaN."""
     for name in ("encoder_positions", "decoder_positions"):
         if name in batch and (last := int(batch[name].max())) >= model.max_positions:
             raise PlugError(
                 f"{name} reaches {last}, but the model's position table has {model.max_positions} "
                 "rows; shorten the task's examples (max_length) or raise PlugConfig.max_positions"
+            )
+    if not model.num_encoder_layers and (last := _last_of_one_text(batch)) >= model.max_positions:
+        raise PlugError(
+            f"the encoder's and decoder's tokens of an example, which a decoder alone reads as one "
+            f"text, reach position {last}, but the model's position table has "
+            f"{model.max_positions} rows; shorten the task's examples (max_length) or raise "
+            "PlugConfig.max_positions"
+        )
+
+
+def _last_of_one_text(batch: Mapping[str, np.ndarray]) -> int:
+    """The largest position where the decoder's positions continue the encoder's."""
+    first, second = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
+    rows, most = len(first), 1 + int(max(first.max(), second.max()))
+    row = np.arange(rows)[:, None]
+    sizes = np.bincount((row * most + first).ravel(), minlength=rows * most).reshape(rows, most)
+    return int(np.max(batch["decoder_positions"] + sizes[row, second], where=second > 0, initial=0))
+
+
+def check_values(
+    batch: Mapping[str, np.ndarray], features: Iterable[Feature], model: PlugConfig
+) -> None:
+    """PlugError for an id beyond the model's tables, or a label beyond its head's outputs.
+
+    The embedding of such an id would be NaN, and the loss of such a label could fall forever.
+    """
+    for feature in features:
+        if feature.dtype != "int32":
+            continue
+        if feature.name == "encoder_token_types":  # the model may have more than our tasks use
+            limit, of = model.num_token_types, "the model's token types (num_token_types) are"
+        elif feature.values is None:
+            limit, of = model.vocab_size, "the vocabulary's ids are"
+        else:
+            limit, of = feature.values, "the run's objectives take"
+        values = batch[feature.name]
+        if values.view(np.uint32).max(initial=0) >= limit:  # negative ones are the largest there
+            wrong = values[(values < 0) | (values >= limit)][0]
+            raise PlugError(
+                f"the task's feature {feature.name} has the value {wrong:,}, and {of} 0 to "
+                f"{limit - 1:,}: correct the task, or choose a model or OBJECTIVES that fit it"
             )

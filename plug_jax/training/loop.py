@@ -53,9 +53,10 @@ def train(config: TrainConfig) -> dict[str, float]:
             writes to MODEL_DIR.
         Interrupted: after the checkpoint of an interrupted run is written.
     """
-    with watched(config.watchdog, config.model_dir), contextlib.ExitStack() as stack:
+    model_dir = PlainPath.of(config.model_dir)
+    with watched(config.watchdog, model_dir), contextlib.ExitStack() as stack:
         doing("starting", watched=False)
-        stack.enter_context(held(PlainPath.of(config.model_dir)))
+        stack.enter_context(held(model_dir))
         return _Trainer(open_run(config, stack), stack).run()
 
 
@@ -122,7 +123,9 @@ class _Trainer:
             stack.callback(self._writer.close)
         self._state = with_chosen_parameters(opened)
         self._profile = StepProfile(
-            self._model_dir / "profile", self._config.profile_steps if self._writes else None
+            self._model_dir / "profile",
+            self._config.profile_steps if self._writes else None,
+            say=self._progress.say,
         )
         stack.callback(self._profile.close)
         self._timer = StepTimer()
@@ -319,7 +322,9 @@ class _Trainer:
         """The confusion matrix of the kept model, if it is a classifier."""
         data = self._config.eval_data
         if self._writer is not None and data is not None and outputs:
-            draw_confusion(data, outputs, self._model_dir, self._writer, step)
+            draw_confusion(
+                data, outputs, self._model_dir, self._writer, step, say=self._progress.say
+            )
 
     def _model_params(self) -> Any:
         """The model's effective parameters."""

@@ -19,8 +19,9 @@ from plug_jax.atomic_files import is_remote
 from plug_jax.errors import PlugError
 
 LOCK_FILE = "run.lock"
-# Appended files and directories of a run; others are rewritten.
-_WRITTEN_IN = ("checkpoints", "tensorboard", "vocabulary", "metrics.jsonl", LOCK_FILE)
+# Directories and appended files of a run; others are rewritten.
+_DIRECTORIES = ("checkpoints", "tensorboard", "vocabulary")
+_WRITTEN_IN = (*_DIRECTORIES, "metrics.jsonl", LOCK_FILE)
 # Errors of file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
@@ -130,6 +131,13 @@ def _check(model_dir: epath.Path) -> None:
         _check_store(model_dir)
         return
     for path in (model_dir, *(model_dir / name for name in _WRITTEN_IN)):
+        if path.exists() and path.is_dir() != (path == model_dir or path.name in _DIRECTORIES):
+            kinds = "directory", "file"
+            found, needed = kinds if path.is_dir() else reversed(kinds)
+            raise PlugError(
+                f"{path} is a {found}, and a run needs a {needed} of that name: move it away, or "
+                "choose another MODEL_DIR"
+            )
         if path.exists() and not os.access(path, os.W_OK):
             raise PlugError(
                 f"MODEL_DIR {model_dir} cannot be written to: {path} is not writable for this user "

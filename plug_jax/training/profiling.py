@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
+
+from plug_jax.checkpoints.saving import reason_of
 
 
 class StepProfile:
     """Writes a trace of the steps `first` to `last` into a directory."""
 
-    def __init__(self, directory: str, steps: tuple[int, int] | None) -> None:
-        """`steps`: (first, last), both traced; None for no trace."""
+    def __init__(
+        self, directory: str, steps: tuple[int, int] | None, *, say: Callable[[str], None]
+    ) -> None:
+        """`steps`: (first, last), both traced; None for no trace.
+
+        `say` tells the user of a trace that cannot be written, as on a full disk.
+        """
+        self._say = say
         self._directory = directory
         self._first, self._last = steps or (1, 0)
         self._tracing = False
@@ -34,4 +42,7 @@ class StepProfile:
         """Write the trace, if any, without unfinished device work."""
         if self._tracing:
             self._tracing = False
-            jax.profiler.stop_trace()
+            try:
+                jax.profiler.stop_trace()
+            except (OSError, RuntimeError) as error:  # no trace is worth a run
+                self._say(f"the profile could not be written: {reason_of(error)}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from plug_jax.checkpoints.format import PlainPath
+from plug_jax.checkpoints.format import CHECKPOINTS, PlainPath
 from plug_jax.compilation import use_compilation_cache
 from plug_jax.data.pipeline import pipeline
 from plug_jax.downstream.record_task import check_task, task_description
@@ -38,6 +38,9 @@ def replay(config: TrainConfig, step: int, *, say: Callable[[str], None]) -> Rep
     Raises:
         PlugError: the run has no such step, or the steps before it cannot be repeated.
     """
+    model_dir = PlainPath.of(config.model_dir)
+    if not (model_dir / CHECKPOINTS).is_dir():
+        raise PlugError(f"MODEL_DIR {model_dir} has no run to look at: it has no {CHECKPOINTS}")
     use_compilation_cache(config.compilation_cache_dir)
     task = config.train_data.mixture_or_task_name
     vocabulary = pipeline.vocabulary_of(task, module=config.train_data.module)
@@ -53,7 +56,6 @@ def replay(config: TrainConfig, step: int, *, say: Callable[[str], None]) -> Rep
             model=config.model,
             sharding=config.partitioner.batch_sharding,
         )
-        model_dir = PlainPath.of(config.model_dir)
         description = task_description(task, config.objectives)
         checkpoints = Checkpoints(
             model_dir,
@@ -62,9 +64,10 @@ def replay(config: TrainConfig, step: int, *, say: Callable[[str], None]) -> Rep
             vocabulary=vocabulary,
             task=description,
             lora=config.techniques.lora,
+            create=False,
         )
         start = checkpoints.newest_before(step)
-        _check_way(config, start, step)
+        _check_way(config, model_dir, start, step)
         if start:
             state, _ = checkpoints.restore(program.layout, feed, step=start)
         else:
@@ -77,9 +80,9 @@ def replay(config: TrainConfig, step: int, *, say: Callable[[str], None]) -> Rep
         return Replayed(step, jax.device_get(batch), numbers_of_step(config, program, state, batch))
 
 
-def _check_way(config: TrainConfig, start: int, step: int) -> None:
+def _check_way(config: TrainConfig, model_dir: PlainPath, start: int, step: int) -> None:
     """PlugError if the run did more between these steps than train on batches."""
-    for record in read_metrics(config.model_dir):
+    for record in read_metrics(model_dir):
         if record["split"] == "rollback" and start < record["step"] < step:
             raise PlugError(
                 f"after step {record['step']} the run went back to an earlier checkpoint, and none "

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TextIO, TypeVar, cast
 
 import tensorflow as tf
 from etils import epath
@@ -23,6 +23,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from plug_jax import strict_json
 from plug_jax.atomic_files import is_remote, write_whole
 from plug_jax.errors import PlugError
+from plug_jax.standard_error import Unfailing
 from plug_jax.training.tensorboard_events import EventFiles, going_on_from, picture, scalars
 
 METRICS_FILE = "metrics.jsonl"
@@ -253,7 +254,10 @@ def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ProgressReport:
-    """A progress bar on a terminal, periodic lines elsewhere: loss, tokens/s and ETA."""
+    """A progress bar on a terminal, periodic lines elsewhere: loss, tokens/s and ETA.
+
+    What standard error does not take, as on a full disk, is dropped: the run goes on.
+    """
 
     SECONDS_BETWEEN_LINES = 10.0
 
@@ -261,7 +265,7 @@ class ProgressReport:
         self, description: str, *, total: int, start: int = 0, quiet: bool = False
     ) -> None:
         """Show `start` of `total` steps; `quiet` shows nothing (another process does)."""
-        self._console = Console(file=sys.stderr, quiet=quiet)
+        self._console = Console(file=cast(TextIO, Unfailing(sys.stderr)), quiet=quiet)
         self._description, self._total, self._start = description, total, start
         self._started = self._last_line = time.monotonic()
         self._bar = Progress(

@@ -14,7 +14,7 @@ import pytest
 import tensorstore as ts
 from etils import epath
 
-from plug_jax.checkpoints import checksums
+from plug_jax.checkpoints import checksums, declarations
 from plug_jax.checkpoints.checksums import CHECKSUMS, write_checksums, write_part
 from plug_jax.checkpoints.format import CHECKPOINTS, PlainPath, open_manager
 from plug_jax.checkpoints.integrity import DamagedCheckpointError, find_damage
@@ -359,6 +359,16 @@ def test_shapes_that_no_file_can_hold_take_no_memory(
     ts.open(spec, create=True, delete_existing=True).result()
     write_checksums(epath.Path(step_of(run)))
     assert "params declares arrays of 4,503,599,627," in str(read(run))
+
+
+def test_a_run_reads_its_own_arrays_however_small_their_files(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an optimizer's are when every update was skipped; a stranger's arrays are not read."""
+    monkeypatch.setattr(declarations, "_FREE_BYTES", 0)
+    monkeypatch.setattr(declarations, "_MOST_COMPRESSED", 0)
+    assert resume(run) == NEW
+    assert "params declares arrays of" in str(read(run))
 
 
 def test_other_kinds_of_numbers_are_refused(run: Path) -> None:

@@ -74,6 +74,44 @@ def test_half_a_description_is_an_error(
     assert initialized == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("JAX_COORDINATOR_ADDRESS", "localhost", "ADDRESS is 'localhost'; give host:port"),
+        (
+            "JAX_COORDINATOR_ADDRESS",
+            "a:",
+            "port of JAX_COORDINATOR_ADDRESS .* 65,535, not ''",
+        ),
+        ("JAX_COORDINATOR_ADDRESS", "a:99999", "1 to 65,535, not '99999'"),
+        ("JAX_NUM_PROCESSES", "two", "JAX_NUM_PROCESSES must be a whole number, from 1, not 'two'"),
+        ("JAX_NUM_PROCESSES", "", "JAX_NUM_PROCESSES must be a whole number"),
+        ("JAX_PROCESS_ID", "-1", "JAX_PROCESS_ID must be a whole number, 0 to 1, not '-1'"),
+        ("JAX_PROCESS_ID", "2", "JAX_PROCESS_ID must be a whole number, 0 to 1, not '2'"),
+    ],
+)
+def test_mistyped_variables(
+    name: str,
+    value: str,
+    message: str,
+    initialized: list[tuple],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    for one, of_it in (given | {name: value}).items():
+        monkeypatch.setenv(one, of_it)
+    with pytest.raises(PlugError, match=message) as caught, joined():
+        pass
+    assert caught.value.status == 2 and initialized == []
+
+
+def test_mistyped_devices(initialized: list[tuple], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,x")
+    with pytest.raises(PlugError, match="JAX_LOCAL_DEVICE_IDS .* from 0, not 'x'"), joined():
+        pass
+    assert initialized == []
+
+
 def test_processes_that_do_not_find_each_other(
     initialized: list[tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,20 @@ def test_a_stopped_child_is_killed_and_restarted(
     assert "killed by SIGKILL" in capfd.readouterr().err
 
 
+def test_a_child_that_ends_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only processes that have not ended can be asked whether they are stopped."""
+
+    def waitid(kind: int, pid: int, options: int) -> None:
+        raise ChildProcessError(10, "No child processes")
+
+    monkeypatch.setattr(os, "waitid", waitid)
+    slow = [sys.executable, "-c", f"import time; time.sleep(1.3); exec({CHILD!r})"]
+    assert supervise([*slow, *child(tmp_path, (75, 0), (0, 1))[3:]], 5) == 0
+    assert starts(tmp_path) == 2
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG")
 def test_the_child_is_told_when_its_supervisor_is_killed(tmp_path: Path) -> None:
     command = child(tmp_path, ("wait", 0))

@@ -134,6 +134,17 @@ def test_an_error_ends_all_with_its_status(
     assert capsys.readouterr().err.count("plug-jax: process 1 ended the run: no such file\n") == 2
 
 
+def test_the_others_are_told_before_an_error_is_shown(exits: Exits) -> None:
+    """It may be a log that takes no more."""
+    told = []
+    with run_of(2) as (store, made), pytest.raises(SystemExit):
+        made[1].end(
+            Note("process 1 ended the run: no such file", 2),
+            report=lambda: told.append("plug_jax/notes/end/1" in store.values),
+        )
+    assert told == [True]
+
+
 @pytest.mark.parametrize("status", [75, None])
 def test_a_hang_shows_the_stacks_of_all(
     status: int | None, exits: Exits, capsys: pytest.CaptureFixture[str]

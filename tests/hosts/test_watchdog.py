@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,12 +37,12 @@ print("went on")
 """
 
 
-def hang(action: str, model_dir: Path) -> subprocess.CompletedProcess[str]:
+def hang(action: str, model_dir: Path, **streams: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", HANG, action, str(model_dir)],
         cwd=ROOT,
         env=os.environ,
-        capture_output=True,
+        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
         text=True,
         timeout=60,
     )
@@ -59,6 +60,22 @@ def test_a_hang_is_shown_and_ends_the_process(tmp_path: Path) -> None:
     assert "process 0, in: waiting for the data of step 8" in text and line in text
     assert "in read_the_disk" in text
     assert f"the stacks are in {stacks}" in run.stderr
+
+
+def test_a_full_log_does_not_keep_a_hang_from_its_end(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        run = hang("end", tmp_path, stderr=full)
+    assert run.returncode == 75 and "went on" not in run.stdout, run
+    assert len(list((tmp_path / "stacks").iterdir())) == 1
+
+
+def test_stacks_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "stacks").write_text("a file")
+    run = hang("end", tmp_path)
+    assert run.returncode == 75, run
+    assert "in read_the_disk" in run.stderr and "Traceback" not in run.stderr
+    assert "-process0.txt cannot be written: " in run.stderr
+    assert "the stacks are in" not in run.stderr
 
 
 def test_a_hang_may_only_be_reported(tmp_path: Path) -> None:

@@ -106,6 +106,17 @@ def test_packed_examples_score_what_they_score_alone(params):
     assert packed["decoder_loss"].weight == 2 + 3
 
 
+def test_padding_of_any_length_has_positions_in_the_table(params):
+    """In a row of 24 + 6 tokens, and in the empty one at the end of an evaluation."""
+    padded = row(FIRST, encoder=24)
+    batch = {name: jnp.concatenate([ids, jnp.zeros_like(ids)]) for name, ids in padded.items()}
+    assert int(one_text(batch)["positions"].max()) == 5
+    found = add([evaluation_metrics((LanguageModel(),), PlugModel(ALONE), params, batch)])
+    expected = scores(params, FIRST)
+    for name in ("language_model_loss", "decoder_loss"):
+        assert found[name].total == pytest.approx(float(expected[name].total), rel=1e-5)
+
+
 def test_what_follows_is_predicted_from_the_text_as_it_was_written(params):
     other_text = ([CLS, 13, 11, SEP], FIRST[1])
     assert scores(params, FIRST)["decoder_loss"].total != pytest.approx(

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from plug_jax.data import features
 from plug_jax.errors import PlugError
-from plug_jax.training.feed import DataShare, rows_by_process, share_of
+from plug_jax.training.feed import (
+    DataShare,
+    check_positions,
+    check_values,
+    rows_by_process,
+    share_of,
+)
+from tests import synthetic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,3 +73,42 @@ def test_rows_of_a_process_need_not_be_neighbours() -> None:
 def test_rows_that_are_shared_in_part() -> None:
     with pytest.raises(PlugError, match="choose a tensor axis"):
         shares(rows([0, 0, 0, 1, 1, 1], (1, 3, 2)))
+
+
+def test_a_decoder_alone_reads_both_sides_as_one_text() -> None:
+    """The second of two examples in a row has 4 + 3 tokens; padding does not count."""
+    batch = {
+        "encoder_segment_ids": np.int32([[0] * 10, [1, 2, 2, 2, 2, 0, 0, 0, 0, 0]]),
+        "encoder_positions": np.int32([[0] * 10, [0, 0, 1, 2, 3, 0, 0, 0, 0, 0]]),
+        "decoder_segment_ids": np.int32([[0] * 6, [1, 2, 2, 2, 0, 0]]),
+        "decoder_positions": np.int32([[0] * 6, [0, 0, 1, 2, 0, 0]]),
+    }
+    check_positions(batch, synthetic.tiny_config(num_encoder_layers=0, max_positions=7))
+    check_positions(batch, synthetic.tiny_config(max_positions=4))
+    with pytest.raises(PlugError, match="reads as one text, reach position 6, .* table has 6 rows"):
+        check_positions(batch, synthetic.tiny_config(num_encoder_layers=0, max_positions=6))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("sentence_labels", 3, "has the value 3, and the run's objectives take 0 to 2"),
+        ("sentence_labels", -1, "has the value -1, .* 0 to 2"),
+        ("encoder_input_tokens", 90, "has the value 90, and the vocabulary's ids are 0 to 89"),
+        ("encoder_token_types", 3, r"has the value 3, .*\(num_token_types\) are 0 to 2: c"),
+    ],
+)
+def test_values_that_the_model_has_no_place_for(name: str, value: int, message: str) -> None:
+    batch = synthetic.batch()
+    check_values(batch, features.STRUCTBERT, synthetic.tiny_config())
+    batch[name][1, 2] = value - 1 if value > 0 else 0
+    check_values(batch, features.STRUCTBERT, synthetic.tiny_config())
+    batch[name][1, 2] = value
+    with pytest.raises(PlugError, match=f"feature {name} {message}"):
+        check_values(batch, features.STRUCTBERT, synthetic.tiny_config())
+
+
+def test_numbers_that_are_no_ids_are_free() -> None:
+    targets = features.Feature("regression_targets", dtype="float32")
+    batch = {"regression_targets": np.float32([[-1e9, 1e9]])}
+    check_values(batch, [targets], synthetic.tiny_config())

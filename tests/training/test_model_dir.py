@@ -117,6 +117,20 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
     assert file.read_text() == ""
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "vocabulary", "metrics.jsonl"])
+def test_what_is_of_the_wrong_kind(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "metrics.jsonl":
+        path.mkdir()
+        kinds = "is a directory, and a run needs a file of that name"
+    else:
+        path.write_text("")
+        kinds = "is a file, and a run needs a directory of that name"
+    with pytest.raises(PlugError, match=f"{path} {kinds}"), held(PlainPath.of(tmp_path)):
+        pass
+    assert [*tmp_path.iterdir()] == [path]
+
+
 @pytest.mark.parametrize("name", [".", "checkpoints", "metrics.jsonl"])
 def test_what_cannot_be_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

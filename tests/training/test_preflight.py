@@ -103,6 +103,18 @@ def test_a_model_dir_in_use(make_config: MakeConfig) -> None:
         train(config)
 
 
+def test_pairs_for_a_model_without_a_second_token_type(make_config: MakeConfig) -> None:
+    model = synthetic.tiny_config(num_decoder_layers=0, vocab_size=38, num_token_types=1)
+    refused(make_config(model=model), "feature encoder_token_types has the value 1, .* are 0 to 0")
+
+
+def test_a_sentence_head_of_two_classes(make_config: MakeConfig) -> None:
+    """A converted BERT's: no logit is that of the third label."""
+    model = synthetic.tiny_config(num_decoder_layers=0, vocab_size=38, num_sentence_classes=2)
+    with pytest.raises(PlugError, match="has 3 labels, .* head 2 .* --num_sentence_classes=3"):
+        make_config(model=model)
+
+
 def test_a_disk_without_room(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=54321))
     refused(make_config(), r"run has room for 54.3 kB, and the 4 checkpoints to come need .* each")

@@ -357,6 +357,10 @@ def test_a_step_of_a_run_is_looked_into_again(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
     lines = [*show_rows(found.batch, [0], vocabulary_of("poisoned"))]
     assert lines and lines[0].startswith("row 0, example 1, encoder: ")
+    elsewhere = dataclasses.replace(config, model_dir=str(tmp_path / "mistyped"))
+    with pytest.raises(PlugError, match="MODEL_DIR .*mistyped has no run to look at"):
+        replay(elsewhere, 11, say=said.append)
+    assert not (tmp_path / "mistyped").exists()
     with pytest.raises(PlugError, match="has the steps 1 to 20, not 21"):
         replay(config, 21, say=said.append)
     for step in (12, 17, 19, 20):

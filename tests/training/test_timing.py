@@ -105,7 +105,7 @@ def test_which_steps_are_traced(
     on, seen = [False], []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda _: on.__setitem__(0, True))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: on.__setitem__(0, False))
-    profile = StepProfile("nowhere", steps)
+    profile = StepProfile("nowhere", steps, say=print)
     for number in range(start, 5):
         with profile.step(number):
             if on[0]:
@@ -116,8 +116,26 @@ def test_which_steps_are_traced(
     assert seen == traced and not on[0]
 
 
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop() -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: nowhere; No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda _: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", stop)
+    said: list[str] = []
+    profile = StepProfile("nowhere", (1, 1), say=said.append)
+    with profile.step(1):
+        pass
+    profile.close()
+    profile.close()
+    [line] = said
+    assert line.startswith("the profile could not be written: ") and "No space left" in line
+
+
 def test_a_trace_is_written(tmp_path: Path) -> None:
-    profile = StepProfile(str(tmp_path), (1, 1))
+    profile = StepProfile(str(tmp_path), (1, 1), say=print)
     with profile.step(1):
         jnp.ones(3).sum().block_until_ready()
     profile.close()

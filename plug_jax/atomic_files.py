@@ -17,7 +17,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
     """Write or replace a file atomically; text is written in UTF-8.
 
     The old file stays until the new one is on disk. A killed process may leave `path`.tmp, which
-    the next call replaces. One process at a time.
+    the next call replaces. One process at a time. Devices and pipes are written to, not replaced.
 
     Raises:
         OSError: it cannot be written; the old file is unchanged.
@@ -27,16 +27,21 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
     if is_remote(name):
         epath.Path(name).write_bytes(data)
         return
-    part = f"{name}.tmp"
+    # /dev/stdout cannot be renamed over, and the superuser could replace /dev/null.
+    special = os.path.exists(name) and not os.path.isfile(name)
+    part = name if special else f"{name}.tmp"
     try:
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
+            if special:
+                return
             os.fsync(file.fileno())
         os.replace(part, name)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
+        if not special:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
         raise OSError(error.errno, error.strerror, name) from error
     with contextlib.suppress(OSError):  # some file systems have no such call for directories
         sync(os.path.dirname(name) or ".")

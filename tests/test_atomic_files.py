@@ -50,3 +50,16 @@ def test_a_full_disk_leaves_what_was_there_and_is_named(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "old"}
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(pipe, "天")
+    assert os.read(reader, 100) == "天".encode()
+    os.close(reader)
+    assert pipe.is_fifo() and os.listdir(tmp_path) == ["pipe"]
+    with pytest.raises(OSError, match="'/dev/full'"):
+        write_whole("/dev/full", "x")
+    assert Path("/dev/full").is_char_device()

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import io
+import os
+import select
 import sys
 import time
 import traceback
@@ -53,7 +56,9 @@ COMMANDS = {
     "demo-finetune": "plug_jax.cli.demo_finetune",
 }
 
-_INTERRUPTED = 130  # what a shell reports for SIGINT
+_INTERRUPTED, _NOBODY_READS = 130, 141  # what a shell reports for SIGINT and SIGPIPE
+_STDOUT = 1  # its file descriptor
+_OUR_ERRORS = (errno.EBADF, errno.EINVAL)  # the system's for wrong calls
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Status 0 on success, else what the command returns; 2 for a user's mistake (an unknown command,
     or a `PlugError`, whose message goes to standard error and whose class may have another status)
-    and for a file error of the system; 130 on Ctrl-C, 143 on SIGTERM. `--help`, `--version` and
+    and for a file error of the system; 130 on Ctrl-C, 143 on SIGTERM, 141 (quietly) when nobody
+    reads standard output any more. `--help`, `--version` and
     argparse's errors raise `SystemExit`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -79,7 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = importlib.import_module(COMMANDS[name])
         status: int = command.run(_parse(name, command, decoded(rest)))
+        sys.stdout.flush()  # here a full disk is reported, when Python exits it is a traceback
     except (PlugError, KeyboardInterrupt, OSError) as error:
+        return report(error)
+    except Exception as error:
+        if not _is_of_a_file(error):
+            raise
         return report(error)
     return status
 
@@ -94,10 +105,47 @@ def report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("plug-jax: interrupted", file=sys.stderr)
         return _INTERRUPTED
+    if isinstance(error, OSError) and _output_ended() and isinstance(error, BrokenPipeError):
+        return _NOBODY_READS
     if isinstance(error, OSError) and isinstance(error.filename, str):
         return _fail(f"{error.strerror}: {error.filename}")  # a name too long, a full disk
+    if isinstance(error, OSError) and error.strerror and error.errno not in _OUR_ERRORS:
+        return _fail(error.strerror)  # a write to a full disk has no name
+    if _is_of_a_file(error):
+        return _fail(str(getattr(error, "message", error)).partition("\n")[0])
     traceback.print_exception(error)
     return 1
+
+
+def _output_ended() -> bool:
+    """Whether standard output takes no more; then the rest of it goes nowhere."""
+    try:
+        sys.stdout.flush()
+        output = select.poll()  # an unbuffered one forgets what it could not write
+        output.register(_STDOUT, 0)
+        if not any(event & select.POLLERR for _, event in output.poll(0)):
+            return False
+    except OSError:
+        pass
+    # Python would try again when it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+    return True
+
+
+def _is_of_a_file(error: BaseException) -> bool:
+    """Whether it is TensorFlow's for a file or a file system, such as a full disk."""
+    errors = getattr(sys.modules.get("tensorflow"), "errors", None)
+    return errors is not None and isinstance(
+        error,
+        (
+            errors.FailedPreconditionError,  # a file in place of a directory
+            errors.NotFoundError,
+            errors.PermissionDeniedError,
+            errors.ResourceExhaustedError,  # a full disk
+            errors.UnavailableError,
+            errors.UnimplementedError,  # a file system such as s3://
+        ),
+    )
 
 
 def _saved(error: Interrupted) -> str:

@@ -41,6 +41,7 @@ from plug_jax.data.caching.workers import (
 from plug_jax.data.descriptions import file_sizes
 from plug_jax.data.pipeline.file_checks import check_source
 from plug_jax.errors import PlugError
+from plug_jax.file_locks import alone
 
 try:
     import apache_beam as beam
@@ -113,8 +114,8 @@ def cache_task(
 
     Raises:
       PlugError: the task has no CacheDatasetPlaceholder or not that split, the directory cannot be
-        written or holds a cache of other settings, files of the source are missing or damaged, the
-        source raised it, or a worker died.
+        written, is in use by another run or holds a cache of other settings, files of the source
+        are missing or damaged, the source raised it, or a worker died.
     """
     before_cache(task, deduplicate=deduplicate is not None)  # raises if it cannot be cached
     splits = list(splits or task.splits)
@@ -132,9 +133,13 @@ def cache_task(
         report=report,
     )
     _make_writable(directory)
-    with worker_processes(run.most_workers):
+    lock = os.path.join(directory, "cache.lock")
+    with (
+        alone(lock, f"another run is caching into {directory}"),
+        worker_processes(run.most_workers),
+    ):
         done = [run.split(split, overwrite=overwrite) for split in splits]
-    write_mark(directory)
+        write_mark(directory)
     return done
 
 
@@ -209,7 +214,8 @@ class _Run:
         """Writes the fate of each document to files.duplicates."""
         if tf.io.gfile.exists(os.path.join(files.duplicates, COMPLETED)):
             return
-        done = {int(name[:5]) for name in tf.io.gfile.listdir(files.duplicates) if is_done(name)}
+        names = tf.io.gfile.listdir(files.duplicates)
+        done = {int(name.removesuffix(".json")) for name in names if is_done(name)}
         missing = [index for index in range(files.shards) if index not in done]
         self._over_shards(sketch_shard, files, missing, files.duplicates, "comparing")
         work = self._work(files)

@@ -33,6 +33,15 @@ def test_curves_are_means_over_the_steps_that_all_runs_have(tmp_path: Path, monk
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_many_lines_to_compare_with_can_be_told_apart(tmp_path: Path, monkeypatch) -> None:
+    figure, (axis,) = plots.new_figure(1)
+    monkeypatch.setattr(plots, "new_figure", lambda panels, **size: (figure, [axis]))
+    lines = {str(n): float(n) for n in range(9)}
+    plots.plot_curves({}, "accuracy", tmp_path / "curves.png", lines=lines)
+    styles = {(line.get_color(), line.get_linestyle()) for line in axis.lines}
+    assert len(styles) == len(lines)
+
+
 def test_few_labels_have_numbers_and_many_have_none() -> None:
     few = plots.confusion_figure(np.array([[8, 2], [0, 1234]]), ("bad", "good"))
     axis = few.axes[0]

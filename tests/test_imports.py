@@ -12,11 +12,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What each part of plug_jax (and tasks) may import of the others, besides those of MAY_ALL,
 # which every part may.
-MAY_ALL = ("atomic_files", "errors", "field_types", "file_locks", "file_names", "strict_json")
+MAY_ALL = (
+    "atomic_files",
+    "cpu_cores",
+    "errors",
+    "field_types",
+    "file_locks",
+    "file_names",
+    "strict_json",
+)
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"inference", "partitioning", "tensorflow_import"},
     "__main__": {"cli", "held_interrupts", "malloc_tunables"},
     "atomic_files": set(),
+    "cpu_cores": set(),
     "errors": set(),
     "file_locks": set(),
     "file_names": set(),

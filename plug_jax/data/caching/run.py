@@ -17,6 +17,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from plug_jax.cpu_cores import cores
 from plug_jax.data.caching.deduplication import Deduplication
 from plug_jax.data.caching.files import (
     COMPLETED,
@@ -32,7 +33,6 @@ from plug_jax.data.caching.files import (
 from plug_jax.data.caching.shards import ShardWork, before_cache, sketch_shard, write_shard
 from plug_jax.data.caching.workers import (
     CacheProgress,
-    cores,
     is_done,
     watch,
     work_on,

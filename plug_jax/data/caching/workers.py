@@ -36,11 +36,6 @@ class CacheProgress:
     documents: int  # so far, including earlier runs
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def work_on(
     shards: Sequence[int],
     *,

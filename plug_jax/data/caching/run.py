@@ -33,7 +33,7 @@ from plug_jax.data.caching.files import (
 from plug_jax.data.caching.shards import ShardWork, before_cache, sketch_shard, write_shard
 from plug_jax.data.caching.workers import (
     CacheProgress,
-    is_done,
+    shards_done,
     watch,
     work_on,
     worker_processes,
@@ -214,8 +214,7 @@ class _Run:
         """Writes the fate of each document to files.duplicates."""
         if tf.io.gfile.exists(os.path.join(files.duplicates, COMPLETED)):
             return
-        names = tf.io.gfile.listdir(files.duplicates)
-        done = {int(name.removesuffix(".json")) for name in names if is_done(name)}
+        done = shards_done(files.duplicates)
         missing = [index for index in range(files.shards) if index not in done]
         self._over_shards(sketch_shard, files, missing, files.duplicates, "comparing")
         work = self._work(files)

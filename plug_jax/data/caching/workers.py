@@ -131,3 +131,9 @@ def watch(
 def is_done(name: str) -> bool:
     """Whether a file name marks a finished shard."""
     return re.fullmatch(r"\d{5,}\.json", name) is not None
+
+
+def shards_done(directory: str) -> set[int]:
+    """The finished shards, of any number of digits, by the marks in a directory."""
+    names = tf.io.gfile.listdir(directory)
+    return {int(name.removesuffix(".json")) for name in names if is_done(name)}

@@ -21,7 +21,8 @@ def write_whole(
 
     The old file stays until the new one is on disk. A killed process may leave `path`.tmp, which
     the next call replaces. One process at a time, unless the file is `shared`: then each call has
-    a temporary file of its own, and the last one's content stays.
+    a temporary file of its own, and the last one's content stays. Devices and pipes are written to,
+    not replaced.
 
     Raises:
         OSError: it cannot be written; the old file is unchanged.
@@ -32,15 +33,22 @@ def write_whole(
         epath.Path(name).write_bytes(data)
         return
     part = f"{name}.{uuid.uuid4().hex}.tmp" if shared else f"{name}.tmp"
+    # /dev/stdout cannot be renamed over, and the superuser could replace /dev/null.
+    special = os.path.exists(name) and not os.path.isfile(name)
+    if special:
+        part = name
     try:
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
+            if special:
+                return
             os.fsync(file.fileno())
         os.replace(part, name)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
+        if not special:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
         raise OSError(error.errno, error.strerror, name) from error
     with contextlib.suppress(OSError):  # some file systems have no such call for directories
         sync(os.path.dirname(name) or ".")

@@ -49,7 +49,8 @@ def plot_curves(
                 steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0
             )
     for number, (name, value) in enumerate((lines or {}).items()):
-        axis.axhline(value, color=str(0.3 + 0.2 * number), linestyle="--", linewidth=1, label=name)
+        grey, style = str(0.3 + 0.2 * (number % 4)), ("--", ":", "-.")[number // 4 % 3]
+        axis.axhline(value, color=grey, linestyle=style, linewidth=1, label=name)
     axis.set(xlabel="step", ylabel=f"{metric} on dev; bands: all seeds")
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=8)

@@ -66,3 +66,16 @@ def test_two_that_write_a_shared_file_at_once_do_not_meet(
     monkeypatch.setattr(os, "replace", replace)
     write_whole(path, "mine", shared=True)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "mine"}
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(pipe, "天")
+    assert os.read(reader, 100) == "天".encode()
+    os.close(reader)
+    assert pipe.is_fifo() and os.listdir(tmp_path) == ["pipe"]
+    with pytest.raises(OSError, match="'/dev/full'"):
+        write_whole("/dev/full", "x")
+    assert Path("/dev/full").is_char_device()

@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # which every part may.
 MAY_ALL = (
     "atomic_files",
+    "cpu_cores",
     "errors",
     "field_types",
+    "file_locks",
     "file_names",
     "standard_error",
     "strict_json",
@@ -24,7 +26,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"inference", "partitioning", "tensorflow_import"},
     "__main__": {"cli", "held_interrupts", "malloc_tunables"},
     "atomic_files": set(),
+    "cpu_cores": set(),
     "errors": set(),
+    "file_locks": set(),
     "file_names": set(),
     "standard_error": set(),
     "strict_json": set(),

@@ -48,6 +48,15 @@ def test_a_full_disk_leaves_the_earlier_curves(tmp_path: Path) -> None:
     assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {path.name: "earlier"}
 
 
+def test_many_lines_to_compare_with_can_be_told_apart(tmp_path: Path, monkeypatch) -> None:
+    figure, (axis,) = plots.new_figure(1)
+    monkeypatch.setattr(plots, "new_figure", lambda panels, **size: (figure, [axis]))
+    lines = {str(n): float(n) for n in range(9)}
+    plots.plot_curves({}, "accuracy", tmp_path / "curves.png", lines=lines)
+    styles = {(line.get_color(), line.get_linestyle()) for line in axis.lines}
+    assert len(styles) == len(lines)
+
+
 def test_few_labels_have_numbers_and_many_have_none() -> None:
     few = plots.confusion_figure(np.array([[8, 2], [0, 1234]]), ("bad", "good"))
     axis = few.axes[0]

@@ -6,13 +6,13 @@ Axis letters: B rows.
 from __future__ import annotations
 
 import abc
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from plug_jax.cpu_cores import cores
 from plug_jax.inference.generator import generate
 from plug_jax.inference.model import InferenceModel
 from plug_jax.inference.options import not_text
@@ -125,7 +125,7 @@ class HuggingFace(Way):
         from transformers import BartConfig, BartForConditionalGeneration
 
         c = model.config
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(cores())
         torch.manual_seed(0)
         bart = BartConfig(
             vocab_size=c.vocab_size,

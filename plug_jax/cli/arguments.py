@@ -81,6 +81,19 @@ def finite(text: str) -> float:
     return value
 
 
+_MOST = 2**31 - 1  # what JAX and TensorFlow count in 32 bits
+
+
+def positive(text: str) -> int:
+    """The value of an option that counts or measures something, from 1 on."""
+    value = int(text)
+    if not 1 <= value <= _MOST:
+        raise argparse.ArgumentTypeError(
+            f"{shortened(text)} is not a whole number from 1 to {_MOST:,}"
+        )
+    return value
+
+
 def options_of(declared: type) -> dict[str, tuple[Callable[[str], Any], str]]:
     """Type and help text, including the default, of each dataclass field that takes a value."""
     return {

@@ -19,6 +19,7 @@ from plug_jax.cli import (
     bench_soak,
     bench_train,
 )
+from plug_jax.cpu_cores import cores
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
         "max_length": args.max_length,
         "epochs": args.epochs,
         "passes": args.passes,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "tasks": {},
         "resuming": {},
     }

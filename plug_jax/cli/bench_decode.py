@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from plug_jax.cpu_cores import cores
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "new_tokens": args.new_tokens,
         "passes": args.passes,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "hugging_face": "measured" if decode.pytorch_is_installed() else decode.PYTORCH_MISSING,
         "runs": runs,
     }

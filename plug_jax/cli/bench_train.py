@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from plug_jax.cli import gin_config
+from plug_jax.cpu_cores import cores
 from plug_jax.errors import PlugError
 
 _FILES = ["runs/bench_train.gin"]
@@ -70,7 +70,7 @@ def _measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
         "model": config.model.to_dict(),
         "steps": args.steps,
         "rounds": args.rounds,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "ways": ways,
     }
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plug_jax.cli.arguments import positive
 from plug_jax.cli.objective_names import objectives_named
 from plug_jax.errors import PlugError
 
@@ -56,7 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = command("import-hf", "read a Hugging Face directory of a BERT", _import_hf)
     _add_import_arguments(add)
-    add("--num_sentence_classes", type=int, metavar="N", help="classes of a fresh sentence_head")
+    add(
+        "--num_sentence_classes",
+        type=positive,
+        metavar="N",
+        help="classes of a fresh sentence_head",
+    )
 
     add = command("import-t5x", "read a checkpoint of a t5x run (docs/t5x.md)", _import_t5x)
     add("--input", required=True, metavar="DIR", help="t5x's MODEL_DIR, or MODEL_DIR/checkpoint_N")
@@ -65,7 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = command("export-plug", "write PLUG's released layout", _export_plug)
     _add_export_arguments(add)
     add(
-        "--ranks", type=int, metavar="N", help="model-parallel ranks (default: as imported, else 1)"
+        "--ranks",
+        type=positive,
+        metavar="N",
+        help="model-parallel ranks (default: as imported, else 1)",
     )
     add("--tag", default="1", help="directory of the checkpoint in the output (%(default)s)")
     add = command(
@@ -94,10 +103,15 @@ def _add_import_arguments(add: Callable) -> None:
         "pooler",
     )
     add("--drop", nargs="+", default=(), metavar="NAME", help="skip these tensors (patterns)")
-    add("--num_heads", type=int, metavar="N", help="default: as config.json says, else of size 64")
+    add(
+        "--num_heads",
+        type=positive,
+        metavar="N",
+        help="default: as config.json says, else of size 64",
+    )
     add(
         "--vocab_size",
-        type=int,
+        type=positive,
         metavar="N",
         help="pieces (default: those of the vocabulary, else "
         "as config.json says, else all rows of the embeddings)",

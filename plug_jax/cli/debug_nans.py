@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
         for part in show_numbers(found.numbers):
             console.print(part)
         vocabulary = vocabulary_of(config.train_data.mixture_or_task_name)
-        rows = found.numbers.rows or range(_SHOWN)
-        for line in show_rows(found.batch, rows[:_SHOWN], vocabulary):
+        for line in show_rows(found.batch, found.numbers.rows, vocabulary):
             console.print(line, soft_wrap=True)
     return 0
 
@@ -102,8 +101,9 @@ def _table(name: str, numbers: Sequence[Numbers]) -> RenderableType:
 def show_rows(
     batch: Mapping[str, np.ndarray], rows: Sequence[int], vocabulary: PlugVocabulary
 ) -> Iterator[str]:
-    """The texts of rows, one line per example and side."""
-    for row in rows:
+    """The texts of the first of these rows, one line per example and side; of none: of all rows."""
+    size = min(map(len, batch.values()))
+    for row in (rows or range(size))[:_SHOWN]:
         for side in ("encoder", "decoder"):
             if f"{side}_segment_ids" not in batch:
                 continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import plug_jax
+from plug_jax.cpu_cores import cores
 
 SUMMARY = "Check what works on this machine: packages, devices, extras."
 EXAMPLE = """examples:
@@ -83,7 +83,7 @@ def machine() -> dict[str, str]:
         "version": f"plug-jax {plug_jax.__version__}",
         "python": f"Python {platform.python_version()}",
         "system": platform.platform(),
-        "cores": f"{len(os.sched_getaffinity(0))} cores",
+        "cores": f"{cores()} cores",
     }
 
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import io
+import os
+import select
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TypeGuard
 
 import plug_jax
 from plug_jax.cli import task_modules
@@ -55,7 +57,9 @@ COMMANDS = {
     "demo-finetune": "plug_jax.cli.demo_finetune",
 }
 
-_INTERRUPTED = 130  # what a shell reports for SIGINT
+_INTERRUPTED, _NOBODY_READS = 130, 141  # what a shell reports for SIGINT and SIGPIPE
+_STDOUT = 1  # its file descriptor
+_OUR_ERRORS = (errno.EBADF, errno.EINVAL)  # the system's for wrong calls
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Status 0 on success, else what the command returns; 2 for a user's mistake (an unknown command,
     or a `PlugError`, whose message goes to standard error and whose class may have another status)
-    and for a file error of the system; 130 on Ctrl-C, 143 on SIGTERM. `--help`, `--version` and
+    and for a file error of the system; 130 on Ctrl-C, 143 on SIGTERM, 141 (quietly) when nobody
+    reads standard output any more. `--help`, `--version` and
     argparse's errors raise `SystemExit`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -81,21 +86,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = importlib.import_module(COMMANDS[name])
         status: int = command.run(_parse(name, command, decoded(rest)))
+        sys.stdout.flush()  # here a full disk is reported, when Python exits it is a traceback
     except (PlugError, KeyboardInterrupt, OSError) as error:
+        return report(error)
+    except Exception as error:
+        if _problem_of_files(error) is None:
+            raise
         return report(error)
     return status
 
 
 def report(error: BaseException) -> int:
     """Report on standard error what ended a command; return the exit status."""
+    if isinstance(error, OSError) and _output_ended() and isinstance(error, BrokenPipeError):
+        return _NOBODY_READS
     if isinstance(error, PlugError):
         say(f"plug-jax: error: {error}")
     elif isinstance(error, Interrupted):
         say(f"plug-jax: interrupted by {error}{_saved(error)}")
     elif isinstance(error, KeyboardInterrupt):
         say("plug-jax: interrupted")
-    elif _is_of_a_file(error):
-        say(f"plug-jax: error: {error.strerror}: {error.filename}")
+    elif (problem := _problem_of_files(error)) is not None:
+        say(f"plug-jax: error: {problem}")
     else:
         say("".join(traceback.format_exception(error)).rstrip())
     return status_of(error)
@@ -107,12 +119,44 @@ def status_of(error: BaseException) -> int:
         return error.status
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED
-    return PlugError.status if _is_of_a_file(error) else 1
+    return 1 if _problem_of_files(error) is None else PlugError.status
 
 
-def _is_of_a_file(error: BaseException) -> TypeGuard[OSError]:
-    """Such as a name too long, or a full disk."""
-    return isinstance(error, OSError) and isinstance(error.filename, str)
+def _output_ended() -> bool:
+    """Whether standard output takes no more; then the rest of it goes nowhere."""
+    try:
+        sys.stdout.flush()
+        output = select.poll()  # an unbuffered one forgets what it could not write
+        output.register(_STDOUT, 0)
+        if not any(event & select.POLLERR for _, event in output.poll(0)):
+            return False
+    except OSError:
+        pass
+    # Python would try again when it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+    return True
+
+
+def _problem_of_files(error: BaseException) -> str | None:
+    """What is wrong with a file or a file system, such as a full disk; None: another error."""
+    if isinstance(error, OSError):
+        if isinstance(error.filename, str):
+            return f"{error.strerror}: {error.filename}"
+        return error.strerror if error.errno not in _OUR_ERRORS else None  # no name in a write
+    errors = getattr(sys.modules.get("tensorflow"), "errors", None)
+    if errors is None or not isinstance(
+        error,
+        (
+            errors.FailedPreconditionError,  # a file in place of a directory
+            errors.NotFoundError,
+            errors.PermissionDeniedError,
+            errors.ResourceExhaustedError,  # a full disk
+            errors.UnavailableError,
+            errors.UnimplementedError,  # a file system such as s3://
+        ),
+    ):
+        return None
+    return str(getattr(error, "message", error)).partition("\n")[0]
 
 
 def _saved(error: Interrupted) -> str:

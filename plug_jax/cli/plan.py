@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from plug_jax.cli import gin_config
+from plug_jax.cli.arguments import positive
 from plug_jax.errors import PlugError
 from plug_jax.standard_error import say
 
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "TASK_FEATURE_LENGTHS at most",
     )
     for name in _SWEPT:
-        add(f"--{name}", nargs="+", type=int, metavar="N", help=f"values of {name} to --sweep")
+        add(f"--{name}", nargs="+", type=positive, metavar="N", help=f"values of {name} to --sweep")
     add(
         "--remat",
         nargs="+",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from plug_jax import strict_json
+from plug_jax.atomic_files import write_whole
 from plug_jax.cli.jobs import STATUS_WITH_ERRORS
 from plug_jax.errors import PlugError
 from plug_jax.file_names import JSON_LINES, check_output_file
@@ -122,7 +123,9 @@ def _references(args: argparse.Namespace) -> list[Reference]:
 def _write(path: str, predictions: Sequence[Prediction], scores: Scores) -> None:
     """JSON lines: rows with `prediction`, `references`, and `scores`, null if left out."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        for one, of_text in zip(predictions, scores.of_texts, strict=True):
-            added = {"prediction": one.text, "references": one.references, "scores": of_text}
-            file.write(strict_json.dumps({**one.fields, **added}, ensure_ascii=False) + "\n")
+    lines = []
+    for one, of_text in zip(predictions, scores.of_texts, strict=True):
+        added = {"prediction": one.text, "references": one.references, "scores": of_text}
+        lines.append(strict_json.dumps({**one.fields, **added}, ensure_ascii=False) + "\n")
+    # A lone surrogate in a row's other fields is written as JSON's escape.
+    write_whole(path, "".join(lines).encode("utf-8", "backslashreplace"))

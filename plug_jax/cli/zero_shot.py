@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plug_jax.atomic_files import write_whole
 from plug_jax.cli import gin_config, jobs
 from plug_jax.errors import PlugError
 from plug_jax.file_names import JSON_LINES, check_output_file
@@ -112,7 +113,7 @@ def _finish(config: ZeroShot, rows: list[dict[str, Any]], output: Path, *, as_js
     split = config.read()
     predictions = config.predictions(split.records, rows)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(predictions_file(find_task(config.task), split.records, predictions))
+    write_whole(output, predictions_file(find_task(config.task), split.records, predictions))
     metrics = config.metrics(split.records, predictions)
     shortened = sum("left_out" in row for row in rows)
     if as_json:

@@ -123,3 +123,14 @@ def whole(source: Source, *names: str) -> int | None:
     if value is not None and (value < 0 or value != int(value)):
         raise PlugError(f"config.json of {source.path} has {some(names)} = {value}")
     return None if value is None else int(value)
+
+
+def flag(source: Source, name: str) -> bool | None:
+    """A switch in config.json; None: it is absent or null. PlugError unless true or false."""
+    value = source.config.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise PlugError(
+            f"config.json of {source.path} has {name} = {json.dumps(value)}, which is neither true "
+            "nor false"
+        )
+    return value

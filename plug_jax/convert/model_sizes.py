@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from plug_jax.config import PlugConfig
-from plug_jax.convert.model_settings import check_settings, check_sizes, number, whole
+from plug_jax.convert.model_settings import check_settings, check_sizes, flag, number, whole
 from plug_jax.convert.name_map import BERT
 from plug_jax.convert.sources import Source
 from plug_jax.errors import PlugError
@@ -52,10 +52,10 @@ def infer_config(source: Source, options: ModelOptions, pieces: int | None) -> P
             do not fit each other.
     """
     check_settings(source)
-    is_bert, described = source.layout is BERT, source.config
+    is_bert = source.layout is BERT
     hidden, heads = _sizes(source, _WORDS)[1], _heads(source, options)
     vocab_size = _vocab_size(source, options, pieces)
-    is_pre_norm = described.get("pre_ln", not is_bert)
+    is_pre_norm = _first(flag(source, "pre_ln"), not is_bert)
     epsilon = number(source, "layer_norm_eps", "layernorm_epsilon")
     classes = source.ranks[0].get("cls.seq_relationship.weight")
     mlp = _sizes(source, "bert.encoder.layer.0.intermediate.dense.weight")
@@ -76,7 +76,7 @@ def infer_config(source: Source, options: ModelOptions, pieces: int | None) -> P
         num_token_types=_sizes(source, "bert.embeddings.token_type_embeddings.weight")[0],
         num_sentence_classes=_first(options.num_sentence_classes, classes and classes.shape[0], 3),
         norm_placement="pre" if is_pre_norm else "post",
-        use_pooler=described.get("use_pooler", is_bert),
+        use_pooler=_first(flag(source, "use_pooler"), is_bert),
         layer_norm_epsilon=_first(options.layer_norm_epsilon, epsilon, 1e-12 if is_bert else 1e-5),
         encoder_final_norm_repeats=_first(
             options.encoder_final_norm_repeats,

@@ -66,14 +66,16 @@ def export_plug(
         objectives: those whose own heads are written too, besides that of fine-tuning.
 
     Raises:
-        PlugError: a post-norm model, which this layout lacks; ranks that do not divide it.
+        PlugError: a post-norm model, or heads that do not divide the hidden size, which this layout
+            lacks; ranks that do not divide the model.
     """
     saved = open_checkpoint(checkpoint)
     if saved.config.norm_placement != "pre":
         raise PlugError("the released layout is of pre-norm models; use export-hf for this one")
     if not tag.isalnum():
         raise PlugError(f"--tag {tag}: letters and digits only")
-    ranks = ranks or (saved.converted_from or {}).get("ranks", 1)
+    if ranks is None:
+        ranks = (saved.converted_from or {}).get("ranks", 1)
     if ranks < 1:
         raise PlugError(f"--ranks must be at least 1, not {ranks}")
     job = _Export(saved, PLUG, objectives, ranks=ranks, dtype=dtype)
@@ -119,7 +121,8 @@ def export_hf(
         shard_bytes: maximum per file (unless a single tensor is larger).
 
     Raises:
-        PlugError: `output` exists, or a value is too large for `dtype`.
+        PlugError: `output` exists, a value is too large for `dtype`, or the layout has no heads of
+            this size.
     """
     saved = open_checkpoint(checkpoint)
     config = saved.config
@@ -161,6 +164,13 @@ class _Export:
             raise PlugError(
                 f"{saved.path} is a decoder alone, a baseline to compare PLUG with, and neither "
                 "PLUG nor transformers' BERT has names for its tensors"
+            )
+        heads, size = saved.config.num_heads, saved.config.head_dim
+        if heads * size != saved.config.hidden_size:
+            raise PlugError(
+                f"{saved.path} has {heads} heads of size {size} and a hidden size of "
+                f"{saved.config.hidden_size}; PLUG and transformers' BERT divide the hidden size "
+                "by the heads, so no such file could hold it"
             )
         self._saved, self._layout, self._ranks = saved, layout, ranks
         config, source = saved.config, saved.converted_from or {}

@@ -7,16 +7,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence, Set
-from concurrent import futures
 from typing import Any
 
 import seqio
 import tensorflow as tf
 
+from plug_jax.data.many_files import of_each
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 
 _FOLDER = re.compile(r"^plug_jax\.data\.(?:preprocessors|sources)\.")
-_READERS = 32  # threads, for the latency of remote file systems
 
 
 def describe(value: Any) -> Any:
@@ -66,8 +65,7 @@ def describe_reader(source: seqio.DataSource) -> dict[str, Any]:
 
 def file_sizes(files: Sequence[str]) -> list[int | None]:
     """Bytes of each; None for shards that are not files."""
-    with futures.ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(_size, files))
+    return of_each(_size, files)
 
 
 def _size(path: str) -> int | None:

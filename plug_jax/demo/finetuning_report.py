@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from plug_jax import plots, strict_json
+from plug_jax.atomic_files import write_whole
 from plug_jax.data.sources.demo_reviews import DEV, LABELS, TEST, TRAIN, Reviews
 from plug_jax.demo.ngram_baseline import NgramBaseline
 from plug_jax.downstream.formats import Answer
@@ -97,9 +98,9 @@ def write_report(directory: Path, found: Comparison) -> None:
         strict_json.dumps({**dataclasses.asdict(review), **answer}, ensure_ascii=False)
         for review, answer in zip(found.reviews.splits[TEST], found.together.answers, strict=True)
     ]
-    _write(directory / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+    write_whole(directory / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
     summary = strict_json.dumps(_summary(found), indent=2, ensure_ascii=False)
-    _write(directory / "summary.json", summary + "\n")
+    write_whole(directory / "summary.json", summary + "\n")
     plots.plot_curves(
         {
             "from the pre-trained encoder": found.pretrained.records,
@@ -111,7 +112,7 @@ def write_report(directory: Path, found: Comparison) -> None:
     )
     plots.confusion_figure(found.confusion, LABELS).savefig(directory / "confusion.png", dpi=110)
     report = _report(found)
-    _write(directory / "report.md", report)
+    write_whole(directory / "report.md", report)
     print(report)
 
 
@@ -222,10 +223,6 @@ def _on_baseline(found: Comparison) -> str:
 def _mean_and_deviation(values: Sequence[float]) -> dict[str, float]:
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "deviation": deviation}
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 _TEXT = """# Sentiment of reviews: fine-tuning the demo's encoder

@@ -10,6 +10,7 @@ from typing import Any
 
 from plug_jax.errors import PlugError, shortened, shown
 from plug_jax.generation_tasks.formats import by_name, json_objects
+from plug_jax.generation_tasks.records import check_text
 
 _REFERENCES = ("references", "targets", "target")  # fields to look up, in this order
 
@@ -65,7 +66,10 @@ def read_references(path: str) -> list[Reference]:
                 f"{record.where}: no {', '.join(_REFERENCES)}; the fields are "
                 f"{shortened(', '.join(map(repr, record.fields)))}"
             )
-        found.append(Reference(record.fields.get("id"), texts))
+        own = record.fields.get("id")
+        if own is not None:
+            check_text(own, "id", record.where)
+        found.append(Reference(own, texts))
     return found
 
 
@@ -127,7 +131,11 @@ def _text_of(row: Mapping[str, Any], where: str) -> str:
             f"{where}: expected `generated`, the list of texts of `plug-jax infer`, or "
             f"`prediction`, a text; the fields are {', '.join(map(repr, row))}"
         )
-    prefix = row.get("target_prefix") or ""
+    check_text(text, "prediction" if "prediction" in row else "generated", where)
+    prefix = row.get("target_prefix")
+    if prefix is None:
+        return text
+    check_text(prefix, "target_prefix", where)
     begins = _folded(text[: len(prefix)]) == _folded(prefix)
     return text[len(prefix) :] if begins else text
 
@@ -144,5 +152,7 @@ def _references_of(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
             texts = tuple(value) if isinstance(value, list) else (value,)
             if not all(isinstance(text, str) for text in texts):
                 raise PlugError(f"{where}: {name!r} must be a text or a list of texts")
+            for text in texts:
+                check_text(text, name, where)
             return texts
     return ()

@@ -44,6 +44,11 @@ class Layout:
     target: str  # the field with the target text or texts
     target_prefix: str = ""  # generated before it; not in the references
 
+    def __post_init__(self) -> None:
+        """Checks the templates."""
+        for template in self.source:
+            _check_template(template)
+
     def pair(self, record: Record, number: int, *, needs_target: bool = True) -> Pair:
         """The pair of a record. PlugError for a field that it lacks.
 
@@ -54,10 +59,14 @@ class Layout:
         return Pair(str(own), source, self._references(record, needs_target))
 
     def _part(self, template: str, record: Record) -> str:
-        for _, name, _, _ in string.Formatter().parse(template):
+        text = ""
+        for literal, name, _, _ in string.Formatter().parse(template):
+            text += literal
             if name is not None:
-                _check_text(_field(record, name), name, record)
-        return template.format_map(record.fields)
+                value = _field(record, name)
+                check_text(value, name, record.where)
+                text += value
+        return text
 
     def _references(self, record: Record, needs_target: bool) -> tuple[str, ...]:
         if not needs_target and not record.fields.get(self.target):
@@ -67,7 +76,7 @@ class Layout:
             raise PlugError(f"{record.where}: {self.target!r} is an empty list; it must hold texts")
         references = tuple(value) if isinstance(value, list) else (value,)
         for text in references:
-            _check_text(text, self.target, record)
+            check_text(text, self.target, record.where)
         return references
 
 
@@ -78,10 +87,28 @@ def _field(record: Record, name: str) -> Any:
     return record.fields[name]
 
 
-def _check_text(value: Any, name: str, record: Record) -> None:
+def check_text(value: Any, name: str, where: str) -> None:
+    """PlugError unless a field is a text that files can hold; `where` is "FILE, line N"."""
     if not isinstance(value, str):
-        raise PlugError(f"{record.where}: {name!r} must be a text, not {shown(value)}")
+        raise PlugError(f"{where}: {name!r} must be a text, not {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can spell it
-        raise PlugError(f"{record.where}: {name!r} holds half of a surrogate pair") from error
+        raise PlugError(f"{where}: {name!r} holds half of a surrogate pair") from error
+
+
+def _check_template(template: str) -> None:
+    """PlugError unless it has fields only as {name}."""
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise PlugError(
+            f"the template {shown(template)} cannot be read: {error}; fields are {{name}}, and "
+            "braces of the text are doubled"
+        ) from error
+    for _, name, spec, conversion in fields:
+        if spec or conversion:
+            raise PlugError(
+                f"the template {shown(template)} formats the field {shown(name)}; write "
+                f"{{{name}}} alone"
+            )

@@ -6,6 +6,7 @@ first process writes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
@@ -19,12 +20,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from plug_jax.atomic_files import is_remote
 from plug_jax.checkpoints.saved_model import SavedModel, open_checkpoint, vocabulary_fingerprint
 from plug_jax.compilation import use_compilation_cache
 from plug_jax.config import ComputeDtype
 from plug_jax.data.sources.file_source import as_list, literal_directories
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
+from plug_jax.file_locks import alone
 from plug_jax.inference.batches import batches
 from plug_jax.inference.encoder import EncoderModel
 from plug_jax.inference.model import InferenceModel, NoNumbersError, check_writes
@@ -155,8 +158,8 @@ def run(job: Job, work: Work[Any, Any]) -> Iterator[dict[str, Any]]:
     compute.
 
     Raises:
-        PlugError: no checkpoint or no rows, an output of another job, processes without a mesh,
-            tokens of another vocabulary.
+        PlugError: no checkpoint or no rows, an output of another job or run, processes without
+            a mesh, tokens of another vocabulary.
         NoNumbersError: outputs are not finite for any row of the first part.
     """
     use_compilation_cache(job.compilation_cache_dir)
@@ -164,6 +167,27 @@ def run(job: Job, work: Work[Any, Any]) -> Iterator[dict[str, Any]]:
     contents = contents_of(job.rows)
     work.check(saved)
     _check(job, saved, contents)
+    with _alone(job.output):
+        yield from _results(job, work, saved, contents)
+
+
+@contextlib.contextmanager
+def _alone(output: str | None) -> Iterator[None]:
+    """Within the context, no other run writes this output: its parts would be mixed up."""
+    if output is None or jax.process_index() > 0:
+        yield
+        return
+    if not is_remote(output):
+        with contextlib.suppress(OSError):  # reported by what writes there
+            os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
+    with alone(f"{output}.lock", f"another run is writing OUTPUT {output}"):
+        yield
+
+
+def _results(
+    job: Job, work: Work[Any, Any], saved: SavedModel, contents: Contents
+) -> Iterator[dict[str, Any]]:
+    """Each row with its answer's fields, as `run`."""
     output, place = _open_output(job, work, saved, contents)
     if place.complete:
         yield from output.read_all() if output else ()

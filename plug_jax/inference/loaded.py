@@ -81,12 +81,16 @@ def load(
         if type(flag) is not bool:
             raise PlugError(f"{name} is {shown(flag)}; it must be True or False")
     saved = open_checkpoint(os.path.expanduser(os.fspath(checkpoint)))
-    kind: type[InferenceModel] | type[FineTunedModel] | type[EncoderModel] = EncoderModel
+    where, partitioner = saved.path, _partitioner(mesh)
+    placed: InferenceModel | FineTunedModel | EncoderModel
     if saved.task is not None:
-        kind = FineTunedModel
+        placed = FineTunedModel.load(
+            where, partitioner, dtype, int8=int8, batch_size=batch_size, verify=verify
+        )
     elif saved.config.num_decoder_layers:
-        kind = InferenceModel
-    placed = kind.load(saved.path, _partitioner(mesh), dtype, int8=int8, verify=verify)
+        placed = InferenceModel.load(where, partitioner, dtype, int8=int8, verify=verify)
+    else:
+        placed = EncoderModel.load(where, partitioner, dtype, int8=int8, verify=verify)
     return Model(saved, placed, batch_size=batch_size)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from plug_jax.atomic_files import write_whole
+from plug_jax.atomic_files import sync, write_whole
 from plug_jax.errors import PlugError, shown
 from plug_jax.file_names import JSON_LINES, check_output_file
 from plug_jax.inference.rows import to_json
@@ -77,6 +77,7 @@ class PartedOutput:
                 with tf.io.gfile.GFile(self._part(number), "rb") as part:
                     while chunk := part.read(_BYTES_A_READ):
                         whole.write(chunk)
+        sync(f"{self.path}.tmp")  # before the parts are removed
         tf.io.gfile.rename(f"{self.path}.tmp", self.path, overwrite=True)
         self._remove_parts()
 

@@ -34,6 +34,7 @@ PROMPT_FIELDS = ("prompt", "text", "inputs")  # fields to look up for a prompt, 
 TARGET_FIELDS = ("target", "targets")
 
 _KIND = "file of rows"  # JSON lines, or text
+_BYTES_A_READ = 1 << 22
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PRETOKENIZED = "_pretokenized"  # seqio's suffix for a feature's original text
 
@@ -192,9 +193,11 @@ def checked_text(text: str, name: str) -> str:
 def _rows_of_file(path: str) -> Iterator[Row]:
     read = _text_row if path.removesuffix(".gz").endswith(".txt") else _json_row
     with tf.io.gfile.GFile(path, "rb") as file:
-        lines: Iterable[bytes] = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
+        content = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
         try:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(_lines(content), start=1):
+                if read is _text_row and not line.endswith(b"\n") and number == 1:
+                    _check_returns(line, path)
                 line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
                 if line.strip():
                     yield read(line, f"{path}, line {number}")
@@ -202,6 +205,26 @@ def _rows_of_file(path: str) -> Iterator[Row]:
             raise PlugError(f"{path} is damaged or not compressed by gzip: {error}") from error
         except tf.errors.OpError as error:
             raise PlugError(f"cannot read {path}: {error.message}") from error
+
+
+def _lines(file: Any) -> Iterator[bytes]:
+    """The lines of a file with their line feeds. TensorFlow's own lines lose carriage returns."""
+    rest = b""
+    while chunk := file.read(_BYTES_A_READ):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line + b"\n"
+    if rest:
+        yield rest
+
+
+def _check_returns(content: bytes, path: str) -> None:
+    """PlugError for a file of several lines without line feeds."""
+    if b"\r" in content.rstrip(b"\r"):
+        raise PlugError(
+            f"{path} ends no line with a line feed but has carriage returns, and would be one row: "
+            "`tr '\\r' '\\n'` makes line feeds of them, `tr -d '\\r'` removes them"
+        )
 
 
 def _text_row(line: bytes, where: str) -> Row:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -36,22 +39,51 @@ def write_vectors(
 
     The file appears when it is complete; until then vectors are in `path`.tmp, not in memory. A row
     with an error instead of an embedding becomes NaN, so that row numbers agree.
+
+    Raises:
+        PlugError: there is no space for all vectors, or they cannot be written.
     """
     part = _part(path)
-    try:
+    with _reported(path):
         open(part, "xb").close()  # must not exist
-    except OSError as error:
-        raise PlugError(f"cannot write {path}: {error.strerror or error}") from error
     try:
-        vectors = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-        for number, row in enumerate(rows):
-            vectors[number] = row.get("embedding", np.nan)
-            yield row
-        vectors.flush()
+        with open(part, "wb") as file:
+            with _reported(path):
+                _reserve(file, shape)
+            for row in rows:
+                vector = np.empty(shape[1], "<f4")
+                vector[:] = row.get("embedding", np.nan)
+                with _reported(path):
+                    file.write(vector.tobytes())
+                yield row
+            with _reported(path):
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         if os.path.exists(part):
             os.unlink(part)
+
+
+def _reserve(file: BinaryIO, shape: tuple[int, int]) -> None:
+    """Write the header, and take the space of the vectors: a full disk is better found now."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.flush()
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, file.tell() + 4 * math.prod(shape))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems without it
+                raise
+
+
+@contextlib.contextmanager
+def _reported(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PlugError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _part(path: str) -> str:

@@ -71,6 +71,9 @@ class Connection(H11Protocol):
                 ("Connection", "close"),
             ]
             start = h11.Response(status_code=400, reason=b"Bad Request", headers=headers)
+            if self.cycle is not None:  # its request has not been answered, and will not be
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
             for event in (start, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

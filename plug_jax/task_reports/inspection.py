@@ -148,6 +148,9 @@ def registered() -> list[str]:
     return lines or ["no task is registered; name a module that registers one with --module"]
 
 
+_DIGITS = 9  # of a length: more would exceed TensorFlow's 32 bits
+
+
 def sequence_lengths(
     text: str, features: Collection[str], objectives: Objectives = ()
 ) -> dict[str, int] | None:
@@ -166,7 +169,7 @@ def sequence_lengths(
         if not names:
             keys = sorted({sides.get(name, name) for name in features})
             raise PlugError(f"--feature_lengths has no {key!r} to limit, only {', '.join(keys)}")
-        if not value.isdecimal() or int(value) < 1:
+        if not value.isdecimal() or len(value) > _DIGITS or int(value) < 1:
             raise PlugError(f"--feature_lengths: {part!r} should read {key}=512, or another length")
         lengths.update(dict.fromkeys(names, int(value)))
     return lengths or None

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from plug_jax.atomic_files import write_whole
 from plug_jax.objectives.examples import Fate
 from plug_jax.objectives.shares import CONFIDENCE, Share
 from plug_jax.task_reports.decoded_examples import DecodedExample
@@ -41,7 +42,7 @@ def write_report(
     examples: Sequence[DecodedExample],
 ) -> None:
     """Writes the page, in UTF-8; it needs no other file, no script and no network."""
-    path.write_text(render_report(subject, statistics, examples), encoding="utf-8")
+    write_whole(path, render_report(subject, statistics, examples))
 
 
 def render_report(

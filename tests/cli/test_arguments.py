@@ -125,3 +125,22 @@ def test_a_terminal_without_a_character_gets_its_escape(encoding):
 def test_gin_settings_of_a_command_that_has_options_alone(command, message, capsys):
     assert main(command.split()) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", str(2**31), "1.5", "9" * 5000])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan", "--gin_file=a.gin", "--topology=v5e:4x4", "--sweep", "--tensor"],
+        ["plan", "--gin_file=a.gin", "--topology=v5e:4x4", "--sweep", "--fsdp"],
+        ["convert", "export-plug", "--checkpoint=a", "--output=b", "--ranks"],
+        ["convert", "import-hf", "--input=a", "--output=b", "--num_heads"],
+    ],
+)
+def test_a_size_is_a_positive_whole_number(capsys, command, number):
+    with pytest.raises(SystemExit) as ended:
+        main([*command[:-1], f"{command[-1]}={number}"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"argument {command[-1]}: " in said
+    assert "is not a whole number from 1 to" in said or "invalid positive value" in said

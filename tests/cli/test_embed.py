@@ -10,6 +10,9 @@ import pytest
 
 import plug_jax
 from plug_jax.cli.main import main
+from plug_jax.errors import PlugError
+from plug_jax.inference.vector_file import write_vectors
+from tests.small_disk import largest_file
 from tests.stored_model import write_stored_model
 
 
@@ -77,6 +80,17 @@ def test_an_interrupted_file_of_vectors_is_not_there(stage1, tmp_path, monkeypat
     embed = ["embed", "--checkpoint", str(stage1), "--input", str(source), "--output", str(output)]
     assert main(embed) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path):
+    def rows():
+        raise AssertionError("asked for a row")
+        yield
+
+    output = tmp_path / "vectors.npy"
+    with largest_file(1000), pytest.raises(PlugError, match=f"cannot write {output}: File too"):
+        list(write_vectors(rows(), str(output), shape=(8, 32)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_beside_it_is_not_taken(stage1, tmp_path, capsys):

@@ -306,6 +306,8 @@ def test_wrong_names_and_numbers(add_ours, refused):
     assert "no split 'test', only train" in refused(*task, "--split", "test")
     assert "--rates_over must be at least 1, not 0" in refused(*task, "--rates_over", "0")
     assert "--num_examples must be at least 0, not -1" in refused(*task, "--num_examples", "-1")
+    endless = refused(*task, "--feature_lengths", f"encoder={'9' * 20}")
+    assert "should read encoder=512, or another length" in endless
     assert "no 'decoder' to limit, only encoder" in refused(*task, "--feature_lengths", "decoder=5")
 
 

@@ -1,5 +1,6 @@
 """The dispatcher: help, errors, exit statuses, and the arguments of commands."""
 
+import errno
 import importlib
 import os
 import subprocess
@@ -9,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 import plug_jax
 from plug_jax.cli import main as dispatcher
@@ -131,9 +133,62 @@ def test_a_file_that_the_system_refuses_is_named(command, capsys, tmp_path):
     command.run = lambda args: name.mkdir()
     assert dispatcher.main(["greet"]) == 2
     assert capsys.readouterr().err == f"plug-jax: error: File name too long: {name}\n"
+    command.run = raising(OSError(errno.ENOSPC, "No space left on device"))  # of a write
+    assert dispatcher.main(["greet"]) == 2
+    assert capsys.readouterr().err == "plug-jax: error: No space left on device\n"
+    command.run = raising(OSError(errno.EBADF, "Bad file descriptor"))
+    assert dispatcher.main(["greet"]) == 1
+    assert "Traceback" in capsys.readouterr().err
     command.run = raising(ConnectionResetError("by a bug"))
     assert dispatcher.main(["greet"]) == 1
     assert "ConnectionResetError: by a bug" in capsys.readouterr().err
+
+
+def test_a_file_that_tensorflow_cannot_write_is_named(command, capsys):
+    command.run = lambda args: tf.io.gfile.makedirs("/dev/null/x")
+    assert dispatcher.main(["greet"]) == 2
+    captured = capsys.readouterr().err
+    assert captured == "plug-jax: error: /dev/null is not a directory\n"
+    command.run = lambda args: tf.reshape(tf.zeros(3), [2])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        dispatcher.main(["greet"])
+
+
+@pytest.mark.parametrize(
+    ("into", "status", "said"),
+    [
+        ("/dev/full", 2, "plug-jax: error: No space left on device\n"),
+        ("pipe", 141, ""),
+    ],
+)
+@pytest.mark.parametrize("lines", [1, 100_000])  # reported by the last flush, and by a print
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_takes_no_more(into, status, said, lines, unbuffered):
+    """Python itself would add a traceback when it exits."""
+    script = f"""
+import sys, types
+from plug_jax.cli import main
+greet = types.ModuleType("greet")
+greet.SUMMARY = greet.EXAMPLE = ""
+greet.add_arguments = lambda parser: None
+greet.run = lambda args: [print("天") for _ in range({lines})] and 0
+sys.modules["greet"], main.COMMANDS["greet"] = greet, "greet"
+sys.exit(main.main(["greet"]))
+"""
+    if into == "pipe":
+        reader, output = os.pipe()
+        os.close(reader)
+    else:
+        output = os.open(into, os.O_WRONLY)
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(output)
+    assert (ended.returncode, ended.stderr) == (status, said)
 
 
 def test_a_bug_keeps_its_traceback(command):

@@ -332,7 +332,8 @@ def test_reads_the_input_once(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(vocab, "_documents", spy)
     for model_type, size in (("char", 20), ("wordpiece", 22_000)):
         options = ["--model_type", model_type, "--vocab_size", size]
-        assert plug_jax_vocab("--input", corpus, "--output", tmp_path, *options) == 0
+        output = tmp_path / model_type
+        assert plug_jax_vocab("--input", corpus, "--output", output, *options) == 0
     assert opened == [[str(corpus)]] * 2
 
 

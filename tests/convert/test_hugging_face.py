@@ -284,6 +284,8 @@ def test_a_tensor_is_left_out_only_by_name(tensors, tmp_path, capsys):
         ({"pruned_heads": {"0": [1]}}, "pruned_heads = "),
         ({"pad_token_id": 1}, "pad_token_id = 1"),
         ({"pre_ln": True}, "pre_ln = true"),
+        ({"pre_ln": 0}, "pre_ln = 0, which is neither true nor false"),
+        ({"use_pooler": "no"}, 'use_pooler = "no", which is neither true nor false'),
         ({"quantization_config": {"bits": 4}}, "quantization_config: the weights are quantised"),
         ({"auto_map": {"AutoModel": "x.Bert"}}, "auto_map: the model needs custom code"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings = false"),
@@ -435,14 +437,13 @@ def test_large_arrays_are_stored_in_chunks_and_written_in_slices(tensors, tmp_pa
     weights.same(load_file(tmp_path / "back" / "model.safetensors"), tensors)
 
 
-def test_a_checkpoint_of_a_run_is_exported(tmp_path):
-    """One written by orbax on a mesh, with stacked layers."""
-    config = weights.bert_config()
+def store(directory, config):
+    """The parameters of a checkpoint written by orbax on a mesh, with stacked layers."""
     partitioner = Partitioner(data=2, fsdp=2, tensor=2)
     boxed = abstract_params(PlugModel(config))
     shardings, rng = partitioner.param_shardings(boxed), np.random.default_rng(0)
     params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), nn.unbox(boxed))
-    with open_manager(epath.Path(tmp_path) / CHECKPOINTS, create=True) as manager:
+    with open_manager(epath.Path(directory) / CHECKPOINTS, create=True) as manager:
         manager.save(
             7,
             args=ocp.args.Composite(
@@ -452,6 +453,11 @@ def test_a_checkpoint_of_a_run_is_exported(tmp_path):
                 ),
             ),
         )
+    return params
+
+
+def test_a_checkpoint_of_a_run_is_exported(tmp_path):
+    params = store(tmp_path, weights.bert_config())
     export_hf(tmp_path, tmp_path / "out")
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert found["bert.embeddings.word_embeddings.weight"].shape == (90, 16)  # without padding
@@ -477,6 +483,28 @@ def test_without_a_vocabulary(tensors, tmp_path):
     (directory / "vocab.txt").write_text("\n".join(words))
     with pytest.raises(PlugError, match="90 rows of embeddings, too few for 205 pieces"):
         bring_in(directory, tmp_path / "other")
+
+
+def test_null_flags_of_a_config_are_absent(tensors, tmp_path):
+    config = CONFIG | {"pre_ln": None, "use_pooler": None}
+    saved = bring_in(write(tmp_path / "in", tensors, config=config), tmp_path / "out")
+    assert (saved.config.norm_placement, saved.config.use_pooler) == ("post", True)
+
+
+def test_heads_that_no_layout_has(tmp_path):
+    """Neither has a size of heads beside their number and the hidden size."""
+    for norms, export in (("post", export_hf), ("pre", export_hf), ("pre", export_plug)):
+        run = tmp_path / f"{norms} {export.__name__}"
+        store(run, weights.bert_config(head_dim=2, norm_placement=norms))
+        with pytest.raises(PlugError, match="4 heads of size 2 and a hidden size of 16"):
+            export(run, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_no_ranks_are_not_the_default(tmp_path):
+    store(tmp_path / "run", weights.plug_config())
+    with pytest.raises(PlugError, match="--ranks must be at least 1, not 0"):
+        export_plug(tmp_path / "run", tmp_path / "out", ranks=0)
 
 
 def test_a_bert_has_no_released_plug_layout(tensors, tmp_path):

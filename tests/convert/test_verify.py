@@ -74,6 +74,21 @@ BROKEN = {
     "no such type": (lambda a: a["token_type_ids"].fill(2), "token_type_ids holds 2"),
     "a decoder": (lambda a: a.update(decoder_logits=np.zeros(1)), "lacks decoder_input_ids"),
     "floats": (lambda a: a.update(input_ids=np.zeros((3, 24))), "float64 .* should be integers"),
+    "no text": (lambda a: a["attention_mask"].fill(0), "attention_mask is 0 everywhere"),
+    "a number": (lambda a: a.update(mlm_logits=np.float32(1)), r"mlm_logits is float32 \(\)"),
+    "empty": (
+        lambda a: a.update(mlm_logits=np.zeros((3, 24, 0))),
+        r"mlm_logits is float64 \(3, 24, 0\); should be floats",
+    ),
+    "texts": (lambda a: a.update(pooled_output=np.full((3, 8), "天")), "pooled_output is <U1"),
+    "fewer classes": (
+        lambda a: a.update(seq_relationship_logits=a["seq_relationship_logits"][:, :1]),
+        r"sentence_logits is \(3, 1\); this model gives \(3, ",
+    ),
+    "a narrower state": (
+        lambda a: a.update(last_hidden_state=a["last_hidden_state"][..., :5]),
+        r"encoder_hidden is \(3, 24, 5\); this model gives",
+    ),
     "shapes": (lambda a: a.update(mlm_logits=np.zeros((3, 9, 512))), r"mlm_logits is \(3, 9"),
 }
 

@@ -17,7 +17,7 @@ SUMMARIES = [("北京今日有小雨，明日天气好。", "北京今日小雨"
 def write_lines(path: Path, rows: Iterable[object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # half surrogate pairs
     return path
 
 

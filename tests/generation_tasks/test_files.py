@@ -1,6 +1,7 @@
 """Official files as pairs, and errors for malformed files."""
 
 import json
+import re
 
 import pytest
 
@@ -204,3 +205,23 @@ def test_where_the_files_are_looked_for(tmp_path):
         find_file(task, str(tmp_path / "nothing"), "train")
     with pytest.raises(PlugError, match="no split 'dev'; there are train, validation, test"):
         find_file(task, str(directory), "dev")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{", "cannot be read: Single '{' encountered"),
+        ("a}", "cannot be read: Single '}' encountered"),
+        ("{a:d}", "formats the field 'a'; write {a} alone"),
+        ("{a!x}", "formats the field 'a'"),
+        ("{a:{c}}", "formats the field 'a'"),
+    ],
+)
+def test_a_template_that_cannot_be_filled(template, message):
+    with pytest.raises(PlugError, match=re.escape(message)):
+        Layout(("{a}", template), "q")
+
+
+def test_a_template_is_filled_literally():
+    record = Record({"a": "{b}", "b.c": "乙", "q": "问"}, "f, line 1")
+    assert Layout(("甲{{{a}}}{b.c}",), "q").pair(record, 0).source == ("甲{{b}}乙",)

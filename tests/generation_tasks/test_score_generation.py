@@ -111,6 +111,10 @@ def test_ids_that_do_not_tell_rows_apart(tmp_path, capsys):
     assert "The id '1' occurs more than once among the pred" in refused(capsys, path, *options)
     write_lines(path, [*rows()[:2], generated("好")])
     assert "Of 3 predictions only 2 have an `id`" in refused(capsys, path, *options)
+    write_lines(file, [{"id": [1], "target": "好"}])
+    assert "references.jsonl, line 1: 'id' must be a text, not [1]" in refused(
+        capsys, path, *options
+    )
     write_lines(file, [{"id": 0}])
     message = "references.jsonl, line 1: no references, targets, target; the fields are 'id'"
     assert message in refused(capsys, path, *options)
@@ -156,6 +160,10 @@ def test_the_prefix_of_a_template_is_taken_off(tmp_path, capsys):
         ({"target": "天"}, "line 2: expected `generated`, the list of texts of `plug-jax infer`"),
         ({"generated": [{"txt": "天"}], "target": "天"}, "line 2: expected `generated`"),
         ({"prediction": "天", "references": [1]}, "line 2: 'references' must be a text or a list"),
+        ({"prediction": "\ud83d", "target": "天"}, "line 2: 'prediction' holds half of a surr"),
+        ({"generated": ["\ud83d"], "target": "天"}, "line 2: 'generated' holds half of a surr"),
+        ({"prediction": "天", "target": "\ud83d"}, "line 2: 'target' holds half of a surrogate"),
+        ({**rows()[0], "target_prefix": 5}, "line 2: 'target_prefix' must be a text, not 5"),
         ({"prediction": "天", "references": []}, "1 of 2 rows have no reference; the first is "),
     ],
 )

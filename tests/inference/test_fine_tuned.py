@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import seqio
 
+import plug_jax
 from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.clue.tasks import find_task
 from plug_jax.data.pipeline.pipeline import DatasetConfig
@@ -262,3 +263,17 @@ def test_what_a_checkpoint_is_not_for_is_said(run_of, tmp_path):
         InferenceModel.load(run_of("tnews"))
     with pytest.raises(PlugError, match="fine-tuned for 'clue_c3'.*`plug-jax evaluate`$"):
         list(run(Job(checkpoint=str(run_of("c3")), rows=[Row({})]), Scoring()))
+
+
+def test_a_loaded_model_takes_batches_as_large_as_asked(run_of, monkeypatch):
+    rows: list[int] = []
+    outputs = FineTunedModel._outputs_of_rows
+
+    def counted(self, examples, length):
+        rows.append(len(examples))
+        return outputs(self, examples, length)
+
+    monkeypatch.setattr(FineTunedModel, "_outputs_of_rows", counted)
+    model = plug_jax.load(run_of("tnews"), batch_size=64)
+    model.predict([{"sentence": "天"}] * 65)
+    assert sorted(rows) == [1, 64]

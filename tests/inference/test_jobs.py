@@ -13,6 +13,7 @@ import pytest
 
 from plug_jax.checkpoints.saved_model import open_checkpoint
 from plug_jax.errors import PlugError
+from plug_jax.file_locks import alone
 from plug_jax.inference import jobs
 from plug_jax.inference.batch_generation import Generation, row_seed
 from plug_jax.inference.classification import Classification
@@ -345,3 +346,18 @@ def test_seeds_differ_by_row_and_by_seed():
     assert len(seeds) == 2500
     assert all(0 <= seed < 2**32 for seed in seeds)
     assert CONFIG.max_positions == 48  # of which test_bad_rows makes use
+
+
+def test_one_run_at_a_time_writes_an_output(model_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "out.jsonl"
+    job = Job(checkpoint=str(model_dir), rows=[Row({"text": "天"})], output=str(output))
+    output.parent.mkdir()
+    with alone(f"{output}.lock", ""), pytest.raises(PlugError, match="another run is writing"):
+        list(run(job, Scoring()))
+    assert list(output.parent.iterdir()) == []
+    output.parent.rmdir()
+    list(run(job, Scoring()))
+    assert {path.name for path in output.parent.iterdir()} == {
+        "out.jsonl",
+        "out.jsonl.manifest.json",
+    }

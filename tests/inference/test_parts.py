@@ -148,3 +148,13 @@ def test_an_output_that_cannot_be_is_found_at_once(tmp_path):
         opened(tmp_path / "file" / "out.jsonl")
     with pytest.raises(PlugError, match="leave .gz out"):
         opened(tmp_path / "out.jsonl.gz")
+
+
+def test_the_output_is_on_the_disk_before_its_parts_are_removed(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    synced = []
+    monkeypatch.setattr(
+        parts, "sync", lambda name: synced.append((name, Path(f"{path}.parts").is_dir()))
+    )
+    go_on(path)
+    assert synced == [(f"{path}.tmp", True)]

@@ -173,3 +173,15 @@ def test_an_example_of_another_task_is_its_features_as_text():
         {"inputs": "天", "targets": "d", "kind": 2},
     ]
     assert source.vocabulary() is None
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_carriage_returns_of_text(tmp_path, pack):
+    path = tmp_path / ("a.txt.gz" if pack is gzip.compress else "a.txt")
+    with pytest.raises(PlugError, match=r"a\.txt.* ends no line with a line feed but has carriage"):
+        rows_of(path, pack("天\r地\r".encode()))
+    assert [row.fields["text"] for row in rows_of(path, pack("天\r地\r\n人\r".encode()))] == [
+        "天\r地",
+        "人",
+    ]
+    assert [row.fields["text"] for row in rows_of(path, pack("天\r".encode()))] == ["天"]

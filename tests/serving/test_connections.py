@@ -196,6 +196,16 @@ def test_what_is_no_http_is_answered_400(server, caplog, sent):
     assert server.complete(prompt="A", max_tokens=1)
 
 
+@pytest.mark.parametrize("path", ["/nope", "/v1/completions"])
+def test_a_body_that_is_no_http_is_no_error_of_ours(server, caplog, path):
+    """It comes with the head, so that the request's task has not begun."""
+    for _ in range(20):
+        with server.raw(head(path=path, Transfer_Encoding="chunked") + b"zz\r\n", timeout=5) as raw:
+            assert answer_of(raw)[0] == 400
+    assert server.client.get("/health").status_code == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 def test_nonsense_after_an_answer_ends_the_connection_quietly(server, caplog):
     with server.raw(head(Content_Type="text/plain", Transfer_Encoding="chunked")) as raw:
         assert answer_of(raw)[0] == 415

@@ -32,7 +32,8 @@ class Deduplication:
     """What counts as a duplicate: equal texts, and with a threshold near duplicates too.
 
     `near_threshold` is the Jaccard similarity of two texts' sets of 5-character shingles at which
-    the later one is dropped. Raises PlugError unless it lies between 0 and 1.
+    the later one is dropped. Raises PlugError unless it lies between 0 and 1, and is not too close
+    to 1 for the signatures.
     """
 
     near_threshold: float | None = None
@@ -44,14 +45,22 @@ class Deduplication:
                 f"The threshold of near duplicates must lie between 0 and 1, not "
                 f"{self.near_threshold}; equal documents need none."
             )
+        if self.near_threshold is not None:
+            self.bands()
 
     def bands(self) -> tuple[int, int]:
         """Number of LSH bands and rows per band, as optimised by datasketch."""
-        lsh = _datasketch().MinHashLSH(
-            threshold=self.near_threshold,
-            num_perm=PERMUTATIONS,
-            weights=(_FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT),
-        )
+        try:
+            lsh = _datasketch().MinHashLSH(
+                threshold=self.near_threshold,
+                num_perm=PERMUTATIONS,
+                weights=(_FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT),
+            )
+        except ValueError as error:  # fewer than two bands
+            raise PlugError(
+                f"The threshold of near duplicates, {self.near_threshold}, is too close to 1 for "
+                f"signatures of {PERMUTATIONS} hashes; give 0.99 or less."
+            ) from error
         return lsh.b, lsh.r
 
 

@@ -8,7 +8,6 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Mapping
-from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from plug_jax.data.descriptions import (
     describe_vocabularies,
     file_sizes,
 )
+from plug_jax.data.many_files import of_each
 from plug_jax.data.sources.file_source import name_some
 from plug_jax.data.sources.tfds_source import TfdsSource
 from plug_jax.data.sources.token_source import TokenSource
@@ -44,7 +44,6 @@ _LATER = ("dataset",)  # older caches do not tell
 # Drops that are not documents.
 _NO_DOCUMENTS = ("damaged_file", "empty_file")
 _FORMAT = 1
-_READERS = 32  # threads, for the latency of remote file systems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +86,8 @@ class SplitFiles:
 
     def finished(self) -> dict[int, dict[str, Any]]:
         """The record of each complete shard, by its index."""
-        with futures.ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(self._finished_shard, range(self.shards))
-            return {index: known for index, known in enumerate(found) if known is not None}
+        found = of_each(self._finished_shard, range(self.shards))
+        return {index: known for index, known in enumerate(found) if known is not None}
 
     def _finished_shard(self, index: int) -> dict[str, Any] | None:
         known = read_json(os.path.join(self.records, f"{index:05d}.json"))

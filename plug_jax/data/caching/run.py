@@ -17,6 +17,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from plug_jax.cpu_cores import cores
 from plug_jax.data.caching.deduplication import Deduplication
 from plug_jax.data.caching.files import (
     COMPLETED,
@@ -32,8 +33,7 @@ from plug_jax.data.caching.files import (
 from plug_jax.data.caching.shards import ShardWork, before_cache, sketch_shard, write_shard
 from plug_jax.data.caching.workers import (
     CacheProgress,
-    cores,
-    is_done,
+    shards_done,
     watch,
     work_on,
     worker_processes,
@@ -41,6 +41,7 @@ from plug_jax.data.caching.workers import (
 from plug_jax.data.descriptions import file_sizes
 from plug_jax.data.pipeline.file_checks import check_source
 from plug_jax.errors import PlugError
+from plug_jax.file_locks import alone
 
 try:
     import apache_beam as beam
@@ -113,8 +114,8 @@ def cache_task(
 
     Raises:
       PlugError: the task has no CacheDatasetPlaceholder or not that split, the directory cannot be
-        written or holds a cache of other settings, files of the source are missing or damaged, the
-        source raised it, or a worker died.
+        written, is in use by another run or holds a cache of other settings, files of the source
+        are missing or damaged, the source raised it, or a worker died.
     """
     before_cache(task, deduplicate=deduplicate is not None)  # raises if it cannot be cached
     splits = list(splits or task.splits)
@@ -132,9 +133,13 @@ def cache_task(
         report=report,
     )
     _make_writable(directory)
-    with worker_processes(run.most_workers):
+    lock = os.path.join(directory, "cache.lock")
+    with (
+        alone(lock, f"another run is caching into {directory}"),
+        worker_processes(run.most_workers),
+    ):
         done = [run.split(split, overwrite=overwrite) for split in splits]
-    write_mark(directory)
+        write_mark(directory)
     return done
 
 
@@ -209,7 +214,7 @@ class _Run:
         """Writes the fate of each document to files.duplicates."""
         if tf.io.gfile.exists(os.path.join(files.duplicates, COMPLETED)):
             return
-        done = {int(name[:5]) for name in tf.io.gfile.listdir(files.duplicates) if is_done(name)}
+        done = shards_done(files.duplicates)
         missing = [index for index in range(files.shards) if index not in done]
         self._over_shards(sketch_shard, files, missing, files.duplicates, "comparing")
         work = self._work(files)

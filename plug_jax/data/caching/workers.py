@@ -36,11 +36,6 @@ class CacheProgress:
     documents: int  # so far, including earlier runs
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def work_on(
     shards: Sequence[int],
     *,
@@ -136,3 +131,9 @@ def watch(
 def is_done(name: str) -> bool:
     """Whether a file name marks a finished shard."""
     return re.fullmatch(r"\d{5,}\.json", name) is not None
+
+
+def shards_done(directory: str) -> set[int]:
+    """The finished shards, of any number of digits, by the marks in a directory."""
+    names = tf.io.gfile.listdir(directory)
+    return {int(name.removesuffix(".json")) for name in names if is_done(name)}

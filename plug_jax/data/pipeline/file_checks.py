@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent import futures
 
 import seqio
 
 from plug_jax.data.caching.files import cached_shards
 from plug_jax.data.descriptions import file_sizes
+from plug_jax.data.many_files import of_each
 from plug_jax.data.pipeline import pipeline
 from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.data.sources.file_source import FileSource, name_some
@@ -19,7 +19,6 @@ from plug_jax.errors import PlugError
 # Takes a second or two to read. Of larger splits only the beginning of each file is read.
 _BYTES_TO_READ = 1 << 28
 _UNEVEN = 1.5  # times the smallest stream
-_READERS = 32  # threads, for the latency of remote file systems
 
 
 def check_files(config: DatasetConfig) -> None:
@@ -69,8 +68,7 @@ def _check(files: Sequence[str], damage: Callable[..., str | None], of: str) -> 
     if missing := [file for file, size in zip(files, sizes, strict=True) if size is None]:
         raise PlugError(_message(of, "are missing or cannot be read", missing))
     to_end = sum(filter(None, sizes)) <= _BYTES_TO_READ
-    with futures.ThreadPoolExecutor(_READERS) as pool:
-        found = list(pool.map(functools.partial(damage, to_end=to_end), files))
+    found = of_each(functools.partial(damage, to_end=to_end), files)
     if damaged := [f"{file} {what}" for file, what in zip(files, found, strict=True) if what]:
         raise PlugError(_message(of, "are damaged", damaged))
 

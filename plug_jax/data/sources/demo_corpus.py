@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -11,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from plug_jax.atomic_files import write_whole
 from plug_jax.errors import PlugError
 
 TRAIN_FILE, VALIDATION_FILE = "train.txt", "validation.txt"
@@ -187,14 +187,10 @@ def _source_file() -> Path:
 
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file atomically, unless it already has this `content`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.is_file() and path.read_bytes() == content:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise PlugError(f"Cannot write {path}: {error.strerror}.") from error

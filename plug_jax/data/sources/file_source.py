@@ -7,15 +7,14 @@ import glob
 import logging
 import os
 from collections.abc import Callable, Sequence
-from concurrent import futures
 from typing import ClassVar
 
 import seqio
 import tensorflow as tf
 
+from plug_jax.data.many_files import of_each
 from plug_jax.errors import PlugError
 
-_READERS = 32  # threads, for the latency of remote file systems
 _FILES: set[str] = set()  # paths known not to be directories: files are listed several times a run
 _log = logging.getLogger(__name__)
 
@@ -124,9 +123,8 @@ def _match(pattern: str, kind: str) -> list[str]:
 
 def _without_directories(paths: Sequence[str]) -> list[str]:
     unknown = [path for path in paths if path not in _FILES]
-    with futures.ThreadPoolExecutor(_READERS) as pool:
-        found = zip(unknown, pool.map(tf.io.gfile.isdir, unknown), strict=True)
-        _FILES.update(path for path, is_directory in found if not is_directory)
+    found = zip(unknown, of_each(tf.io.gfile.isdir, unknown), strict=True)
+    _FILES.update(path for path, is_directory in found if not is_directory)
     return [path for path in paths if path in _FILES]
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 import sentencepiece
-import tensorflow as tf
 from sentencepiece import sentencepiece_model_pb2
 
+from plug_jax.data.vocabularies.output_files import SENTENCEPIECE, output_path, write_files
 from plug_jax.data.vocabularies.vocabulary import (
     CLS,
     MASK,
@@ -68,13 +68,10 @@ def train_sentencepiece(
       overwrite: whether an existing model may be replaced.
 
     Raises:
-      PlugError: the model exists, there is no text, or the text does not suit `vocab_size`; the
-        message then gives the size that would.
+      PlugError: the model or a vocab.txt exists, there is no text, or the text does not suit
+        `vocab_size`; the message then gives the size that would.
     """
-    directory = os.fspath(directory)
-    path = os.path.join(directory, SentencePieceVocabulary.FILE_NAME)
-    if tf.io.gfile.exists(path) and not overwrite:
-        raise PlugError(f"{path} exists; choose another directory or ask to overwrite it.")
+    path = output_path(directory, SENTENCEPIECE, overwrite=overwrite)
     if model_type not in get_args(ModelType):
         raise PlugError(f"Unknown model type {model_type!r}: use char, unigram or bpe.")
     if vocab_size <= len(SPECIAL_PIECES):
@@ -193,13 +190,12 @@ def _explain(error: Exception, sentences: _Sentences, vocab_size: int) -> BaseEx
 
 
 def _write(model: bytes, path: str) -> None:
-    tf.io.gfile.makedirs(os.path.dirname(path))
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-    with tf.io.gfile.GFile(os.path.splitext(path)[0] + ".vocab", "w") as file:
-        for i in range(pieces.GetPieceSize()):
-            file.write(f"{pieces.IdToPiece(i)}\t{pieces.GetScore(i):g}\n")
-    with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(model)
+    lines = (
+        f"{pieces.IdToPiece(i)}\t{pieces.GetScore(i):g}\n" for i in range(pieces.GetPieceSize())
+    )
+    beside = os.path.splitext(os.path.basename(path))[0] + ".vocab"
+    write_files(path, model, beside, "".join(lines).encode())
 
 
 @functools.cache

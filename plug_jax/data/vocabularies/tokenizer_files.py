@@ -197,16 +197,16 @@ def _added(there: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, int | 
     """Every added token, split off before WordPiece, with its id and file."""
     config = there.get(SETTINGS, {})
     for token, number in there.get(_ADDED, {}).items():
-        yield token, number, _ADDED
+        yield token, _checked_id(number), _ADDED
     for number, token in (config.get("added_tokens_decoder") or {}).items():
-        yield _text(token) or "", int(number), SETTINGS
+        yield _checked_text(token), _checked_id(int(number)), SETTINGS
     for token in there.get(TOKENIZER, {}).get("added_tokens") or ():
-        yield token["content"], token["id"], TOKENIZER
+        yield _checked_text(token), _checked_id(token["id"]), TOKENIZER
     for file in (SETTINGS, _SPECIAL_MAP):
         for name in ("additional_special_tokens", "extra_special_tokens", "never_split"):
             tokens = there.get(file, {}).get(name) or ()
             for token in tokens.values() if isinstance(tokens, dict) else tokens:
-                yield _text(token) or "", None, file
+                yield _checked_text(token), None, file
 
 
 def _check_added(
@@ -224,7 +224,20 @@ def _check_added(
         raise PlugError(f"{where} has {token} for id {number}, and the vocabulary has not")
 
 
-def _text(token: Any) -> str | None:
+def _checked_text(token: Any) -> str:
+    text = _text(token)
+    if not isinstance(text, str):
+        raise TypeError(f"{token!r} is not a token")
+    return text
+
+
+def _checked_id(number: Any) -> int:
+    if type(number) is not int or number < 0:
+        raise ValueError(f"{number!r} is not an id")
+    return number
+
+
+def _text(token: Any) -> Any:
     """A token's text, given as a string or an object."""
     return token.get("content") if isinstance(token, dict) else token
 

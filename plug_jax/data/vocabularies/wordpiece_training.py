@@ -11,7 +11,8 @@ from collections.abc import Iterable
 import tensorflow as tf
 from tensorflow_text.tools.wordpiece_vocab import wordpiece_tokenizer_learner_lib as learner
 
-from plug_jax.data.vocabularies.tokenizer_files import BESIDE, SETTINGS, tokenizer_config
+from plug_jax.data.vocabularies.output_files import WORDPIECE, output_path, write_files
+from plug_jax.data.vocabularies.tokenizer_files import SETTINGS, tokenizer_config
 from plug_jax.data.vocabularies.vocabulary import SPECIAL_PIECES, WordPieceVocabulary
 from plug_jax.data.vocabularies.wordpiece import TextRules, clean, split_words
 from plug_jax.errors import PlugError
@@ -71,8 +72,8 @@ def default_pieces() -> list[str]:
 def write_default_wordpiece(
     directory: str | os.PathLike[str], *, overwrite: bool = False
 ) -> WordPieceVocabulary:
-    """Writes `default_pieces` as `vocab.txt`; PlugError if one exists and `overwrite` is false."""
-    path = output_path(directory, overwrite=overwrite)
+    """Writes `default_pieces` as `vocab.txt`; PlugError as `train_wordpiece`."""
+    path = output_path(directory, WORDPIECE, overwrite=overwrite)
     return _write(default_pieces(), path)
 
 
@@ -98,9 +99,10 @@ def train_wordpiece(
       overwrite: whether an existing vocab.txt may be replaced.
 
     Raises:
-      PlugError: vocab.txt exists, or `vocab_size` has no room for `base_pieces`.
+      PlugError: vocab.txt exists, the directory holds files of another tokenizer, or `vocab_size`
+        has no room for `base_pieces`.
     """
-    path = output_path(directory, overwrite=overwrite)
+    path = output_path(directory, WORDPIECE, overwrite=overwrite)
     base = base_pieces()
     if vocab_size < len(base):
         raise PlugError(
@@ -112,16 +114,6 @@ def train_wordpiece(
     found = _frequent(characters, room // _CHARACTER_SHARE)
     pieces = [*base, *found]
     return _write(_filled([*pieces, *_learn(words, pieces, vocab_size)], vocab_size), path)
-
-
-def output_path(directory: str | os.PathLike[str], *, overwrite: bool) -> str:
-    """The vocabulary's path; PlugError if one exists that may not be replaced."""
-    directory = os.fspath(directory)
-    for name in (WordPieceVocabulary.FILE_NAME, *BESIDE):
-        path = os.path.join(directory, name)
-        if tf.io.gfile.exists(path) and not overwrite:
-            raise PlugError(f"{path} exists; choose another directory or ask to overwrite it.")
-    return os.path.join(directory, WordPieceVocabulary.FILE_NAME)
 
 
 def _count(texts: Iterable[str]) -> tuple[Counter[str], Counter[str]]:
@@ -182,10 +174,6 @@ def _filled(pieces: list[str], size: int) -> list[str]:
 
 
 def _write(pieces: list[str], path: str) -> WordPieceVocabulary:
-    directory = os.path.dirname(path)
-    tf.io.gfile.makedirs(directory)
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write("\n".join(pieces) + "\n")
-    with tf.io.gfile.GFile(os.path.join(directory, SETTINGS), "wb") as file:
-        file.write(tokenizer_config(TextRules()))
+    content = "".join(f"{piece}\n" for piece in pieces).encode()
+    write_files(path, content, SETTINGS, tokenizer_config(TextRules()))
     return WordPieceVocabulary(path)

@@ -41,3 +41,9 @@ def test_a_worker_that_dies_is_an_error_and_no_wait(monkeypatch):
         pytest.raises(PlugError, match="A worker process was killed"),
     ):
         cache_workers.work_on([{}, {}], function=exec, work="import os; os._exit(9)", processes=2)
+
+
+def test_shards_of_more_than_five_digits_are_themselves(tmp_path):
+    for name in ("00007.json", "123456.json", "00008.json.tmp", "00009.progress"):
+        (tmp_path / name).touch()
+    assert cache_workers.shards_done(str(tmp_path)) == {7, 123456}

@@ -17,6 +17,7 @@ from plug_jax.data.preprocessors.documents import batch_documents
 from plug_jax.data.sources.text_source import TextSource
 from plug_jax.data.sources.tfds_source import TfdsSource
 from plug_jax.errors import PlugError
+from plug_jax.file_locks import alone
 from tests.cached_corpus import (
     FILES,
     cache,
@@ -346,3 +347,18 @@ def test_a_function_source_and_records_of_another_kind(tmp_path, no_cache_dirs):
         assert example["y"] == np.float32(n) / np.float32(3)
     assert n == 4
     assert statistics_of(tmp_path, name="numbers") == {"examples": 5, "drops": {}, "changes": {}}
+
+
+def test_one_run_at_a_time(small, caches):
+    """The second would remove what the first has not finished."""
+    before = digests(caches)
+    unfinished = caches / "small" / "shards.train" / "00000.tmp"
+    unfinished.touch()
+    lock = caches / "small" / "cache.lock"
+    with alone(lock, ""), pytest.raises(PlugError, match="another run is caching into .*process"):
+        cache(small, caches, overwrite=True)
+    assert unfinished.exists()
+    unfinished.unlink()
+    assert digests(caches) == before
+    cache(small, caches, overwrite=True)
+    assert not lock.exists()

@@ -150,3 +150,9 @@ def test_digests():
 def test_a_threshold_out_of_range(threshold):
     with pytest.raises(PlugError, match="must lie between 0 and 1"):
         Deduplication(threshold)
+
+
+def test_a_threshold_too_close_to_1_is_refused_at_once():
+    assert Deduplication(0.99).bands() == (2, 64)
+    with pytest.raises(PlugError, match=r"0\.995, is too close to 1 .*give 0\.99 or less"):
+        Deduplication(0.995)

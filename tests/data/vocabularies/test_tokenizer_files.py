@@ -142,6 +142,16 @@ REFUSED = [
     ({"tokenizer_config": {"added_tokens_decoder": {"x": 1}}}, "not as transformers writes it"),
     ({"tokenizer_config": {"additional_special_tokens": 7}}, "not as transformers writes it"),
     ({"tokenizer": WHOLE | {"added_tokens": ["x"]}}, "not as transformers writes it"),
+    *(
+        ({"added_tokens": {"[MASK]": number}}, "not as transformers writes it.* is not an id")
+        for number in ("4", 4.0, -31, None, True)
+    ),
+    ({"tokenizer_config": {"added_tokens_decoder": {"-1": "[MASK]"}}}, "-1 is not an id"),
+    (
+        {"tokenizer": WHOLE | {"added_tokens": [{"id": None, "content": "[MASK]"}]}},
+        "None is not an id",
+    ),
+    ({"tokenizer_config": {"additional_special_tokens": [5]}}, "5 is not a token"),
     ({"tokenizer": WHOLE | {"normalizer": []}}, "normalizer of .* has type = null"),
     ({"tokenizer": WHOLE | {"model": []}}, "no model with a vocabulary"),
     ({"tokenizer_config": {"mask_token": "<mask>"}}, 'mask_token = "<mask>".* "\\[MASK\\]" only'),

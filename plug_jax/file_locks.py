@@ -19,7 +19,13 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def alone(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+def alone(
+    path: str | os.PathLike[str],
+    what: str,
+    *,
+    advice: str = "Wait for it, or end it",
+    error: type[PlugError] = PlugError,
+) -> Iterator[None]:
     """Within the context, no other process holds the lock file `path`, which names its holder.
 
     The file is removed at the end. Stores such as gs://, file systems without locks, and
@@ -28,12 +34,17 @@ def alone(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     Args:
         path: the lock file, in an existing directory.
         what: what the other process does, for the message.
+        advice: what to do then.
+        error: the message's class.
 
     Raises:
         PlugError: another process holds it, on any machine that shares the file system.
     """
     name = os.fspath(path)
-    descriptor = None if is_remote(name) else _lock(name, what)
+    try:
+        descriptor = None if is_remote(name) else _lock(name)
+    except _Held as held:
+        raise error(f"{what}: {held}. {advice}") from None
     try:
         yield
     finally:
@@ -43,7 +54,11 @@ def alone(path: str | os.PathLike[str], what: str) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _lock(path: str, what: str) -> int | None:
+class _Held(Exception):
+    """By another process, which it names."""
+
+
+def _lock(path: str) -> int | None:
     """The open lock file, locked and with its holder's name; None if it cannot be created."""
     while True:
         try:
@@ -55,7 +70,7 @@ def _lock(path: str, what: str) -> int | None:
         except BlockingIOError:
             holder = os.pread(descriptor, 4096, 0)
             os.close(descriptor)
-            raise PlugError(f"{what}: {_named(holder)}. Wait for it, or end it") from None
+            raise _Held(_named(holder)) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 os.close(descriptor)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import errno
-import fcntl
-import json
 import os
-import socket
 from collections.abc import Iterator
 from typing import ClassVar
 
 import jax
 from etils import epath
 
+from plug_jax import file_locks
 from plug_jax.atomic_files import is_remote
 from plug_jax.errors import PlugError
 
@@ -22,8 +18,6 @@ LOCK_FILE = "run.lock"
 # Directories and appended files of a run; others are rewritten.
 _DIRECTORIES = ("checkpoints", "tensorboard", "vocabulary")
 _WRITTEN_IN = (*_DIRECTORIES, "metrics.jsonl", LOCK_FILE)
-# Errors of file systems without locks.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 class ModelDirInUse(PlugError):
@@ -56,62 +50,13 @@ def held(model_dir: epath.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def alone(model_dir: epath.Path) -> Iterator[None]:
     """Within the context, no other process writes to an existing MODEL_DIR; see `held`."""
-    if is_remote(model_dir):
+    with file_locks.alone(
+        model_dir / LOCK_FILE,
+        f"MODEL_DIR {model_dir} is in use by another run",
+        advice="Wait for it, end it, or choose another MODEL_DIR",
+        error=ModelDirInUse,
+    ):
         yield
-        return
-    path = os.path.join(model_dir, LOCK_FILE)
-    descriptor = _lock(path)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        os.close(descriptor)
-
-
-def _lock(path: str) -> int:
-    """The open lock file, locked and with its holder's name."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 4096, 0)
-            os.close(descriptor)
-            raise ModelDirInUse(_in_use(os.path.dirname(path), holder)) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(descriptor)
-                raise
-        if _is_at(path, descriptor):
-            break
-        os.close(descriptor)  # of a run that ended and removed it in between
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    this = {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
-    # Only for messages: a full disk is reported by those who must write.
-    with contextlib.suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(this).encode(), 0)
-    return descriptor
-
-
-def _is_at(path: str, descriptor: int) -> bool:
-    """Whether an open file is still the one at that path."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _in_use(model_dir: str, holder: bytes) -> str:
-    try:
-        run = "process {pid} on {host}, since {since}".format(**json.loads(holder))
-    except (ValueError, KeyError, TypeError):  # empty, or not our format
-        run = "it has just started"
-    return (
-        f"MODEL_DIR {model_dir} is in use by another run: {run}. Wait for it, end it, or choose "
-        "another MODEL_DIR"
-    )
 
 
 def _check(model_dir: epath.Path) -> None:

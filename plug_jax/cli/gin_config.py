@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,6 +48,7 @@ def add_arguments(
     """Add --gin_file (repeatable; later files override earlier ones)."""
     parser.add_argument(
         "--gin_file",
+        type=os.path.expanduser,  # a shell leaves ~ alone after =
         action="append",  # after the default, if there is one
         required=required and default is None,
         default=None if default is None else [default],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import gin
@@ -223,6 +224,14 @@ def test_messages(files: list[str], change: list[str], message: str, run: list[s
     kept = [binding for binding in run if binding.partition(" = ")[0] not in changed]
     with pytest.raises(PlugError, match=message):
         configure(files, [*kept, *change])
+
+
+def test_a_file_may_be_in_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = argparse.ArgumentParser()
+    gin_config.add_arguments(parser)
+    args = parser.parse_args(["--gin_file=runs/generate.gin", "--gin_file=~/my.gin"])
+    assert args.gin_file == ["runs/generate.gin", "/home/me/my.gin"]
 
 
 def test_missing_macros_are_all_named() -> None:

@@ -32,6 +32,7 @@ from torch.nn import functional
 from plug_jax.losses import score
 from plug_jax.malloc_tunables import with_tunables
 from plug_jax.ops.attention import dot_product_attention
+from plug_jax.ops.dropout import dropout
 from plug_jax.ops.gelu import gelu
 from plug_jax.ops.linear import add_bias, linear
 
@@ -71,6 +72,12 @@ def operations(sizes: Sizes) -> Iterator[Operation]:
     )
     yield _projection("queries, keys, values", tokens, width, 3 * width)
     yield _attention(sizes)
+    yield _differentiated(
+        "dropout of its weights",
+        lambda weights: dropout(weights, 0.1, jax.random.key(0)),
+        lambda weights: functional.dropout(weights, 0.1),
+        (sizes.rows, width // HEAD_SIZE, sizes.length, sizes.length),
+    )
     yield _projection("attention's output", tokens, width, width)
     yield _projection("MLP's first", tokens, width, 4 * width)
     yield _differentiated("GELU", gelu, functional.gelu, (tokens, 4 * width))

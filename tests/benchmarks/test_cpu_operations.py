@@ -22,15 +22,19 @@ def script():
 
 
 def test_both_compute_the_same(script):
+    """But for dropout, where both drop as often."""
     sizes = script.Sizes(width=128, rows=2, length=16, predictions=8, pieces=50)
     for operation in script.operations(sizes):
-        ours = jax.tree.leaves(operation.ours())
-        theirs = jax.tree.leaves(operation.theirs())
+        ours = [np.asarray(array) for array in jax.tree.leaves(operation.ours())]
+        theirs = [tensor.detach().numpy() for tensor in jax.tree.leaves(operation.theirs())]
         assert len(ours) == len(theirs) > 0
-        for array, tensor in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(
-                array, tensor.detach().numpy(), rtol=1e-4, atol=1e-5, err_msg=operation.name
-            )
+        for mine, other in zip(ours, theirs, strict=True):
+            if "dropout" in operation.name:
+                assert abs(np.mean(mine == 0) - np.mean(other == 0)) < 0.06
+            else:
+                np.testing.assert_allclose(
+                    mine, other, rtol=1e-4, atol=1e-5, err_msg=operation.name
+                )
 
 
 def test_the_table(script, monkeypatch, capsys):
@@ -39,7 +43,7 @@ def test_the_table(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x", "--width", "64", "--rounds", "1", "--round_seconds=0"])
     script.main()
     head, rule, *rows = capsys.readouterr().out.splitlines()
-    assert head.startswith("width 64 | ") and rule.startswith("---") and len(rows) == 10
+    assert head.startswith("width 64 | ") and rule.startswith("---") and len(rows) == 11
     for row in rows:
         ours, theirs, times = (float(cell.split()[0]) for cell in row.split(" | ")[1:])
         assert ours > 0 and theirs > 0 and times > 0

@@ -112,7 +112,7 @@ def vocabularies(tmp_path_factory):
     word_pieces = WordPieceVocabulary(directory / "vocab.txt")
     sentence_pieces = train_sentencepiece(
         [text, "我们去学校。", "天亮了。"] * 20,
-        directory=directory,
+        directory=directory / "sentencepiece",
         vocab_size=40,
         model_type="unigram",
         character_coverage=1.0,

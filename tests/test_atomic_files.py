@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import resource
 from pathlib import Path
 
 import pytest
 
 from plug_jax.atomic_files import write_whole
+from tests.small_disk import largest_file
 
 
 def test_the_old_content_stays_until_the_new_is_on_the_disk(
@@ -42,13 +42,8 @@ def test_what_a_killed_process_left_is_taken_over(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_what_was_there_and_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_whole(path, "old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match=f"{path}'$"):
-            write_whole(path, "x" * 2000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with largest_file(1000), pytest.raises(OSError, match=f"{path}'$"):
+        write_whole(path, "x" * 2000)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "old"}
 
 

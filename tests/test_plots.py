@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from plug_jax import plots
+from tests.small_disk import largest_file
 
 
 def records(values: dict[int, float]) -> list[dict]:
@@ -38,13 +38,8 @@ def test_curves_are_means_over_the_steps_that_all_runs_have(tmp_path: Path, monk
 def test_a_full_disk_leaves_the_earlier_curves(tmp_path: Path) -> None:
     path = tmp_path / "curves.png"
     path.write_text("earlier")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OSError, match=f"{path}'$"):
-            plots.plot_curves({"one": [records({10: 50})]}, "accuracy", path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with largest_file(100), pytest.raises(OSError, match=f"{path}'$"):
+        plots.plot_curves({"one": [records({10: 50})]}, "accuracy", path)
     assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {path.name: "earlier"}
 
 

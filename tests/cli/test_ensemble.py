@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from plug_jax.clue.records import TextRecord
 from plug_jax.downstream.text_format import TextFormat
 from plug_jax.finetuning.runs import FineTunedRun
 from tests.finetuning.test_ensembles import Records, of_labels, run
+from tests.small_disk import largest_file
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +48,8 @@ def test_a_full_disk_is_one_line_after_the_report(
 ) -> None:
     report = tmp_path / "report.json"
     report.write_text("of another day")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
+    with largest_file(100):
         status = main(["ensemble", "--runs", "~/x/*", "--output", str(report), "--json"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     out, err = capsys.readouterr()
     assert (status, err) == (2, f"plug-jax: error: File too large: {report}\n")
     assert json.loads(out)["best_single"] == 100

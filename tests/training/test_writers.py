@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +20,7 @@ from plug_jax.training.writers import (
     read_summary,
     write_summary,
 )
+from tests.small_disk import largest_file
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x03\0\0\0\x02"  # how one of 3 x 2 begins
 
@@ -159,17 +157,6 @@ def test_a_summary_that_is_none_is_as_if_it_were_not_there(tmp_path: Path, conte
     assert read_summary(epath.Path(tmp_path)) == {"step": 3, "metrics": {"loss": 1.0}}
 
 
-@contextlib.contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """No file grows beyond `size` bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_what_a_full_disk_refuses_is_written_when_it_has_space(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,7 +164,7 @@ def test_what_a_full_disk_refuses_is_written_when_it_has_space(
     writer.write(1, "train", {"loss": 1})
     writer.sync()
     size = (tmp_path / METRICS_FILE).stat().st_size
-    with full_disk(size + 20), caplog.at_level(logging.WARNING):
+    with largest_file(size + 20), caplog.at_level(logging.WARNING):
         for step in (2, 3):
             writer.write(step, "train", {"loss": step})
         with pytest.raises(OSError, match=METRICS_FILE):

@@ -29,6 +29,7 @@ import optax
 import torch
 from torch.nn import functional
 
+from plug_jax.cpu_cores import cores
 from plug_jax.losses import score
 from plug_jax.malloc_tunables import with_tunables
 from plug_jax.ops.attention import dot_product_attention
@@ -218,7 +219,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.width < HEAD_SIZE or args.width % HEAD_SIZE:
         parser.error(f"--width must be a multiple of {HEAD_SIZE}, not {args.width}")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     print(f"width {args.width} | ours, ms | PyTorch, ms | our speed\n--- | ---: | ---: | ---:")
     for operation in operations(Sizes(args.width)):
         ours, theirs = seconds(operation, args.rounds, args.round_seconds)

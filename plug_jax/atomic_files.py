@@ -32,11 +32,10 @@ def write_whole(
     if is_remote(name):
         epath.Path(name).write_bytes(data)
         return
-    part = f"{name}.{uuid.uuid4().hex}.tmp" if shared else f"{name}.tmp"
     # /dev/stdout cannot be renamed over, and the superuser could replace /dev/null.
     special = os.path.exists(name) and not os.path.isfile(name)
-    if special:
-        part = name
+    own = f".{uuid.uuid4().hex}" if shared else ""
+    part = name if special else f"{name}{own}.tmp"
     try:
         with open(part, "wb") as file:
             file.write(data)

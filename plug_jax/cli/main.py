@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Status 0 on success, else what the command returns; 2 for a user's mistake (an unknown command,
     or a `PlugError`, whose message goes to standard error and whose class may have another status)
     and for a file error of the system; 130 on Ctrl-C, 143 on SIGTERM, 141 (quietly) when nobody
-    reads standard output any more. `--help`, `--version` and
-    argparse's errors raise `SystemExit`.
+    reads standard output any more. `--help`, `--version` and argparse's errors raise `SystemExit`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     quiet_tensorflow()

@@ -1,7 +1,7 @@
 """Dropout whose random numbers are cheap on CPUs.
 
 They are those of jax.random with its default keys, threefry. Its loop over rounds, which JAX keeps
-on CPUs to compile faster, goes through memory in each round: with Flax's dropout that was a fifth
+on CPUs to compile faster, goes through memory in each round: with Flax's dropout that was a ninth
 of a small model's step. Here the rounds are written out, so XLA fuses them with what uses them.
 """
 

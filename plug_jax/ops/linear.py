@@ -1,9 +1,10 @@
 """A matmul whose gradient is fast on XLA's CPU backend.
 
 A weight's gradient contracts activations and their gradients over all tokens. For this, XLA's CPU
-backend copies one of them transposed, by default often the wider one, or uses a slower kernel. Here
-the narrower one is transposed, and then the result, which is no larger than the weight. On other
-devices it is lax.dot_general.
+backend copies one of them transposed, by default often the wider one, or uses a slower kernel. Its
+fastest kernel contracts the first axes of two matrices, the narrower one on the left. So here all
+tokens are one axis, and the result, which is no larger than the weight, is transposed if need be.
+With several devices it is lax.dot_general, since tokens may be sharded along two axes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from plug_jax.ops.platform import target_platform
+from plug_jax.ops.platform import on_one_cpu, target_platform
 
 # ((contracted axes of x, of the weight), ((), ())), as lax.dot_general has them.
 DimensionNumbers = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[()], tuple[()]]]
@@ -43,7 +44,7 @@ def linear(
     (of_x, of_weight), batch = dimension_numbers
     assert precision is None and tuple(map(tuple, batch)) == ((), ())
     contracted = tuple(of_x), tuple(of_weight)
-    product = _linear if target_platform() == "cpu" else _product
+    product = _linear if on_one_cpu() else _product
     return product(x, weight, contracted, preferred_element_type)
 
 
@@ -71,19 +72,20 @@ def _weight_gradient(
     x: jax.Array, weight: jax.Array, gradient: jax.Array, contracted: Any, dtype: Any
 ) -> jax.Array:
     of_x, of_weight = contracted
-    tokens = tuple(axis for axis in range(x.ndim) if axis not in of_x)
+    tokens = [axis for axis in range(x.ndim) if axis not in of_x]
     features = [axis for axis in range(weight.ndim) if axis not in of_weight]
     inputs = [of_weight[of_x.index(axis)] for axis in sorted(of_x)]  # in x's order
-    first, second = (x, tokens), (gradient, tuple(range(len(tokens))))
+    shape = [weight.shape[axis] for axis in inputs], [weight.shape[axis] for axis in features]
+    count = math.prod(x.shape[axis] for axis in tokens)
+    first = jnp.transpose(x, tokens + sorted(of_x)).reshape(count, math.prod(shape[0]))
+    second = gradient.reshape(count, math.prod(shape[1]))
     axes = inputs + features  # of the weight, in the product's order
-    if math.prod(weight.shape[a] for a in inputs) > math.prod(weight.shape[a] for a in features):
+    if first.shape[1] > second.shape[1]:
         first, second, axes = second, first, features + inputs
     product = lax.dot_general(
-        first[0],
-        second[0],
-        ((first[1], second[1]), ((), ())),
-        preferred_element_type=dtype,
+        first, second, (((0,), (0,)), ((), ())), preferred_element_type=dtype
     ).astype(weight.dtype)
+    product = product.reshape([weight.shape[axis] for axis in axes])
     if axes == sorted(axes):
         return product
     # Otherwise XLA would merge this into one product that transposes the wider one.

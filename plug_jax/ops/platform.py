@@ -1,4 +1,4 @@
-"""The platform that a program is traced for."""
+"""The devices that a program is traced for."""
 
 from __future__ import annotations
 
@@ -12,3 +12,10 @@ def target_platform() -> str:
         return jax.default_backend()
     platform: str = mesh.abstract_device.platform
     return platform
+
+
+def on_one_cpu() -> bool:
+    """Whether it is for a single CPU device, so that no array is sharded."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = jax.device_count() if mesh.empty else mesh.size
+    return target_platform() == "cpu" and devices == 1

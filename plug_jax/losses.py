@@ -5,6 +5,7 @@ Axis letters: B rows, P predictions per row, M model, V vocabulary (possibly sha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,16 +65,18 @@ def chunked_score(
         project: [B,C,M] -> logits [B,C,V], any number of positions C.
         hidden: [B,P,M].
         labels: int32 [B,P].
-        chunk: positions per row; 0, or at least P: all at once.
+        chunk: positions per row, at most: chunks are of equal size. 0, or at least P: all at once.
     """
     length = labels.shape[1]
     if not 0 < chunk < length:
         return score(project(hidden), labels)
-    padding = -length % chunk
+    count = math.ceil(length / chunk)
+    chunk = math.ceil(length / count)
+    padding = count * chunk - length
 
     def split(x: jax.Array) -> jax.Array:  # [B,P,...] -> [P / chunk, B, chunk, ...]
         x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(x.shape[0], count, chunk, *x.shape[2:]).swapaxes(0, 1)
 
     def join(x: jax.Array) -> jax.Array:
         return x.swapaxes(0, 1).reshape(labels.shape[0], -1)[:, :length]

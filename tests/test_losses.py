@@ -79,6 +79,13 @@ def test_no_more_logits_are_held_than_the_chunk_s(problem):
     assert not any(np.prod(s) >= 4 * 10 * 24 for s in shapes)
 
 
+def test_chunks_are_of_equal_size(problem):
+    """10 positions in chunks of at most 8 are two of 5, without padding."""
+    jaxpr = jax.make_jaxpr(lambda *a: total(*a, 8)[0])(*problem)
+    shapes = {tuple(v.aval.shape) for v in _variables(jaxpr.jaxpr)}
+    assert {s[1] for s in shapes if len(s) == 3 and s[2] == 24} == {5}
+
+
 def _variables(jaxpr):
     for equation in jaxpr.eqns:
         yield from equation.outvars

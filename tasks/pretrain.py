@@ -17,13 +17,14 @@ import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Unpack
+from typing import Unpack
 
 import seqio
 
 from plug_jax.data.pipeline.batched_task import BatchedMixture, BatchedTask
 from plug_jax.data.preprocessors.documents import CleaningStep
-from plug_jax.data.sources.text_source import FileFormat, TextSource
+from plug_jax.data.sources.files import Format, source_of_files
+from plug_jax.data.sources.text_source import DEFAULT_TEXT_KEY
 from plug_jax.data.sources.tfds_source import TfdsSource, Wiki40bMarkup
 from plug_jax.data.sources.token_source import TokenSource
 from plug_jax.data.vocabularies.vocabulary import (
@@ -57,7 +58,6 @@ __all__ = [
 ]
 
 Paths = str | Sequence[str]
-Format = FileFormat | Literal["tokens"]
 
 # Chinese TFDS data by task name: the dataset, and its split for each of ours.
 _TFDS = {
@@ -80,16 +80,18 @@ def structbert_text(
     validation_files: Paths | None,
     vocabulary: str | None,
     file_format: Format = "lines",
+    text_key: str = DEFAULT_TEXT_KEY,
     cleaning: Sequence[CleaningStep] = (),
     name: str = "structbert_text",
     **options: Unpack[StructBertOptions],
 ) -> str:
     """Register a stage-1 task over files and return its name.
 
-    Formats are those of `TextSource`, and "tokens" for a `TokenSource`; options are those of
-    `structbert_task`: `max_length`, `mask_rate`, `shuffle_rate`, `shuffle_window`.
+    Formats are those of `TextSource`, and "tokens" for a `TokenSource`; `text_key` is the field of
+    JSON lines that holds the text; options are those of `structbert_task`: `max_length`,
+    `mask_rate`, `shuffle_rate`, `shuffle_window`.
     """
-    source = _files(train_files, validation_files, file_format)
+    source = _files(train_files, validation_files, file_format, text_key)
     return add_structbert(name, source, _load(vocabulary), cleaning=cleaning, **options).name
 
 
@@ -100,6 +102,7 @@ def palm_text(
     validation_files: Paths | None,
     vocabulary: str | None,
     file_format: Format = "lines",
+    text_key: str = DEFAULT_TEXT_KEY,
     cleaning: Sequence[CleaningStep] = (),
     name: str = "palm_text",
     **options: Unpack[PalmOptions],
@@ -109,7 +112,7 @@ def palm_text(
     Options are those of `palm_task`: `min_length`, `max_length`, `mask_rate`,
     `close_at_document_end_only`, `sentence_end_probability`.
     """
-    source = _files(train_files, validation_files, file_format)
+    source = _files(train_files, validation_files, file_format, text_key)
     return add_palm(name, source, _load(vocabulary), cleaning=cleaning, **options).name
 
 
@@ -163,6 +166,7 @@ def structbert_mixture(
     validation_files: Mapping[str, Paths] | None,
     vocabulary: str | None,
     file_format: Format | Mapping[str, Format] = "lines",
+    text_key: str | Mapping[str, str] = DEFAULT_TEXT_KEY,
     cleaning: Sequence[CleaningStep] = (),
     name: str = "structbert_mixture",
     **options: Unpack[StructBertOptions],
@@ -178,6 +182,7 @@ def structbert_mixture(
       validation_files: the same, or None.
       vocabulary: its path.
       file_format: one for all domains, or by domain; see `structbert_text`. Tokens are not cleaned.
+      text_key: one for all domains of JSON lines, or by domain, where it is not "text".
       cleaning: steps of `plug_jax.data.preprocessors.cleaning` for all domains of text.
       name: of the mixture.
       options: those of `structbert_text`, for all domains.
@@ -185,7 +190,7 @@ def structbert_mixture(
     Raises:
       PlugError: domains that differ between the arguments, or a rate that is not above 0.
     """
-    sources = _domains(rates, train_files, validation_files, file_format)
+    sources = _domains(rates, train_files, validation_files, file_format, text_key)
     add = functools.partial(add_structbert, vocabulary=_load(vocabulary), **options)
     return _mixture(name, rates, sources, add, cleaning)
 
@@ -198,6 +203,7 @@ def palm_mixture(
     validation_files: Mapping[str, Paths] | None,
     vocabulary: str | None,
     file_format: Format | Mapping[str, Format] = "lines",
+    text_key: str | Mapping[str, str] = DEFAULT_TEXT_KEY,
     cleaning: Sequence[CleaningStep] = (),
     name: str = "palm_mixture",
     **options: Unpack[PalmOptions],
@@ -208,17 +214,19 @@ def palm_mixture(
     is dropped as "document_too_short": poems of four or eight lines have 24 to 64 including
     punctuation. So join several poems into one document, or lower `min_length`.
     """
-    sources = _domains(rates, train_files, validation_files, file_format)
+    sources = _domains(rates, train_files, validation_files, file_format, text_key)
     add = functools.partial(add_palm, vocabulary=_load(vocabulary), **options)
     return _mixture(name, rates, sources, add, cleaning)
 
 
-def _files(train: Paths | None, validation: Paths | None, file_format: Format) -> seqio.DataSource:
+def _files(
+    train: Paths | None, validation: Paths | None, file_format: Format, text_key: str
+) -> seqio.DataSource:
     if train is None:
         raise _not_set("TRAIN_FILES")
-    if file_format == "tokens":
-        return TokenSource(train=train, validation=validation)
-    return TextSource(train=train, validation=validation, file_format=file_format)
+    return source_of_files(
+        train=train, validation=validation, file_format=file_format, text_key=text_key
+    )
 
 
 def _load(vocabulary: str | None) -> PlugVocabulary:
@@ -247,6 +255,7 @@ def _domains(
     train: Mapping[str, Paths],
     validation: Mapping[str, Paths] | None,
     file_format: Format | Mapping[str, Format],
+    text_key: str | Mapping[str, str],
 ) -> dict[str, seqio.DataSource]:
     """The source of each domain."""
     formats = dict.fromkeys(rates, file_format) if isinstance(file_format, str) else file_format
@@ -263,7 +272,22 @@ def _domains(
     for domain, rate in rates.items():
         if not 0 < rate < float("inf"):
             raise PlugError(f"The rate of {domain!r} in the mixture is {rate}; it must be above 0.")
-    return {name: _files(train[name], held_out[name], formats[name]) for name in rates}
+    keys = _text_keys(formats, text_key)
+    return {name: _files(train[name], held_out[name], formats[name], keys[name]) for name in rates}
+
+
+def _text_keys(
+    formats: Mapping[str, Format], text_key: str | Mapping[str, str]
+) -> Mapping[str, str]:
+    """The key of each domain; those without JSON lines have the default, or are refused later."""
+    if isinstance(text_key, str):
+        of_json = [domain for domain, format_ in formats.items() if format_ == "jsonl"]
+        text_key = dict.fromkeys(of_json or formats, text_key)
+    if unknown := sorted(set(text_key) - set(formats)):
+        raise PlugError(
+            f"The text_key of the mixture names {', '.join(unknown)}, which its rates lack."
+        )
+    return dict.fromkeys(formats, DEFAULT_TEXT_KEY) | dict(text_key)
 
 
 def _mixture(

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tensorflow_import": set(),
     "named_modules": set(),
     "config": set(),
-    "losses": set(),
+    "losses": {"ops"},
     "metrics": set(),
     "partitioning": {"config"},
     "ops": set(),

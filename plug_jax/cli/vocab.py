@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from plug_jax.cli import text_files
 from plug_jax.errors import PlugError
 
 if TYPE_CHECKING:
@@ -50,19 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the text's characters that get pieces (default: 1 for char, else 0.9995; "
         "not for wordpiece)",
     )
-    parser.add_argument(
-        "--format",
-        choices=("lines", "paragraphs", "jsonl"),
-        default="lines",
-        help="one document per line (the default), documents separated by blank lines, or JSON "
-        "lines",
-    )
-    parser.add_argument(
-        "--text_key",
-        default="text",
-        metavar="KEY",
-        help="field of the JSON lines that holds the text",
-    )
+    text_files.add_arguments(parser)
     parser.add_argument(
         "--max_sentences",
         type=int,
@@ -115,6 +104,9 @@ def _check(args: argparse.Namespace) -> None:
             if getattr(args, option) is None:
                 raise PlugError(f"--model_type {args.model_type} needs --{option}")
         return
+    for option in ("format", "text_key"):
+        if getattr(args, option) is not None and not (args.input or args.held_out):
+            raise PlugError(f"--{option} goes with --input or --held_out")
     for option in ("character_coverage", "max_sentences"):
         if getattr(args, option) is not None:
             raise PlugError(f"--{option} is for SentencePiece, not for --model_type wordpiece")
@@ -160,9 +152,8 @@ def _documents(args: argparse.Namespace, files: Sequence[str]) -> Iterator[str]:
 
     from plug_jax.data.autotuning import without_autotuning
     from plug_jax.data.pipeline.file_checks import check_source
-    from plug_jax.data.sources.text_source import TextSource
 
-    source = TextSource(train=files, file_format=args.format, text_key=args.text_key)
+    source = text_files.source_of(args, files)
     check_source(source, "train", "the text")
     dataset = without_autotuning(source.get_dataset("train", shuffle=False))
     columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"))

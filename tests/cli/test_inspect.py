@@ -340,7 +340,12 @@ def test_options_that_do_not_go_together(refused, capsys):
     assert "--module registers tasks" in refused(
         "--input", "a.txt", "--stage", "1", "--module", "tasks.demo"
     )
-    for option in (("--stage", "1"), ("--vocabulary", "v"), ("--format", "jsonl")):
+    for option in (
+        ("--stage", "1"),
+        ("--vocabulary", "v"),
+        ("--format", "jsonl"),
+        ("--text_key", "k"),
+    ):
         assert f"{option[0]} goes with --input" in refused("--task", "some", *option)
     assert "--json needs --task or --input" in refused("--list", "--json")
     assert "no directory" in refused("--task", "some", "--report", "/no_such_directory/a.html")

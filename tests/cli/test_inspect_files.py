@@ -33,6 +33,18 @@ def test_records_of_tokens(vocabulary, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["examples"] >= 20
 
 
+def test_the_field_of_json_lines_is_named(vocabulary, tmp_path, capsys):
+    save_vocabulary(vocabulary, tmp_path)
+    line = json.dumps({"content": "天地人你我，天地人。" * 20}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_text(f"{line}\n" * 20)
+    files = ["--input", str(tmp_path / "a.jsonl"), "--vocabulary", str(tmp_path), "--stage", "2"]
+    options = ["--format", "jsonl", "--text_key", "content", "--json"]
+    assert main(["inspect", *files, *options]) == 0
+    assert json.loads(capsys.readouterr().out)["examples"] >= 20
+    assert main(["inspect", *files, "--text_key", "content"]) == 2
+    assert "'content' is for JSON lines, but the file format is 'lines'" in capsys.readouterr().err
+
+
 def test_a_file_that_cannot_be_read_is_found_first(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("天地人你我，天地人。\n" * 20)
     (tmp_path / "z.txt").symlink_to(tmp_path / "gone.txt")

@@ -266,6 +266,13 @@ def test_reads_the_other_formats(tmp_path, capsys):
     assert "left out: 1 (missing_text_key)\n" in capsys.readouterr().out
 
 
+def test_formats_without_files_are_refused(tmp_path, capsys):
+    arguments = ["vocab", "--model_type", "wordpiece", "--output", str(tmp_path)]
+    for option in (("--format", "jsonl"), ("--text_key", "content")):
+        assert main.main([*arguments, *option]) == 2
+        assert f"{option[0]} goes with --input or --held_out" in capsys.readouterr().err
+
+
 def test_several_inputs_and_globs(tmp_path):
     for name, text in (("a.txt", "一一一"), ("b.txt", "二二"), ("c.md", "三")):
         (tmp_path / name).write_text(text, encoding="utf-8")

@@ -75,7 +75,7 @@ def test_cache(name, tmp_path, tuned):
 
 
 def test_vocab(files, tuned):
-    args = argparse.Namespace(format="lines", text_key="text")
+    args = argparse.Namespace(format=None, text_key=None)
     assert len(list(vocab._documents(args, files))) == 40
     assert tuned and not any(tuned)
 

@@ -250,7 +250,7 @@ def test_evaluation_reads_every_domain_wholly(domains):
 
 def test_a_mixture_for_stage_1_of_several_formats(domains, tmp_path):
     (tmp_path / "qa.jsonl").write_text(
-        '{"text": "' + "你" * 40 + '。我我"}\n' * 3, encoding="utf-8"
+        '{"content": "' + "你" * 40 + '。我我"}\n' * 3, encoding="utf-8"
     )
     train = {"news": domains["train_files"]["news"], "qa": str(tmp_path / "qa.jsonl")}
     name = pretrain.structbert_mixture(
@@ -259,6 +259,7 @@ def test_a_mixture_for_stage_1_of_several_formats(domains, tmp_path):
         validation_files=None,
         vocabulary=domains["vocabulary"],
         file_format={"news": "lines", "qa": "jsonl"},
+        text_key={"qa": "content"},
         cleaning=[MinLength(10)],
         max_length=24,
     )
@@ -268,6 +269,7 @@ def test_a_mixture_for_stage_1_of_several_formats(domains, tmp_path):
         validation_files=None,
         vocabulary=domains["vocabulary"],
         file_format={"news": "lines", "qa": "jsonl"},
+        text_key="content",  # of all that have fields
     )
     assert again == name  # replacing it
     mixture = seqio.get_mixture_or_task(name)
@@ -283,6 +285,10 @@ def test_a_mixture_for_stage_1_of_several_formats(domains, tmp_path):
         ({"train_files": {"news": "a"}}, "rates and train_files differ in poems:"),
         ({"validation_files": {"news": "a"}}, "rates and validation_files differ in poems:"),
         ({"file_format": {"news": "lines"}}, "rates and file_format differ in poems:"),
+        ({"text_key": {"songs": "k"}}, "text_key of the mixture names songs, which its rates lack"),
+        ({"text_key": {"news": "k"}}, "'k' is for JSON lines, but the file format is 'lines'"),
+        ({"text_key": "k"}, "'k' is for JSON lines, but the file format is 'lines'"),
+        ({"text_key": "k", "file_format": "tokens"}, "'k' is for JSON lines; files of tokens"),
         ({"rates": {"news": 1, "poems": 0}}, "rate of 'poems' in the mixture is 0"),
         ({"rates": {"news": float("nan"), "poems": 1}}, "rates must be a dict"),
         ({"rates": {}, "train_files": {}}, "has no domain"),

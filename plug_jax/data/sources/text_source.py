@@ -25,6 +25,8 @@ _LONE_RETURN = re.compile(rb"\r(?![\r\n]|$)")  # CR CR LF, or a piece's end, may
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Marks the end of a file: no line contains it, and it counts as blank.
 _END = "\n"
+DEFAULT_TEXT_KEY = "text"
+
 # Lines processed together: a function call costs tf.data more than processing a line.
 _LINES_A_STEP = 64
 _BYTES_A_READ = 1 << 16
@@ -76,7 +78,7 @@ class TextSource(FileSource):
         train: Paths,
         validation: Paths | None = None,
         file_format: FileFormat = "lines",
-        text_key: str = "text",
+        text_key: str = DEFAULT_TEXT_KEY,
     ) -> None:
         """Describes the files; none is opened yet.
 
@@ -84,12 +86,17 @@ class TextSource(FileSource):
           train: path, glob or a list of these (on any file system of tf.io.gfile, such as gs://).
           validation: the same for the validation split; None for a source without one.
           file_format: "lines", "paragraphs" or "jsonl".
-          text_key: the key of the document in each JSON object.
+          text_key: the key of the document in each JSON object; only for "jsonl".
         """
         formats = get_args(FileFormat)
         if file_format not in formats:
             raise PlugError(
                 f"Unknown file format {file_format!r}: use one of {', '.join(formats)}."
+            )
+        if text_key != DEFAULT_TEXT_KEY and file_format != "jsonl":
+            raise PlugError(
+                f"The text key {text_key!r} is for JSON lines, but the file format is "
+                f"{file_format!r}: choose 'jsonl', or leave the key out."
             )
         read = functools.partial(_read, file_format=file_format, text_key=text_key)
         self._splits_with_text: set[str] = set()

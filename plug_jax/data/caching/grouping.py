@@ -23,8 +23,9 @@ from plug_jax.data.caching.shards import EXACT, KEPT, NEAR, ShardWork, load_arra
 
 _PARTITIONS = 256  # of the keys; documents with equal keys share one
 
-# Columns of an array of documents, uint64 [n, 4]: the grouping key, then the document id.
-_KEY, _SHARD, _NUMBER = slice(0, 2), 2, 3
+# Columns of an array of documents, uint64 [n, 4]: the grouping key, whose second half is a hash,
+# then the document id.
+_KEY, _HASH, _SHARD, _NUMBER = slice(0, 2), 1, 2, 3
 
 Keyed = tuple[int, np.ndarray]  # by partition or by shard
 
@@ -36,11 +37,9 @@ class Pass:
     number: int = 0
     of: int = 1
 
-    def select(self, documents: np.ndarray) -> np.ndarray:
-        """The documents of this pass: uint64 [n, 4] to [n', 4]."""
-        if self.of == 1:
-            return documents
-        return documents[_partition(documents) % np.uint64(self.of) == self.number]
+    def has(self, hashes: np.ndarray) -> np.ndarray:
+        """Whether this pass groups the documents with these hashes: uint64 [n] to bool [n]."""
+        return _partition(hashes) % np.uint64(self.of) == self.number
 
 
 def passes(documents: int, at_once: int) -> list[Pass]:
@@ -88,7 +87,8 @@ def group_similar(pipeline: beam.Pipeline, work: ShardWork, share: Pass) -> None
 def _keyed_by_digest(index: int, *, work: ShardWork, share: Pass) -> Iterator[Keyed]:
     keys = load_array(_path(work, index, "digests")).view("<u8")
     places = np.stack([np.full(len(keys), index), np.arange(len(keys))], axis=1)
-    yield from _by_partition(share.select(np.concatenate([keys, places.astype(np.uint64)], axis=1)))
+    documents = np.concatenate([keys, places.astype(np.uint64)], axis=1)
+    yield from _by_partition(documents[share.has(documents[:, _HASH])])
 
 
 def _later_of_equal(group: tuple[int, Iterable[np.ndarray]]) -> Iterator[Keyed]:
@@ -101,14 +101,24 @@ def _later_of_equal(group: tuple[int, Iterable[np.ndarray]]) -> Iterator[Keyed]:
 def _keyed_by_band(
     index: int, *, work: ShardWork, share: Pass, bands: int, rows: int
 ) -> Iterator[Keyed]:
-    signatures = load_array(_path(work, index, "signatures"))
-    equal = _load(work, index, "equal", 1)
-    numbers = np.setdiff1d(np.arange(len(signatures)), equal)
-    keys = deduplication.band_keys(signatures[numbers], bands, rows)
-    for band in range(bands):
-        columns = [np.full(len(numbers), band), keys[:, band], np.full(len(numbers), index)]
-        documents = np.stack([column.astype(np.uint64) for column in [*columns, numbers]], axis=1)
-        yield from _by_partition(share.select(documents))
+    path = _path(work, index, "bands")
+    if share.number == 0:
+        signatures = load_array(_path(work, index, "signatures"))
+        equal = _load(work, index, "equal", 1)
+        unequal = np.setdiff1d(np.arange(len(signatures)), equal)
+        keys = deduplication.band_keys(signatures[unequal], bands, rows)
+        table = np.stack([*keys.T, unequal.astype(np.uint64)])
+        if share.of > 1:  # a pass that hashed all signatures anew would cost eight times as much
+            save_array(path, table)
+    else:
+        table = load_array(path)
+    *hashes_by_band, numbers = table
+    for band, hashes in enumerate(hashes_by_band):
+        here = np.flatnonzero(share.has(hashes))
+        documents = np.empty((len(here), 4), np.uint64)
+        documents[:, 0], documents[:, _HASH] = band, hashes[here]
+        documents[:, _SHARD], documents[:, _NUMBER] = index, numbers[here]
+        yield from _by_partition(documents)
 
 
 def _sharing_a_band(group: tuple[int, Iterable[np.ndarray]]) -> Iterator[Keyed]:
@@ -143,12 +153,11 @@ def _similar_pairs(
 
 
 def _by_partition(documents: np.ndarray) -> Iterator[Keyed]:
-    return _split(documents, _partition(documents))
+    return _split(documents, _partition(documents[:, _HASH]))
 
 
-def _partition(documents: np.ndarray) -> np.ndarray:
-    """By their keys, uint64 [n, 4] to [n]."""
-    return documents[:, 1] % np.uint64(_PARTITIONS)
+def _partition(hashes: np.ndarray) -> np.ndarray:
+    return hashes % np.uint64(_PARTITIONS)
 
 
 def _split(documents: np.ndarray, keys: np.ndarray) -> Iterator[Keyed]:
@@ -219,6 +228,6 @@ def decide_fates(work: ShardWork) -> None:
 def remove_sketches(work: ShardWork) -> None:
     """Removes files that are not needed once the fates are known."""
     for index in range(work.files.shards):
-        for name in ("digests", "signatures", "equal", "similar"):
+        for name in ("digests", "signatures", "bands", "equal", "similar"):
             if tf.io.gfile.exists(_path(work, index, name)):
                 tf.io.gfile.remove(_path(work, index, name))

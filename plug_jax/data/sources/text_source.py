@@ -20,13 +20,12 @@ from plug_jax.errors import PlugError
 _log = logging.getLogger(__name__)
 
 FileFormat = Literal["lines", "paragraphs", "jsonl"]
+DEFAULT_TEXT_KEY = "text"
 
 _LONE_RETURN = re.compile(rb"\r(?![\r\n]|$)")  # CR CR LF, or a piece's end, may be a line's end
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Marks the end of a file: no line contains it, and it counts as blank.
 _END = "\n"
-DEFAULT_TEXT_KEY = "text"
-
 # Lines processed together: a function call costs tf.data more than processing a line.
 _LINES_A_STEP = 64
 _BYTES_A_READ = 1 << 16

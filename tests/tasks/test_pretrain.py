@@ -279,6 +279,22 @@ def test_a_mixture_for_stage_1_of_several_formats(domains, tmp_path):
     assert set(found) == {"qa"}
 
 
+def test_json_lines_without_the_field(vocabulary, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"content": "你我"}\n')
+    name = pretrain.structbert_text(
+        train_files=str(path),
+        validation_files=None,
+        vocabulary=vocabulary,
+        file_format="jsonl",
+        name="without_the_field",
+    )
+    config = pipeline.DatasetConfig(name, {"encoder": 64}, "train", 4, False, 0)
+    reset_counts()
+    with pytest.raises(PlugError, match="missing_text_key 1. Name the field .* in TEXT_KEY"):
+        next(pipeline.make_iterator(config))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

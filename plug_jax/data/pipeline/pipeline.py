@@ -306,9 +306,11 @@ def _check_examples(config: DatasetConfig, rows: _Rows, stream: seqio.ShardInfo)
 
 def _no_examples(name: str, config: DatasetConfig, stream: seqio.ShardInfo) -> PlugError:
     where = f" for data stream {stream.index} of {stream.num_shards}"
-    drops = ", ".join(f"{reason} {n}" for reason, n in sorted(drop_counts().items()))
+    dropped = drop_counts()
+    drops = ", ".join(f"{reason} {n}" for reason, n in sorted(dropped.items()))
+    hint = " Name the field that has the text in TEXT_KEY." if "missing_text_key" in dropped else ""
     return PlugError(
         f"{name!r} gives no example in split {config.split!r}"
         f"{where if stream.num_shards > 1 else ''}. Dropped on the way: "
-        f"{drops or 'nothing, so its source is empty'}."
+        f"{drops or 'nothing, so its source is empty'}.{hint}"
     )

@@ -127,6 +127,12 @@ def test_gin_settings_of_a_command_that_has_options_alone(command, message, caps
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--format=jsonl", "--text_key=content"])
+def test_a_format_of_no_files(option, capsys):
+    assert main(["bench", "data", option]) == 2
+    assert f"{option.partition('=')[0]} goes with --input" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", ["0", "-1", str(2**31), "1.5", "9" * 5000])
 @pytest.mark.parametrize(
     "command",

@@ -138,8 +138,10 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
 
     from plug_jax.benchmarks import python_sampler
     from plug_jax.benchmarks.data import in_memory, measure_resuming, measure_task
+    from plug_jax.data.drops import drop_counts, why_nothing_is_left
     from plug_jax.data.pipeline.pipeline import DatasetConfig
     from plug_jax.data.sources.demo_corpus import write_corpus
+    from plug_jax.data.sources.file_source import name_some
     from plug_jax.data.sources.text_source import TextSource
     from plug_jax.data.vocabularies.vocabulary import default_vocabulary, load_vocabulary
     from plug_jax.tasks.pretrain import add_palm, add_structbert
@@ -153,7 +155,10 @@ def _measure(args: argparse.Namespace, directory: str) -> dict[str, Any]:
     vocabulary = load_vocabulary(args.vocabulary) if args.vocabulary else default_vocabulary()
     documents = in_memory(source, vocabulary)
     if len(documents) < 2:
-        raise PlugError(f"{files} holds {len(documents)} documents; measuring needs 2 or more")
+        raise PlugError(
+            f"{name_some(files)} holds {len(documents)} documents; measuring needs 2 or more. "
+            + why_nothing_is_left(drop_counts())
+        )
     cache = os.path.join(directory, "cache")
     seqio.add_global_cache_dirs([cache])
     results: dict[str, Any] = {

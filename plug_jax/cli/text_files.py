@@ -34,5 +34,5 @@ def source_of(args: argparse.Namespace, files: Sequence[str]) -> DataSource:
     return source_of_files(
         train=files,
         file_format=args.format or "lines",
-        text_key=args.text_key or DEFAULT_TEXT_KEY,
+        text_key=DEFAULT_TEXT_KEY if args.text_key is None else args.text_key,
     )

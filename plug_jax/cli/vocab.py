@@ -151,7 +151,9 @@ def _documents(args: argparse.Namespace, files: Sequence[str]) -> Iterator[str]:
     from rich.console import Console
 
     from plug_jax.data.autotuning import without_autotuning
+    from plug_jax.data.drops import drop_counts, why_nothing_is_left
     from plug_jax.data.pipeline.file_checks import check_source
+    from plug_jax.data.sources.file_source import name_some
 
     source = text_files.source_of(args, files)
     check_source(source, "train", "the text")
@@ -162,7 +164,7 @@ def _documents(args: argparse.Namespace, files: Sequence[str]) -> Iterator[str]:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("reading")
-        started, shown, characters = time.monotonic(), 0.0, 0
+        started, shown, characters, number = time.monotonic(), 0.0, 0, 0
         for number, example in enumerate(dataset.as_numpy_iterator(), start=1):
             text = example["text"].decode()
             characters += len(text)
@@ -173,3 +175,7 @@ def _documents(args: argparse.Namespace, files: Sequence[str]) -> Iterator[str]:
                 counts = f"{number:,} documents, {characters:,} characters, {speed:,.0f} per second"
                 bar.update(task, description=f"reading: {counts}")
             yield text
+    if not number:
+        raise PlugError(
+            f"There is no document in {name_some(files)}. {why_nothing_is_left(drop_counts())}"
+        )

@@ -90,6 +90,15 @@ def drop_counts() -> dict[str, int]:
         return dict(_drops)
 
 
+def why_nothing_is_left(drops: Mapping[str, int]) -> str:
+    """For an error: the documents dropped, by reason, and what to do about a missing field."""
+    counts = ", ".join(f"{reason} {n}" for reason, n in sorted(drops.items()))
+    text = f"Dropped on the way: {counts or 'nothing, so the source is empty'}."
+    if "missing_text_key" in drops:
+        text += " Name the field that has the text in TEXT_KEY, or in --text_key."
+    return text
+
+
 def change_counts() -> dict[str, int]:
     """A copy of this process's change counts so far, by step."""
     with _lock:

@@ -9,7 +9,7 @@ import seqio
 
 from plug_jax.data.autotuning import without_autotuning
 from plug_jax.data.caching.files import check_token_files
-from plug_jax.data.drops import reset_counts
+from plug_jax.data.drops import reset_counts, why_nothing_is_left
 from plug_jax.data.pipeline.file_checks import check_source
 from plug_jax.data.task_settings import TaskSettings
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
@@ -118,11 +118,9 @@ class Inspected:
             bounds=self.lengths,
         )
         if not statistics.examples:
-            drops = sorted(statistics.drops.items())
-            why = ", ".join(f"dropped: {reason} {n:,}" for reason, n in drops)
             raise PlugError(
-                f"{self.provider.name!r} gives no example in split {self.split!r}; "
-                + (why or "nothing was dropped: its source is empty")
+                f"{self.provider.name!r} gives no example in split {self.split!r}. "
+                + why_nothing_is_left(statistics.drops)
             )
         return statistics
 

@@ -41,6 +41,11 @@ def test_the_field_of_json_lines_is_named(vocabulary, tmp_path, capsys):
     options = ["--format", "jsonl", "--text_key", "content", "--json"]
     assert main(["inspect", *files, *options]) == 0
     assert json.loads(capsys.readouterr().out)["examples"] >= 20
+    assert main(["inspect", *files, *options[:2]]) == 2
+    said = capsys.readouterr().err
+    assert "missing_text_key 20. Name the field that has the text" in said and "--text_key" in said
+    assert main(["inspect", *files, "--text_key", ""]) == 2
+    assert "'' is for JSON lines" in capsys.readouterr().err
     assert main(["inspect", *files, "--text_key", "content"]) == 2
     assert "'content' is for JSON lines, but the file format is 'lines'" in capsys.readouterr().err
 

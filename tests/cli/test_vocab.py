@@ -266,6 +266,16 @@ def test_reads_the_other_formats(tmp_path, capsys):
     assert "left out: 1 (missing_text_key)\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("options", [["--vocab_size", "30"], ["--model_type", "wordpiece"]])
+def test_no_document_has_the_field(tmp_path, capsys, options):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"content": "天地"}\n')
+    arguments = ["--input", path, "--format", "jsonl", "--output", tmp_path, *options]
+    assert plug_jax_vocab(*arguments) == 2
+    said = capsys.readouterr().err
+    assert "There is no document in " in said and "missing_text_key 1. Name the field" in said
+
+
 def test_formats_without_files_are_refused(tmp_path, capsys):
     arguments = ["vocab", "--model_type", "wordpiece", "--output", str(tmp_path)]
     for option in (("--format", "jsonl"), ("--text_key", "content")):

@@ -291,7 +291,7 @@ def test_json_lines_without_the_field(vocabulary, tmp_path):
     )
     config = pipeline.DatasetConfig(name, {"encoder": 64}, "train", 4, False, 0)
     reset_counts()
-    with pytest.raises(PlugError, match="missing_text_key 1. Name the field .* in TEXT_KEY"):
+    with pytest.raises(PlugError, match=r"missing_text_key 1\. Name the field .* in TEXT_KEY"):
         next(pipeline.make_iterator(config))
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from plug_jax.data.autotuning import without_autotuning
 from plug_jax.data.caching.files import cached_shards, check_cache, check_token_files
-from plug_jax.data.drops import drop_counts
+from plug_jax.data.drops import drop_counts, why_nothing_is_left
 from plug_jax.data.features import Feature, feature_lengths, features_declared
 from plug_jax.data.pipeline.batched_task import BatchedMixture, BatchedTask
 from plug_jax.data.pipeline.batches import BatchIterator
@@ -306,11 +306,7 @@ def _check_examples(config: DatasetConfig, rows: _Rows, stream: seqio.ShardInfo)
 
 def _no_examples(name: str, config: DatasetConfig, stream: seqio.ShardInfo) -> PlugError:
     where = f" for data stream {stream.index} of {stream.num_shards}"
-    dropped = drop_counts()
-    drops = ", ".join(f"{reason} {n}" for reason, n in sorted(dropped.items()))
-    hint = " Name the field that has the text in TEXT_KEY." if "missing_text_key" in dropped else ""
     return PlugError(
         f"{name!r} gives no example in split {config.split!r}"
-        f"{where if stream.num_shards > 1 else ''}. Dropped on the way: "
-        f"{drops or 'nothing, so its source is empty'}.{hint}"
+        f"{where if stream.num_shards > 1 else ''}. {why_nothing_is_left(drop_counts())}"
     )

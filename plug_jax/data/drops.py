@@ -93,7 +93,7 @@ def drop_counts() -> dict[str, int]:
 def why_nothing_is_left(drops: Mapping[str, int]) -> str:
     """For an error: the documents dropped, by reason, and what to do about a missing field."""
     counts = ", ".join(f"{reason} {n}" for reason, n in sorted(drops.items()))
-    text = f"Dropped on the way: {counts or 'nothing, so the source is empty'}."
+    text = f"Dropped on the way: {counts or 'nothing, so its source is empty'}."
     if "missing_text_key" in drops:
         text += " Name the field that has the text in TEXT_KEY, or in --text_key."
     return text

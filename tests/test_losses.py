@@ -1,5 +1,7 @@
 """Cross-entropy: worked examples, and chunks that change only memory use."""
 
+import functools
+
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -91,6 +93,45 @@ def _variables(jaxpr):
         yield from equation.outvars
         for sub in jax.extend.core.jaxprs_in_params(equation.params):
             yield from _variables(sub)
+
+
+@pytest.mark.parametrize("one_cpu", [True, False])
+@pytest.mark.parametrize("predictions", [0, 9, 32, 33, 40])
+def test_positions_without_a_prediction_change_nothing(problem, monkeypatch, predictions, one_cpu):
+    """There is room for 40; up to 32, the other 8 are not scored on one CPU device."""
+    hidden, table, labels = problem
+    weights = jnp.asarray(np.random.default_rng(1).permutation(np.arange(40) < predictions))
+    weights = weights.reshape(4, 10) * 2.0
+
+    def loss(hidden, table, part=losses.score_predictions):
+        scores = part(lambda x, y: losses.score(x @ table.T, y), hidden, labels, weights)
+        return losses.weighted(scores.losses, weights)[0], losses.weighted(scores.hits, weights)[0]
+
+    monkeypatch.setattr(losses, "on_one_cpu", lambda: one_cpu)
+    got, grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, table)
+    every = functools.partial(loss, part=lambda scores_of, x, y, _: scores_of(x, y))
+    want, want_grads = jax.value_and_grad(every, (0, 1), has_aux=True)(hidden, table)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for one, other in zip(grads, want_grads, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_where_nothing_is_predicted_nothing_is_computed(problem, monkeypatch):
+    """Of [4,10] positions the first three quarters are scored, [4,8]; the rest only if needed."""
+    monkeypatch.setattr(losses, "on_one_cpu", lambda: True)
+    hidden, table, labels = problem
+    shapes = []
+
+    def scores_of(hidden, labels):
+        jax.debug.callback(lambda *_: shapes.append(labels.shape), labels)
+        return losses.score(hidden @ table.T, labels)
+
+    for predictions, scored in ((32, [(4, 8)]), (33, [(4, 2), (4, 8)])):
+        weights = jnp.flip(jnp.arange(40) < predictions).reshape(4, 10)
+        losses.score_predictions(scores_of, hidden, labels, weights)
+        jax.effects_barrier()
+        assert sorted(shapes) == scored
+        shapes.clear()
 
 
 def test_a_sharded_vocabulary_is_never_gathered(problem):

@@ -6,6 +6,7 @@ B rows, E encoder length, P predictions per row, M model, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
@@ -184,9 +185,14 @@ class MaskedLM(Objective):
         batch = forward.batch
         positions = batch["prediction_positions"]
         hidden = jnp.take_along_axis(forward.encoded, positions[..., None], axis=1)
-        labels = batch["prediction_labels"]
-        scores = forward.apply("mlm_scores", hidden, labels, chunk=forward.chunk)
-        return scores, batch["prediction_weights"]
+        weights = batch["prediction_weights"]
+        scores = losses.score_predictions(
+            functools.partial(forward.apply, "mlm_scores", chunk=forward.chunk),
+            hidden,
+            batch["prediction_labels"],
+            weights,
+        )
+        return scores, weights
 
     def flops(self, config: PlugConfig, rows: RowShape) -> Mapping[str, int]:
         """The head at the predicted positions: a transform, and the unpadded vocabulary."""

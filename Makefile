@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Worker processes of the tests: one a core, four at most (each imports tensorflow and jax).
 PYTEST_WORKERS ?= auto
-PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist loadfile
+# A worker that dies ends the run: with another in its place, xdist never ends in this mode.
+PYTEST := $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist loadfile --max-worker-restart 0
 AUDIT := .cache/audit
 WHEEL := .cache/wheel
 EMPTY := $(abspath $(WHEEL))/empty
@@ -44,7 +45,7 @@ test-slow: $(VENV)/.installed  ## Run the slow tests, but for those of minutes
 	$(PYTEST) -m 'slow and not long and not parity' $(ARGS)
 
 test-long: $(VENV)/.installed  ## Run the slow tests that take minutes each
-	$(PYTEST) -m long $(ARGS)
+	$(PYTEST) -m long -o faulthandler_timeout=3600 $(ARGS)
 
 test-parity: $(VENV)/.installed-parity  ## Install PyTorch and run the tests that compare with it
 	$(PYTEST) -m parity $(ARGS)

@@ -17,10 +17,12 @@ os.environ["CUDA_VISIBLE_DEVICES"] = (
     "-1"  # tensorflow takes a GPU's memory even if it computes nothing
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# The tests' programs compute almost nothing, so XLA need not optimise them.
+# The tests' programs compute almost nothing, so XLA need not optimise them. It ends the process when
+# a device waits 40 s for the others; eight on two busy cores may have to.
 _XLA_FLAGS = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 if _XLA_FLAGS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_XLA_FLAGS}".strip()

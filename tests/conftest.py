@@ -17,8 +17,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = (
     "-1"  # tensorflow takes a GPU's memory even if it computes nothing
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# The tests' programs compute almost nothing, so XLA need not optimise them. It ends the process when
-# a device waits 40 s for the others; eight on two busy cores may have to.
+# The tests' programs compute almost nothing, so XLA need not optimise them. By default it ends the
+# process when a device waits 40 s for the others, which on two busy cores may happen to eight.
 _XLA_FLAGS = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8"

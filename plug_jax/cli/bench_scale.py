@@ -119,6 +119,9 @@ def _measure(args: argparse.Namespace, directory: Path) -> Results:
             )
     sizes = [args.start, *sorted(args.sizes)]
     missing = [size for size in sizes if not _is_complete(results, size)]
+    if earlier := [f"{size:g}" for size in sizes if size not in missing]:
+        # They may be of other code or of another machine.
+        print(f"{path} has {', '.join(earlier)} GB, not measured again", file=sys.stderr)
     _check_room(directory, max(missing, default=0.0))
     for size in missing:
         of_size = results["sizes"].setdefault(str(size), {})

@@ -202,4 +202,6 @@ def test_the_command_measures_each_part_once(tmp_path: Path, monkeypatch, capsys
     assert main(command(tmp_path)) == 0
     assert measured == ["0.0008GB stream"]
     assert not (tmp_path / "0.0008GB").exists()
-    assert "0 of 281" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "0 of 281" in said.out
+    assert f"{path} has 0.0003 GB, not measured again\n" in said.err

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ EXAMPLE = """examples:
   plug-jax inspect --list
 """
 
-_SHOWN_IN_TERMINAL, _SHOWN_IN_REPORT = 3, 20
+_SHOWN = 3, 20  # examples in the terminal and in a report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num_examples",
         type=int,
         metavar="N",
-        help=f"examples to show ({_SHOWN_IN_TERMINAL}, and {_SHOWN_IN_REPORT} in a report)",
+        help="examples to show ({}, and {} in a report)".format(*_SHOWN),
     )
     add(
         "--rates_over",
@@ -122,51 +122,36 @@ def _check(args: argparse.Namespace) -> None:
 def _inspect(provider: seqio.Task | seqio.Mixture, args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from plug_jax.task_reports.decoded_examples import DecodedExample
+    from plug_jax.task_reports import page, terminal
     from plug_jax.task_reports.inspection import Inspected
-    from plug_jax.task_reports.page import write_report
     from plug_jax.task_reports.statistics import Subject
-    from plug_jax.task_reports.terminal import legend, show_example, show_statistics
 
+    named = objective_names.objectives_named(args.objective)
+    inspected = Inspected(provider, args.split, args.seed, args.feature_lengths, named)
+    in_terminal, in_report = _SHOWN if args.num_examples is None else [args.num_examples] * 2
+    examples = inspected.examples(max(in_terminal, args.rates_over))
+    first = list(itertools.islice(examples, in_report if args.report else in_terminal))
+    decoded = [inspected.decode(example) for example in first]
     console = Console(highlight=False, markup=False, emoji=False, quiet=args.json)
-    inspected = Inspected.of(
-        provider,
-        split=args.split,
-        seed=args.seed,
-        feature_lengths=args.feature_lengths,
-        named=objective_names.objectives_named(args.objective),
-    )
-    in_terminal = _SHOWN_IN_TERMINAL if args.num_examples is None else args.num_examples
-    in_report = _SHOWN_IN_REPORT if args.num_examples is None else args.num_examples
-    decoded: list[DecodedExample] = []
-
-    def show(example: DecodedExample) -> None:
-        decoded.append(example)
-        if len(decoded) > in_terminal:
-            return
-        if len(decoded) == 1 and inspected.fates:  # not before an error
-            console.print(legend(inspected.fates))
-        console.print(show_example(example, f"example {len(decoded)}"))
-
-    statistics = inspected.count(
-        max(in_terminal, args.rates_over),
-        show=max(in_terminal, in_report if args.report else 0),
-        to=show,
-    )
-    console.print(show_statistics(statistics))
+    if decoded and inspected.fates:  # not before an error
+        console.print(terminal.legend(inspected.fates))
+    for number, example in enumerate(decoded[:in_terminal], start=1):
+        console.print(terminal.show_example(example, f"example {number}"))
+    statistics = inspected.count(itertools.chain(first, examples))
+    console.print(terminal.show_statistics(statistics))
     subject = Subject(
         task=provider.name,
         split=args.split,
         seed=args.seed,
-        vocabulary="" if inspected.vocabulary is None else repr(inspected.vocabulary),
+        vocabulary=repr(inspected.vocabulary) if inspected.vocabulary else "",
         feature_lengths=args.feature_lengths,
         made=datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
     )
     if args.report:
-        write_report(Path(args.report), subject, statistics, decoded[:in_report])
+        page.write_report(Path(args.report), subject, statistics, decoded)
         console.print(f"Wrote {args.report}", soft_wrap=True)
     if args.json:
-        print(json.dumps({**dataclasses.asdict(subject), **statistics.to_json()}, indent=2))
+        print(json.dumps({**vars(subject), **statistics.to_json()}, indent=2))
 
 
 def _find_task(name: str) -> seqio.Task | seqio.Mixture:

@@ -1,9 +1,9 @@
-"""Inspection of a task: decoding some examples, counting all."""
+"""Inspection of a task: its examples, decoded and counted."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import seqio
 
@@ -29,71 +29,44 @@ from plug_jax.task_reports.decoded_examples import (
 from plug_jax.task_reports.statistics import TaskStatistics
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Inspected:
-    """A split of a task, and its objectives."""
+    """A split of a task, and its objectives: none if it has other features.
+
+    Raises:
+        PlugError: there is no such split, files of it are missing or damaged, or the task does not
+          support a named objective.
+    """
 
     provider: seqio.Task | seqio.Mixture
     split: str
     seed: int
-    objectives: Objectives
-    vocabulary: PlugVocabulary | None  # None for a task with other features
-    lengths: dict[str, int] | None  # by feature; None: no limit
+    feature_lengths: str  # as the user gives them
+    named: Sequence[Objective]  # objectives that the task must support
 
-    @classmethod
-    def of(
-        cls,
-        provider: seqio.Task | seqio.Mixture,
-        *,
-        split: str,
-        seed: int,
-        feature_lengths: str,
-        named: Sequence[Objective],
-    ) -> Inspected:
-        """From the user's options; `named`: objectives that the task must support.
-
-        Raises:
-            PlugError: there is no such split, files of it are missing or damaged, or the task does
-              not support a named objective.
-        """
-        if split not in provider.splits:
-            splits = ", ".join(provider.splits)
-            raise PlugError(f"{provider.name!r} has no split {split!r}, only {splits}")
-        for task in seqio.get_subtasks(provider):
-            if split in task.splits:
-                check_source(task.source, split, f"the {split} split of {task.name!r}")
-            check_token_files(task, split)
-        features = provider.output_features
-        objectives = _objectives(provider, named)
-        vocabulary = features["encoder_input_tokens"].vocabulary if objectives else None
-        if not isinstance(vocabulary, PlugVocabulary):
-            vocabulary = None
-        lengths = sequence_lengths(feature_lengths, features, objectives if vocabulary else ())
-        return cls(provider, split, seed, objectives, vocabulary, lengths)
+    def __post_init__(self) -> None:
+        task, split = self.provider, self.split
+        if split not in task.splits:
+            splits = ", ".join(task.splits)
+            raise PlugError(f"{task.name!r} has no split {split!r}, only {splits}")
+        for part in seqio.get_subtasks(task):
+            if split in part.splits:
+                check_source(part.source, split, f"the {split} split of {part.name!r}")
+            check_token_files(part, split)
+        features = task.output_features
+        self.objectives = _objectives(task, self.named)
+        self.vocabulary = features["encoder_input_tokens"].vocabulary if self.objectives else None
+        self.lengths = sequence_lengths(self.feature_lengths, features, self.objectives)
 
     @property
     def fates(self) -> set[Fate]:
-        """The possible fates of a token; none for a task with other features."""
-        if self.vocabulary is None:
-            return set()
+        """The possible fates of a token."""
         return {fate for one in self.objectives for fate in one.fates}
 
-    def decode(self, example: Example) -> DecodedExample:
-        """An example, ready to be shown."""
-        if self.vocabulary is None:
-            return describe_example(example, self.provider.output_features)
-        return decode_example(example, self.objectives, self.vocabulary)
-
-    def count(
-        self, number: int, *, show: int, to: Callable[[DecodedExample], None]
-    ) -> TaskStatistics:
-        """Count this many examples, and pass the first `show` of them, decoded, to `to`.
-
-        Raises:
-            PlugError: the split has no example.
-        """
+    def examples(self, number: int) -> Iterator[Example]:
+        """At most this many of the first examples, without padding; resets the counts of drops."""
         reset_counts()
-        examples = self.provider.get_dataset(
+        dataset = self.provider.get_dataset(
             sequence_length=self.lengths,
             split=self.split,
             shuffle=False,
@@ -101,20 +74,30 @@ class Inspected:
             num_epochs=1,
             trim_output_features=False,  # the preprocessors set lengths: cut nothing
         )
-        examples = without_autotuning(examples.take(number))
+        examples = without_autotuning(dataset.take(number))
+        return map(without_padding, examples.as_numpy_iterator())
 
-        def shown(examples: Iterable[Example]) -> Iterator[Example]:
-            for place, example in enumerate(examples):
-                if place < show:
-                    to(self.decode(example))
-                yield example
+    def decode(self, example: Example) -> DecodedExample:
+        """An example, ready to be shown."""
+        if self.vocabulary is None:
+            return describe_example(example, self.provider.output_features)
+        return decode_example(example, self.objectives, self.vocabulary)
 
+    def count(self, examples: Iterable[Example]) -> TaskStatistics:
+        """Statistics of `examples`.
+
+        Raises:
+            PlugError: there is none, or its features of one side differ in length.
+        """
+        sides = _sides(self.objectives)
         statistics = count_examples(
-            shown(map(without_padding, examples.as_numpy_iterator())),
+            examples,
             self.objectives,
             self.vocabulary,
             TaskSettings.of(self.provider, self.split),
-            row_lengths=self._row_lengths(),
+            row_lengths={
+                sides[name]: n for name, n in (self.lengths or {}).items() if name in sides
+            },
             bounds=self.lengths,
         )
         if not statistics.examples:
@@ -123,11 +106,6 @@ class Inspected:
                 + why_nothing_is_left(statistics.drops)
             )
         return statistics
-
-    def _row_lengths(self) -> dict[str, int]:
-        """The row length of each side with one."""
-        sides = _sides(self.objectives)
-        return {sides[name]: n for name, n in (self.lengths or {}).items() if name in sides}
 
 
 def registered() -> list[str]:
@@ -176,7 +154,7 @@ def sequence_lengths(
 def _objectives(provider: seqio.Task | seqio.Mixture, named: Sequence[Objective]) -> Objectives:
     """The named objectives, all of which the task must support, and known ones it supports.
 
-    A task over records has its own.
+    A task over records has its own; one with another vocabulary than ours has none.
     """
     features = provider.output_features
     for one in named:
@@ -186,7 +164,10 @@ def _objectives(provider: seqio.Task | seqio.Mixture, named: Sequence[Objective]
                 f"{type(one).__name__} needs; it has {', '.join(sorted(features))}"
             )
     own = [task.format.make_objective() for task in record_tasks(provider)[:1]]
-    return objectives_for(features, [*named, *own, *KNOWN])
+    found = objectives_for(features, [*named, *own, *KNOWN])
+    if found and isinstance(features["encoder_input_tokens"].vocabulary, PlugVocabulary):
+        return found
+    return ()
 
 
 def _sides(objectives: Objectives) -> dict[str, str]:

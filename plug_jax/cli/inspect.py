@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -44,25 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text_files.add_arguments(own, tokens=True)
     task_modules.add_arguments(parser)
-    add = parser.add_argument
+    add, number = parser.add_argument, functools.partial(parser.add_argument, type=int, metavar="N")
     objective_names.add_arguments(
         parser,
         "a custom objective that the task is for (default: those of plug-jax whose features the "
         "task has)",
     )
     add("--split", default="train", help="split to read (%(default)s)")
-    add(
-        "--num_examples",
-        type=int,
-        metavar="N",
-        help="examples to show ({}, and {} in a report)".format(*_SHOWN),
-    )
-    add(
-        "--rates_over",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="examples to count, those shown included (%(default)s)",
+    number("--num_examples", help="examples to show ({}, and {} in a report)".format(*_SHOWN))
+    number(
+        "--rates_over", default=1000, help="examples to count, those shown included (%(default)s)"
     )
     add("--seed", type=int, default=0, help="seed of the masks and cuts (%(default)s)")
     add(
@@ -113,9 +105,10 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("report", "json"):
         if args.list and getattr(args, name):
             raise PlugError(f"--{name} needs --task or --input, not --list")
-    if args.report and not Path(args.report).absolute().parent.is_dir():
-        raise PlugError(f"--report: there is no directory {Path(args.report).absolute().parent}")
     if args.report:
+        directory = Path(args.report).absolute().parent
+        if not directory.is_dir():
+            raise PlugError(f"--report: there is no directory {directory}")
         check_output_file("--report", args.report, HTML)
 
 
@@ -133,20 +126,16 @@ def _inspect(provider: seqio.Task | seqio.Mixture, args: argparse.Namespace) -> 
     first = list(itertools.islice(examples, in_report if args.report else in_terminal))
     decoded = [inspected.decode(example) for example in first]
     console = Console(highlight=False, markup=False, emoji=False, quiet=args.json)
-    if decoded and inspected.fates:  # not before an error
-        console.print(terminal.legend(inspected.fates))
+    fates = {fate for one in inspected.objectives for fate in one.fates}
+    if decoded and fates:
+        console.print(terminal.legend(fates))
     for number, example in enumerate(decoded[:in_terminal], start=1):
         console.print(terminal.show_example(example, f"example {number}"))
     statistics = inspected.count(itertools.chain(first, examples))
     console.print(terminal.show_statistics(statistics))
-    subject = Subject(
-        task=provider.name,
-        split=args.split,
-        seed=args.seed,
-        vocabulary=repr(inspected.vocabulary) if inspected.vocabulary else "",
-        feature_lengths=args.feature_lengths,
-        made=datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
-    )
+    made = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    of = repr(inspected.vocabulary) if inspected.vocabulary else ""
+    subject = Subject(provider.name, args.split, args.seed, of, args.feature_lengths, made)
     if args.report:
         page.write_report(Path(args.report), subject, statistics, decoded)
         console.print(f"Wrote {args.report}", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -24,7 +24,6 @@ from plug_jax.task_reports.statistics import Fill, Lengths, TaskStatistics, Voca
 
 _CHUNK = 512  # examples counted together
 _TOP_PIECES = 40
-_ROWS_OF_LENGTHS = 2  # default row length, in longest examples
 _MOST_PACKED = 2 * DEFAULT_WINDOW  # examples packed to measure how full rows are
 # The feature that bounds a side's lengths in seqio's `sequence_length`.
 _BOUNDS = {ENCODER: "encoder_input_tokens", DECODER: "decoder_target_tokens"}
@@ -44,11 +43,9 @@ def count_examples(
     Args:
       examples: of a task for these objectives, without padding; or, if `vocabulary` is None, of any
         task: then only the lengths of rank-1 features are counted.
-      objectives: the examples' objectives.
-      vocabulary: of the examples' tokens.
-      settings: the task's.
-      row_lengths: tokens of a packed row by side; by default twice the longest example requested
-        (or found).
+      objectives, vocabulary, settings: the task's.
+      row_lengths: tokens of a packed row by side; by default the bound of the side, or else
+        twice the longest example requested (or found).
       bounds: the `sequence_length` that the dataset was made with, by feature.
 
     Returns:
@@ -64,15 +61,23 @@ def count_examples(
     remaining = iter(examples)
     while chunk := list(itertools.islice(remaining, _CHUNK)):
         counts.add(chunk)
-    asked = _asked_lengths(objectives, settings, bounds or {})
-    lengths = _lengths(counts.lengths, asked)
-    rows = {one.name: _row_length(one, row_lengths or {}) for one in lengths}
+    limits = {side: bounds[name] for side, name in _BOUNDS.items() if bounds and name in bounds}
+    lengths = _lengths(counts.lengths, _asked_lengths(objectives, settings, limits))
+    two = {one.name: 2 * max(one.longest_asked or 0, one.extremes[1]) for one in lengths}
+    rows = {side: (row_lengths or limits).get(side, length) for side, length in two.items()}
+    use = _vocabulary_use(counts.pieces, vocabulary)
+    unknown = int(counts.pieces[vocabulary.unk_id])
+    shares = [share for tally in counts.tallies for share in tally.shares()]
     return TaskStatistics(
-        examples=counts.examples,
+        examples=counts.lengths[ENCODER].total(),
         lengths=lengths,
-        shares=(*counts.shares(), *(_too_long(one, rows[one.name]) for one in lengths)),
+        shares=(
+            *sorted(shares, key=lambda share: share.is_exact),
+            Share("unknown", "[UNK]", unknown, unknown + use.tokens, "text tokens"),
+            *(_too_long(one, rows[one.name]) for one in lengths),
+        ),
         fill=measure_fill(counts.first, counts.features, rows),
-        vocabulary_use=counts.vocabulary_use(),
+        vocabulary_use=use,
         drops=drop_counts(),
         changes=change_counts(),
     )
@@ -108,56 +113,40 @@ class _Counts:
     def __init__(
         self, objectives: Objectives, vocabulary: PlugVocabulary, settings: TaskSettings
     ) -> None:
-        self.examples = 0
-        self.first: list[Example] = []  # those to pack
         self.features = features_of(objectives)
+        self.first: list[Example] = []  # those to pack
         self.lengths: defaultdict[str, Counter[int]] = defaultdict(Counter)  # by side
-        self._vocabulary = vocabulary
-        self._pieces = np.zeros(vocabulary.vocab_size, np.int64)  # tokens of each id
+        self.pieces = np.zeros(vocabulary.vocab_size, np.int64)  # tokens of each id
+        self.tallies = [t for one in objectives if (t := one.tally(vocabulary, settings))]
         texts = {side_of(name): name for one in objectives for name in one.text_features}
         self._texts = {ENCODER: "encoder_input_tokens"} | texts
-        self._tallies = [t for one in objectives if (t := one.tally(vocabulary, settings))]
 
     def add(self, chunk: Sequence[Example]) -> None:
         """Counts a few more examples."""
-        self.examples += len(chunk)
         self.first += chunk[: _MOST_PACKED - len(self.first)]
         names = [feature.name for feature in self.features]
         flat = {name: np.concatenate([example[name] for example in chunk]) for name in names}
         sizes = {}
-        for side in (ENCODER, DECODER):
-            if of_side := [name for name in names if side_of(name) == side]:
-                sizes[side] = _sizes(chunk, of_side, side)
-                self.lengths[side].update(sizes[side].tolist())
+        for side in dict.fromkeys(map(side_of, names)):
+            sizes[side] = _sizes(chunk, [name for name in names if side_of(name) == side], side)
+            self.lengths[side].update(sizes[side].tolist())
         for name in self._texts.values():
-            self._pieces += np.bincount(flat[name], minlength=len(self._pieces))
-        for tally in self._tallies:
+            self.pieces += np.bincount(flat[name], minlength=len(self.pieces))
+        for tally in self.tallies:
             tally.add(flat, sizes)
 
-    def shares(self) -> Iterator[Share]:
-        """All shares, exact ones last."""
-        found = [share for tally in self._tallies for share in tally.shares()]
-        yield from sorted(found, key=lambda share: share.is_exact)
-        unknown = int(self._pieces[self._vocabulary.unk_id])
-        total = unknown + int(self._regular_pieces().sum())
-        yield Share("unknown", "[UNK]", unknown, total, "text tokens")
 
-    def vocabulary_use(self) -> VocabularyUse:
-        """The vocabulary use of the original texts."""
-        counts = self._regular_pieces()
-        top = np.argsort(-counts, kind="stable")[:_TOP_PIECES]
-        return VocabularyUse(
-            size=len(self._vocabulary.regular_ids),
-            used=int(np.count_nonzero(counts)),
-            tokens=int(counts.sum()),
-            top=tuple((self._vocabulary.id_to_piece(i), int(counts[i])) for i in top if counts[i]),
-        )
-
-    def _regular_pieces(self) -> np.ndarray:
-        """Tokens of each id, int64 [V], without those of special pieces."""
-        pieces = self._pieces.copy()
-        pieces[list(self._vocabulary.special_ids)] = 0
-        return pieces
+def _vocabulary_use(pieces: np.ndarray, vocabulary: PlugVocabulary) -> VocabularyUse:
+    """The use of a vocabulary; `pieces`, int64 [V], are tokens by id."""
+    regular = pieces.copy()
+    regular[list(vocabulary.special_ids)] = 0
+    top = np.argsort(-regular, kind="stable")[:_TOP_PIECES]
+    return VocabularyUse(
+        size=len(vocabulary.regular_ids),
+        used=int(np.count_nonzero(regular)),
+        tokens=int(regular.sum()),
+        top=tuple((vocabulary.id_to_piece(i), int(regular[i])) for i in top if regular[i]),
+    )
 
 
 def _count_features(examples: Iterable[Example]) -> TaskStatistics:
@@ -196,22 +185,17 @@ def _sizes(chunk: Sequence[Example], names: Sequence[str], side: str) -> np.ndar
 
 
 def _asked_lengths(
-    objectives: Objectives, settings: TaskSettings, bounds: Mapping[str, int]
+    objectives: Objectives, settings: TaskSettings, limits: Mapping[str, int]
 ) -> dict[str, AskedLengths]:
-    """The lengths set by the objectives, by side, limited by the bounds by feature."""
+    """The lengths set by the objectives, at most `limits`, by side."""
     asked: dict[str, AskedLengths] = {}
     for one in objectives:
         for side, lengths in one.asked_lengths(settings).items():
             if lengths.longest is not None:
-                bound = bounds.get(_BOUNDS[side], lengths.longest)
-                lengths = lengths._replace(longest=min(lengths.longest, bound))
+                longest = min(lengths.longest, limits.get(side, lengths.longest))
+                lengths = lengths._replace(longest=longest)
             asked[side] = lengths
     return asked
-
-
-def _row_length(lengths: Lengths, asked: Mapping[str, int]) -> int:
-    longest = max(lengths.longest_asked or 0, lengths.extremes[1])
-    return asked.get(lengths.name, _ROWS_OF_LENGTHS * longest)
 
 
 def _too_long(lengths: Lengths, row_length: int) -> Share:

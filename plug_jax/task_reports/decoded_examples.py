@@ -17,21 +17,6 @@ from plug_jax.objectives.examples import SPACE, Corruption, Example, Fate, Secti
 _T = TypeVar("_T")
 
 
-def without_padding(example: Example) -> Example:
-    """An example of several padded texts, without their padding.
-
-    Other examples are unchanged.
-    """
-    segments = example.get("encoder_segment_ids")
-    if segments is None:
-        return example
-    real = segments > 0
-    return {
-        name: value[real] if np.shape(value) == real.shape else value
-        for name, value in example.items()
-    }
-
-
 @dataclasses.dataclass(frozen=True)
 class DecodedExample:
     """An example of any task, ready to be shown."""
@@ -67,7 +52,7 @@ def describe_example(example: Example, features: Mapping[str, seqio.Feature]) ->
     for name in [*features, *sorted(example.keys() - features.keys())]:
         value = np.asarray(example[name])
         if value.dtype.kind in "OS":  # bytes
-            text = ", ".join(_utf8(item) for item in value.ravel())
+            text = ", ".join(item.decode(errors="replace") for item in value.ravel())
         elif name in features and value.ndim == 1 and value.dtype.kind in "iu":
             text = f"({value.size}) {features[name].vocabulary.decode(value.tolist())}"
         else:
@@ -126,7 +111,3 @@ def _runs(values: Iterable[_T], start: int = 0) -> Iterator[tuple[_T, slice]]:
         stop = start + len(list(run))
         yield value, slice(start, stop)
         start = stop
-
-
-def _utf8(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

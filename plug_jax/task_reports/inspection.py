@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+import numpy as np
 import seqio
 
 from plug_jax.data.autotuning import without_autotuning
@@ -16,16 +18,11 @@ from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.record_task import record_tasks
 from plug_jax.errors import PlugError
 from plug_jax.objectives.composition import Objectives, objectives_for, stage_of
-from plug_jax.objectives.examples import Example, Fate
+from plug_jax.objectives.examples import Example
 from plug_jax.objectives.objective import Objective
 from plug_jax.objectives.stages import KNOWN
 from plug_jax.task_reports.counting import count_examples
-from plug_jax.task_reports.decoded_examples import (
-    DecodedExample,
-    decode_example,
-    describe_example,
-    without_padding,
-)
+from plug_jax.task_reports.decoded_examples import DecodedExample, decode_example, describe_example
 from plug_jax.task_reports.statistics import TaskStatistics
 
 
@@ -58,11 +55,6 @@ class Inspected:
         self.vocabulary = features["encoder_input_tokens"].vocabulary if self.objectives else None
         self.lengths = sequence_lengths(self.feature_lengths, features, self.objectives)
 
-    @property
-    def fates(self) -> set[Fate]:
-        """The possible fates of a token."""
-        return {fate for one in self.objectives for fate in one.fates}
-
     def examples(self, number: int) -> Iterator[Example]:
         """At most this many of the first examples, without padding; resets the counts of drops."""
         reset_counts()
@@ -75,7 +67,7 @@ class Inspected:
             trim_output_features=False,  # the preprocessors set lengths: cut nothing
         )
         examples = without_autotuning(dataset.take(number))
-        return map(without_padding, examples.as_numpy_iterator())
+        return map(_without_padding, examples.as_numpy_iterator())
 
     def decode(self, example: Example) -> DecodedExample:
         """An example, ready to be shown."""
@@ -89,15 +81,11 @@ class Inspected:
         Raises:
             PlugError: there is none, or its features of one side differ in length.
         """
-        sides = _sides(self.objectives)
         statistics = count_examples(
             examples,
             self.objectives,
             self.vocabulary,
             TaskSettings.of(self.provider, self.split),
-            row_lengths={
-                sides[name]: n for name, n in (self.lengths or {}).items() if name in sides
-            },
             bounds=self.lengths,
         )
         if not statistics.examples:
@@ -110,10 +98,8 @@ class Inspected:
 
 def registered() -> list[str]:
     """A line for each registered task and mixture: name, kind, and objectives."""
-    kinds = {
-        **dict.fromkeys(seqio.TaskRegistry.names(), "task"),
-        **dict.fromkeys(seqio.MixtureRegistry.names(), "mixture"),
-    }
+    kinds = dict.fromkeys(seqio.TaskRegistry.names(), "task")
+    kinds |= dict.fromkeys(seqio.MixtureRegistry.names(), "mixture")
     width = max(map(len, kinds), default=0)
     stages = {1: "stage 1 (StructBERT)", 2: "stage 2 (PALM)"}
     lines = []
@@ -122,9 +108,6 @@ def registered() -> list[str]:
         names = ", ".join(type(one).__name__ for one in found) or "features of its own"
         lines.append(f"{name:{width}}  {kind:7}  {stages.get(stage_of(found) or 0, names)}")
     return lines or ["no task is registered; name a module that registers one with --module"]
-
-
-_DIGITS = 9  # of a length: more would exceed TensorFlow's 32 bits
 
 
 def sequence_lengths(
@@ -145,10 +128,22 @@ def sequence_lengths(
         if not names:
             keys = sorted({sides.get(name, name) for name in features})
             raise PlugError(f"--feature_lengths has no {key!r} to limit, only {', '.join(keys)}")
-        if not value.isdecimal() or len(value) > _DIGITS or int(value) < 1:
+        if not re.fullmatch("0*[1-9][0-9]{0,8}", value):  # more digits might exceed 32 bits
             raise PlugError(f"--feature_lengths: {part!r} should read {key}=512, or another length")
-        lengths.update(dict.fromkeys(names, int(value)))
+        lengths |= dict.fromkeys(names, int(value))
     return lengths or None
+
+
+def _without_padding(example: Example) -> Example:
+    """An example of several padded texts, without their padding; any other unchanged."""
+    segments = example.get("encoder_segment_ids")
+    if segments is None:
+        return example
+    real = segments > 0
+    return {
+        name: value[real] if np.shape(value) == real.shape else value
+        for name, value in example.items()
+    }
 
 
 def _objectives(provider: seqio.Task | seqio.Mixture, named: Sequence[Objective]) -> Objectives:

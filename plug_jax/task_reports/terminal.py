@@ -52,7 +52,7 @@ def show_example(example: DecodedExample, title: str) -> RenderableType:
     """An example: its facts, and its text with marks."""
     rows = [(name, Text(text, _FACT_STYLES.get(name, ""))) for name, text in example.facts]
     rows += [(part.name, Text.assemble(*map(_marked, part.spans))) for part in example.sections]
-    return Group(_rule(title), _table(rows, "dim", ""), "")
+    return Group(Rule(title, style="dim", align="left"), _table(rows, "dim", ""), "")
 
 
 def show_statistics(statistics: TaskStatistics) -> RenderableType:
@@ -63,9 +63,9 @@ def show_statistics(statistics: TaskStatistics) -> RenderableType:
     for lengths in statistics.lengths:
         rows += _length_rows(lengths)
     rows += map(_share_row, statistics.shares)
-    number = statistics.examples
+    title = f"{statistics.examples:,} example{'s' * (statistics.examples > 1)}"
     return Group(
-        _rule(f"{number:,} example{'s' * (number > 1)}"),
+        Rule(title, style="dim", align="left"),
         _table(rows, "dim", "", "", "", ""),
         _table(_other_rows(statistics), "dim", ""),
         "",
@@ -87,10 +87,6 @@ def _conclusions(statistics: TaskStatistics) -> Iterator[RenderableType]:
             "examples, or try another seed."
         )
     yield ""
-
-
-def _rule(title: str) -> Rule:
-    return Rule(title, style="dim", align="left")
 
 
 def _table(rows: Iterable[_Row], *styles: str) -> Table:

@@ -7,13 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import tensorflow as tf
 
-from plug_jax.data.autotuning import without_autotuning
 from plug_jax.data.drops import change_counts, drop_counts
-from plug_jax.data.features import DECODER, ENCODER, Feature, feature_lengths, side_of
-from plug_jax.data.pipeline.feature_converters import RowFeatureConverter
-from plug_jax.data.pipeline.packing import DEFAULT_WINDOW
+from plug_jax.data.features import DECODER, ENCODER, Feature, side_of
+from plug_jax.data.pipeline.packing import DEFAULT_WINDOW, assign_rows
 from plug_jax.data.task_settings import AskedLengths, TaskSettings
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.errors import PlugError
@@ -44,8 +41,8 @@ def count_examples(
       examples: of a task for these objectives, without padding; or, if `vocabulary` is None, of any
         task: then only the lengths of rank-1 features are counted.
       objectives, vocabulary, settings: the task's.
-      row_lengths: tokens of a packed row by side; by default the bound of the side, or else
-        twice the longest example requested (or found).
+      row_lengths: tokens of a packed row by side; by default its bound, or else twice the longest
+        example requested (or found).
       bounds: the `sequence_length` that the dataset was made with, by feature.
 
     Returns:
@@ -61,10 +58,11 @@ def count_examples(
     remaining = iter(examples)
     while chunk := list(itertools.islice(remaining, _CHUNK)):
         counts.add(chunk)
-    limits = {side: bounds[name] for side, name in _BOUNDS.items() if bounds and name in bounds}
-    lengths = _lengths(counts.lengths, _asked_lengths(objectives, settings, limits))
-    two = {one.name: 2 * max(one.longest_asked or 0, one.extremes[1]) for one in lengths}
-    rows = {side: (row_lengths or limits).get(side, length) for side, length in two.items()}
+    bounds = bounds or {}
+    limits = {one.side: bounds[one.name] for one in counts.features if one.name in bounds}
+    lengths = _lengths(counts.lengths, _asked_lengths(objectives, settings, bounds))
+    rows = {one.name: 2 * max(one.longest_asked or 0, one.extremes[1]) for one in lengths}
+    rows |= row_lengths or limits
     use = _vocabulary_use(counts.pieces, vocabulary)
     unknown = int(counts.pieces[vocabulary.unk_id])
     shares = [share for tally in counts.tallies for share in tally.shares()]
@@ -86,25 +84,17 @@ def count_examples(
 def measure_fill(
     examples: Sequence[Example], features: Sequence[Feature], row_lengths: Mapping[str, int]
 ) -> Fill | None:
-    """Packs the features of examples into rows; None if no example fits in one."""
-    features = [one for one in features if not one.name.endswith(("_segment_ids", "_positions"))]
-    sides = {one.name: one.side for one in features}
-    fitting = [
-        {name: example[name] for name in sides}
-        for example in examples
-        if all(example[name].size <= row_lengths[side] for name, side in sides.items())
-    ]
-    if not fitting:
+    """Packs examples into rows as in training; None if no example fits in one."""
+    name_of = {feature.side: feature.name for feature in features}
+    sizes = [[example[name_of[side]].size for side in row_lengths] for example in examples]
+    capacities = np.array([*row_lengths.values()])
+    fitting = np.array([lengths for lengths in sizes if (lengths <= capacities).all()])
+    if not fitting.size:
         return None
-    dataset = tf.data.Dataset.from_generator(
-        lambda: iter(fitting),
-        output_signature={one.name: tf.TensorSpec([None], one.dtype) for one in features},
-    )
-    rows = RowFeatureConverter(features)(dataset, feature_lengths(row_lengths, sides))
-    number = sum(1 for _ in without_autotuning(rows).as_numpy_iterator())
-    of_side = {side: name for name, side in sides.items()}
-    tokens = {side: sum(one[of_side[side]].size for one in fitting) for side in row_lengths}
-    return Fill(len(fitting), number, dict(row_lengths), tokens)
+    windows = np.split(fitting, range(DEFAULT_WINDOW, len(fitting), DEFAULT_WINDOW))
+    rows = sum(1 + int(assign_rows(window, capacities).max()) for window in windows)
+    tokens = dict(zip(row_lengths, fitting.sum(axis=0).tolist(), strict=True))
+    return Fill(len(fitting), rows, dict(row_lengths), tokens)
 
 
 class _Counts:
@@ -185,15 +175,15 @@ def _sizes(chunk: Sequence[Example], names: Sequence[str], side: str) -> np.ndar
 
 
 def _asked_lengths(
-    objectives: Objectives, settings: TaskSettings, limits: Mapping[str, int]
+    objectives: Objectives, settings: TaskSettings, bounds: Mapping[str, int]
 ) -> dict[str, AskedLengths]:
-    """The lengths set by the objectives, at most `limits`, by side."""
+    """The lengths set by the objectives, by side, limited by the bounds by feature."""
     asked: dict[str, AskedLengths] = {}
     for one in objectives:
         for side, lengths in one.asked_lengths(settings).items():
             if lengths.longest is not None:
-                longest = min(lengths.longest, limits.get(side, lengths.longest))
-                lengths = lengths._replace(longest=longest)
+                bound = bounds.get(_BOUNDS[side], lengths.longest)
+                lengths = lengths._replace(longest=min(lengths.longest, bound))
             asked[side] = lengths
     return asked
 

@@ -35,7 +35,12 @@ def decode_example(
         names |= one.segment_names
         corruption = one.corruption(example, vocabulary) or corruption
     segments = _segments(example, names)
-    facts = [("lengths", _describe_lengths(example, objectives, segments))]
+    sides = {feature.side: feature.name for feature in features_of(objectives)}
+    lengths = [f"{side} {example[name].size}" for side, name in sides.items()]
+    if len(segments) > 1:
+        of_each = [f"{name} {part.stop - part.start}" for name, part in segments]
+        lengths[0] += f" ({', '.join(of_each)})"
+    facts = [("lengths", ", ".join(lengths))]
     sections = [
         Section(name, tuple(_marked(example, corruption, part, vocabulary)))
         for name, part in segments
@@ -59,16 +64,6 @@ def describe_example(example: Example, features: Mapping[str, seqio.Feature]) ->
             text = str(value.tolist())
         facts.append((name, text))
     return DecodedExample(tuple(facts), ())
-
-
-def _describe_lengths(
-    example: Example, objectives: Objectives, segments: list[tuple[str, slice]]
-) -> str:
-    sides = {feature.side: feature.name for feature in features_of(objectives)}
-    texts = [f"{side} {example[name].size}" for side, name in sides.items()]
-    if len(segments) > 1:
-        texts[0] += f" ({', '.join(f'{name} {part.stop - part.start}' for name, part in segments)})"
-    return ", ".join(texts)
 
 
 def _segments(example: Example, names: Mapping[int, str]) -> list[tuple[str, slice]]:

@@ -120,7 +120,7 @@ def sequence_lengths(
     >>> sequence_lengths("inputs=512", ["inputs", "targets"])
     {'inputs': 512}
     """
-    sides = _sides(objectives)
+    sides = {feature.name: feature.side for one in objectives for feature in one.features}
     lengths: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         key, _, value = (word.strip() for word in part.partition("="))
@@ -163,8 +163,3 @@ def _objectives(provider: seqio.Task | seqio.Mixture, named: Sequence[Objective]
     if found and isinstance(features["encoder_input_tokens"].vocabulary, PlugVocabulary):
         return found
     return ()
-
-
-def _sides(objectives: Objectives) -> dict[str, str]:
-    """Encoder or decoder, by the feature's name."""
-    return {feature.name: feature.side for one in objectives for feature in one.features}

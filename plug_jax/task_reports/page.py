@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import markupsafe
@@ -15,7 +16,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from plug_jax.atomic_files import write_whole
-from plug_jax.objectives.examples import Fate
 from plug_jax.objectives.shares import CONFIDENCE, Share
 from plug_jax.task_reports.decoded_examples import DecodedExample
 from plug_jax.task_reports.statistics import Lengths, Subject, TaskStatistics
@@ -29,6 +29,13 @@ _COLORS = {
     "#010004": "var(--band)",
 }
 _TEXT, _BAR, _ASKED, _BAND = _COLORS
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _TEXT),
+}
 _MOST_BARS = 40
 _LENGTH_OF_INTERVAL = 120  # width of an interval's axis, in the page's units
 
@@ -57,7 +64,6 @@ def render_report(
         examples=examples,
         figures=[(lengths, length_figure(lengths)) for lengths in statistics.lengths],
         interval=interval,
-        Fate=Fate,
         confidence=CONFIDENCE,
     )
 
@@ -82,22 +88,15 @@ def length_figure(lengths: Lengths) -> markupsafe.Markup:
     counts = np.histogram(np.arange(len(lengths.counts)), edges, weights=lengths.counts)[0]
     widths = np.diff(edges)
     title = f"Histogram of the {lengths.name} lengths"
-    # Keep text as text, in the page's font. No pyplot: it would look for a display.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
-        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=(4.6, 2.7), layout="constrained")  # pyplot would need a display
         axes = figure.subplots()
         axes.stairs(counts / widths, edges - 0.5, fill=True, color=_BAR)
         if lengths.mean_asked is not None:
             _draw_uniform_law(axes, lengths, edges)
         elif lengths.longest_asked is not None:
             axes.axvline(lengths.longest_asked, color=_ASKED, linestyle="--", linewidth=1.4)
-        axes.set_xlabel("tokens", color=_TEXT)
-        axes.set_ylabel("examples", color=_TEXT)
-        axes.tick_params(colors=_TEXT)
-        axes.set_ylim(bottom=0)
-        axes.margins(y=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_TEXT)
+        axes.set(xlabel="tokens", ylabel="examples", ylim=(0, None))
         return _inline_svg(figure, title)
 
 

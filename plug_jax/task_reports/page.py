@@ -37,7 +37,6 @@ _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _TEXT),
 }
 _MOST_BARS = 40
-_LENGTH_OF_INTERVAL = 120  # width of an interval's axis, in the page's units
 
 
 def write_report(
@@ -78,8 +77,7 @@ def interval(share: Share) -> dict[str, float] | None:
     low, high = share.bounds
     places = {"low": low, "value": share.value, "high": high, "target": share.target}
     reach = 1.15 * max(abs(place - share.target) for place in places.values())
-    middle = _LENGTH_OF_INTERVAL / 2
-    return {name: middle * (1 + (at - share.target) / reach) for name, at in places.items()}
+    return {name: 60 * (1 + (at - share.target) / reach) for name, at in places.items()}
 
 
 def length_figure(lengths: Lengths) -> markupsafe.Markup:
@@ -134,8 +132,8 @@ def _inline_svg(figure: Figure, title: str) -> markupsafe.Markup:
     _, view_box, svg = re.split(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', file.getvalue(), maxsplit=1)
     prefix = re.sub(r"\W+", "-", title)
     replacements = {
-        r"<style.*?</style>|<metadata>.*?</metadata>": "",
-        r"font: [^;\"]*;?": "",
+        r"<style.*?</style>": "",
+        r"font[a-z-]*: [^;\"]*;?": "",
         r'(\bid="|"#|url\(#)': rf"\g<1>{prefix}-",
         **_COLORS,
     }

@@ -41,8 +41,8 @@ def count_examples(
       examples: of a task for these objectives, without padding; or, if `vocabulary` is None, of any
         task: then only the lengths of rank-1 features are counted.
       objectives, vocabulary, settings: the task's.
-      row_lengths: tokens of a packed row by side; by default its bound, or else twice the longest
-        example requested (or found).
+      row_lengths: tokens of a packed row by side; by default the bound of the side, or else twice
+        the longest example requested (or found).
       bounds: the `sequence_length` that the dataset was made with, by feature.
 
     Returns:
@@ -60,7 +60,8 @@ def count_examples(
         counts.add(chunk)
     bounds = bounds or {}
     limits = {one.side: bounds[one.name] for one in counts.features if one.name in bounds}
-    lengths = _lengths(counts.lengths, _asked_lengths(objectives, settings, bounds))
+    asked = {side: of for one in objectives for side, of in one.asked_lengths(settings).items()}
+    lengths = _lengths(counts.lengths, asked, bounds)
     rows = {one.name: 2 * max(one.longest_asked or 0, one.extremes[1]) for one in lengths}
     rows |= row_lengths or limits
     use = _vocabulary_use(counts.pieces, vocabulary)
@@ -147,17 +148,24 @@ def _count_features(examples: Iterable[Example]) -> TaskStatistics:
         for name, value in example.items():
             if np.ndim(value) == 1:
                 lengths[name][len(value)] += 1
-    found = _lengths(lengths, {})
+    found = _lengths(lengths, {}, {})
     return TaskStatistics(number, found, (), None, None, drop_counts(), change_counts())
 
 
 def _lengths(
-    counts: Mapping[str, Counter[int]], asked: Mapping[str, AskedLengths]
+    counts: Mapping[str, Counter[int]],
+    asked: Mapping[str, AskedLengths],
+    bounds: Mapping[str, int],
 ) -> tuple[Lengths, ...]:
-    return tuple(
-        Lengths(name, tuple(of[n] for n in range(max(of) + 1)), *asked.get(name, AskedLengths()))
-        for name, of in counts.items()
-    )
+    """Lengths by side, or by feature if nothing is asked, where `bounds` limit what is asked."""
+    found = []
+    for name, numbers in counts.items():
+        shortest, longest, uniform = asked.get(name, AskedLengths())
+        if longest is not None:
+            longest = min(longest, bounds.get(_BOUNDS[name], longest))
+        by_length = tuple(numbers[length] for length in range(max(numbers) + 1))
+        found.append(Lengths(name, by_length, shortest, longest, uniform))
+    return tuple(found)
 
 
 def _sizes(chunk: Sequence[Example], names: Sequence[str], side: str) -> np.ndarray:
@@ -172,20 +180,6 @@ def _sizes(chunk: Sequence[Example], names: Sequence[str], side: str) -> np.ndar
             "features of an example the same length."
         )
     return sizes[:, 0]
-
-
-def _asked_lengths(
-    objectives: Objectives, settings: TaskSettings, bounds: Mapping[str, int]
-) -> dict[str, AskedLengths]:
-    """The lengths set by the objectives, by side, limited by the bounds by feature."""
-    asked: dict[str, AskedLengths] = {}
-    for one in objectives:
-        for side, lengths in one.asked_lengths(settings).items():
-            if lengths.longest is not None:
-                bound = bounds.get(_BOUNDS[side], lengths.longest)
-                lengths = lengths._replace(longest=min(lengths.longest, bound))
-            asked[side] = lengths
-    return asked
 
 
 def _too_long(lengths: Lengths, row_length: int) -> Share:

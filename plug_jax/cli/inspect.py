@@ -134,8 +134,8 @@ def _inspect(provider: seqio.Task | seqio.Mixture, args: argparse.Namespace) -> 
     statistics = inspected.count(itertools.chain(first, examples))
     console.print(terminal.show_statistics(statistics))
     made = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-    of = repr(inspected.vocabulary) if inspected.vocabulary else ""
-    subject = Subject(provider.name, args.split, args.seed, of, args.feature_lengths, made)
+    pieces = repr(inspected.vocabulary) if inspected.vocabulary else ""
+    subject = Subject(provider.name, args.split, args.seed, pieces, args.feature_lengths, made)
     if args.report:
         page.write_report(Path(args.report), subject, statistics, decoded)
         console.print(f"Wrote {args.report}", soft_wrap=True)

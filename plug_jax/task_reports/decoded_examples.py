@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
 
 import numpy as np
 import seqio
@@ -13,8 +12,6 @@ import seqio
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.objectives.composition import Objectives, features_of
 from plug_jax.objectives.examples import SPACE, Corruption, Example, Fate, Section, TextSpan, spans
-
-_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +92,13 @@ def _marked(
 
 def _fates(corruption: Corruption, part: slice) -> Iterator[tuple[Fate, slice]]:
     """Runs of plain or of shuffled tokens, and all others one by one."""
-    for fate, run in _runs(map(Fate, corruption.fates[part]), part.start):
+    for state, run in _runs(corruption.fates[part].tolist(), part.start):
+        fate = Fate(state)
         step = run.stop - run.start if fate in (Fate.PLAIN, Fate.SHUFFLED) else 1
         yield from ((fate, slice(i, i + step)) for i in range(run.start, run.stop, step))
 
 
-def _runs(values: Iterable[_T], start: int = 0) -> Iterator[tuple[_T, slice]]:
+def _runs(values: Iterable[int], start: int = 0) -> Iterator[tuple[int, slice]]:
     """Each run of equal values, with its place among them, counted from `start`."""
     for value, run in itertools.groupby(values):
         stop = start + len(list(run))

@@ -91,10 +91,8 @@ class Fill:
 
     def __post_init__(self) -> None:
         self.examples_a_row = self.examples / self.rows
-        self.pad_fraction = {
-            side: 1 - self.tokens[side] / (self.rows * length)
-            for side, length in self.row_lengths.items()
-        }
+        of_side = self.row_lengths.items()
+        self.pad_fraction = {side: 1 - self.tokens[side] / (self.rows * n) for side, n in of_side}
 
 
 @dataclasses.dataclass

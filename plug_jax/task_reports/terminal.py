@@ -31,11 +31,7 @@ _LEGEND = {
     TextSpan("天", "天", Fate.KEPT): "kept, it sees 天",
     TextSpan("天地人", "人天地", Fate.SHUFFLED): "shuffled, it sees 人天地",
 }
-_VERDICT_STYLES = {
-    Verdict.WITHIN: "green",
-    Verdict.DOUBTFUL: "bold yellow",
-    Verdict.OUTSIDE: "bold red",
-}
+_VERDICT_STYLES = {"within": "green", "doubtful": "bold yellow", "outside": "bold red"}
 _FACT_STYLES = {"label": "bold green"}
 _TOP_PIECES = 10
 

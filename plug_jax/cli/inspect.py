@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import datetime
+import functools
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ EXAMPLE = """examples:
   plug-jax inspect --list
 """
 
-_SHOWN_IN_TERMINAL, _SHOWN_IN_REPORT = 3, 20
+_SHOWN = 3, 20  # examples in the terminal and in a report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,25 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text_files.add_arguments(own, tokens=True)
     task_modules.add_arguments(parser)
-    add = parser.add_argument
+    add, number = parser.add_argument, functools.partial(parser.add_argument, type=int, metavar="N")
     objective_names.add_arguments(
         parser,
         "a custom objective that the task is for (default: those of plug-jax whose features the "
         "task has)",
     )
     add("--split", default="train", help="split to read (%(default)s)")
-    add(
-        "--num_examples",
-        type=int,
-        metavar="N",
-        help=f"examples to show ({_SHOWN_IN_TERMINAL}, and {_SHOWN_IN_REPORT} in a report)",
-    )
-    add(
-        "--rates_over",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="examples to count, those shown included (%(default)s)",
+    number("--num_examples", help="examples to show ({}, and {} in a report)".format(*_SHOWN))
+    number(
+        "--rates_over", default=1000, help="examples to count, those shown included (%(default)s)"
     )
     add("--seed", type=int, default=0, help="seed of the masks and cuts (%(default)s)")
     add(
@@ -113,60 +105,42 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("report", "json"):
         if args.list and getattr(args, name):
             raise PlugError(f"--{name} needs --task or --input, not --list")
-    if args.report and not Path(args.report).absolute().parent.is_dir():
-        raise PlugError(f"--report: there is no directory {Path(args.report).absolute().parent}")
     if args.report:
+        directory = Path(args.report).absolute().parent
+        if not directory.is_dir():
+            raise PlugError(f"--report: there is no directory {directory}")
         check_output_file("--report", args.report, HTML)
 
 
 def _inspect(provider: seqio.Task | seqio.Mixture, args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from plug_jax.task_reports.decoded_examples import DecodedExample
+    from plug_jax.task_reports import page, terminal
     from plug_jax.task_reports.inspection import Inspected
-    from plug_jax.task_reports.page import write_report
     from plug_jax.task_reports.statistics import Subject
-    from plug_jax.task_reports.terminal import legend, show_example, show_statistics
 
+    named = objective_names.objectives_named(args.objective)
+    inspected = Inspected(provider, args.split, args.seed, args.feature_lengths, named)
+    in_terminal, in_report = _SHOWN if args.num_examples is None else [args.num_examples] * 2
+    examples = inspected.examples(max(in_terminal, args.rates_over))
+    first = list(itertools.islice(examples, in_report if args.report else in_terminal))
+    decoded = [inspected.decode(example) for example in first]
     console = Console(highlight=False, markup=False, emoji=False, quiet=args.json)
-    inspected = Inspected.of(
-        provider,
-        split=args.split,
-        seed=args.seed,
-        feature_lengths=args.feature_lengths,
-        named=objective_names.objectives_named(args.objective),
-    )
-    in_terminal = _SHOWN_IN_TERMINAL if args.num_examples is None else args.num_examples
-    in_report = _SHOWN_IN_REPORT if args.num_examples is None else args.num_examples
-    decoded: list[DecodedExample] = []
-
-    def show(example: DecodedExample) -> None:
-        decoded.append(example)
-        if len(decoded) > in_terminal:
-            return
-        if len(decoded) == 1 and inspected.fates:  # not before an error
-            console.print(legend(inspected.fates))
-        console.print(show_example(example, f"example {len(decoded)}"))
-
-    statistics = inspected.count(
-        max(in_terminal, args.rates_over),
-        show=max(in_terminal, in_report if args.report else 0),
-        to=show,
-    )
-    console.print(show_statistics(statistics))
-    subject = Subject(
-        task=provider.name,
-        split=args.split,
-        seed=args.seed,
-        vocabulary="" if inspected.vocabulary is None else repr(inspected.vocabulary),
-        feature_lengths=args.feature_lengths,
-        made=datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
-    )
+    fates = {fate for one in inspected.objectives for fate in one.fates}
+    if decoded and fates:
+        console.print(terminal.legend(fates))
+    for number, example in enumerate(decoded[:in_terminal], start=1):
+        console.print(terminal.show_example(example, f"example {number}"))
+    statistics = inspected.count(itertools.chain(first, examples))
+    console.print(terminal.show_statistics(statistics))
+    made = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    pieces = repr(inspected.vocabulary) if inspected.vocabulary else ""
+    subject = Subject(provider.name, args.split, args.seed, pieces, args.feature_lengths, made)
     if args.report:
-        write_report(Path(args.report), subject, statistics, decoded[:in_report])
+        page.write_report(Path(args.report), subject, statistics, decoded)
         console.print(f"Wrote {args.report}", soft_wrap=True)
     if args.json:
-        print(json.dumps({**dataclasses.asdict(subject), **statistics.to_json()}, indent=2))
+        print(json.dumps({**vars(subject), **statistics.to_json()}, indent=2))
 
 
 def _find_task(name: str) -> seqio.Task | seqio.Mixture:

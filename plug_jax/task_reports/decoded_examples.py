@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
+import seqio
 
-from plug_jax.objectives.composition import Objectives
+from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
+from plug_jax.objectives.composition import Objectives, features_of
 from plug_jax.objectives.examples import SPACE, Corruption, Example, Fate, Section, TextSpan, spans
-
-if TYPE_CHECKING:
-    import seqio
-
-    from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
-
-
-def without_padding(example: Example) -> Example:
-    """An example of several padded texts, without their padding.
-
-    Other examples are unchanged.
-    """
-    segments = example.get("encoder_segment_ids")
-    if segments is None:
-        return example
-    real = segments > 0
-    return {
-        name: value[real] if np.shape(value) == real.shape else value
-        for name, value in example.items()
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,20 +31,21 @@ def decode_example(
     for one in objectives:
         names |= one.segment_names
         corruption = one.corruption(example, vocabulary) or corruption
-    parts = list(_segments(example, names))
-    encoder = [
-        Section(name, tuple(_marked(example, corruption, part, vocabulary))) for name, part in parts
+    segments = _segments(example, names)
+    sides = {feature.side: feature.name for feature in features_of(objectives)}
+    lengths = [f"{side} {example[name].size}" for side, name in sides.items()]
+    if len(segments) > 1:
+        of_each = [f"{name} {part.stop - part.start}" for name, part in segments]
+        lengths[0] += f" ({', '.join(of_each)})"
+    facts = [("lengths", ", ".join(lengths))]
+    sections = [
+        Section(name, tuple(_marked(example, corruption, part, vocabulary)))
+        for name, part in segments
     ]
-    return DecodedExample(
-        facts=(
-            ("lengths", _describe_lengths(example, objectives, parts)),
-            *(fact for one in objectives for fact in one.facts(example, vocabulary)),
-        ),
-        sections=(
-            *encoder,
-            *(part for one in objectives for part in one.sections(example, vocabulary)),
-        ),
-    )
+    for one in objectives:
+        facts += one.facts(example, vocabulary)
+        sections += one.sections(example, vocabulary)
+    return DecodedExample(tuple(facts), tuple(sections))
 
 
 def describe_example(example: Example, features: Mapping[str, seqio.Feature]) -> DecodedExample:
@@ -72,7 +54,7 @@ def describe_example(example: Example, features: Mapping[str, seqio.Feature]) ->
     for name in [*features, *sorted(example.keys() - features.keys())]:
         value = np.asarray(example[name])
         if value.dtype.kind in "OS":  # bytes
-            text = ", ".join(_utf8(item) for item in value.ravel())
+            text = ", ".join(item.decode(errors="replace") for item in value.ravel())
         elif name in features and value.ndim == 1 and value.dtype.kind in "iu":
             text = f"({value.size}) {features[name].vocabulary.decode(value.tolist())}"
         else:
@@ -81,28 +63,12 @@ def describe_example(example: Example, features: Mapping[str, seqio.Feature]) ->
     return DecodedExample(tuple(facts), ())
 
 
-def _describe_lengths(
-    example: Example, objectives: Objectives, segments: Sequence[tuple[str, slice]]
-) -> str:
-    sides = {feature.side: feature.name for one in objectives for feature in one.features}
-    texts = [f"{side} {example[name].size}" for side, name in sides.items()]
-    if len(segments) > 1:
-        texts[0] += f" ({', '.join(f'{name} {part.stop - part.start}' for name, part in segments)})"
-    return ", ".join(texts)
-
-
-def _segments(example: Example, names: Mapping[int, str]) -> Iterator[tuple[str, slice]]:
+def _segments(example: Example, names: Mapping[int, str]) -> list[tuple[str, slice]]:
     """The parts of the encoder's text: one, or several by token type."""
-    start = 0
-    types = example["encoder_token_types"].tolist()
-    for token_type, group in itertools.groupby(types):
-        stop = start + len(list(group))
-        alone = not names and stop - start == len(types)
-        yield (
-            "encoder" if alone else names.get(token_type, f"type {token_type}"),
-            slice(start, stop),
-        )
-        start = stop
+    parts = list(_runs(example["encoder_token_types"].tolist()))
+    if len(parts) == 1 and not names:
+        return [("encoder", parts[0][1])]
+    return [(names.get(token_type, f"type {token_type}"), part) for token_type, part in parts]
 
 
 def _marked(
@@ -111,7 +77,7 @@ def _marked(
     """The original tokens of an encoder part, with a span for each predicted one."""
     original = corruption.original.tolist()
     seen = example["encoder_input_tokens"].tolist()
-    for fate, run in _runs(corruption.fates, part):
+    for fate, run in _fates(corruption, part):
         before = original[run.start - 1] if run.start else None
         plain = list(spans(original[run], vocabulary, before))
         if fate is Fate.PLAIN:
@@ -124,15 +90,17 @@ def _marked(
         yield TextSpan(old.strip() or SPACE, new.strip() or SPACE, fate)
 
 
-def _runs(states: np.ndarray, part: slice) -> Iterator[tuple[Fate, slice]]:
+def _fates(corruption: Corruption, part: slice) -> Iterator[tuple[Fate, slice]]:
     """Runs of plain or of shuffled tokens, and all others one by one."""
-    start = part.start
-    for state, group in itertools.groupby(states[part].tolist()):
-        fate, stop = Fate(state), start + len(list(group))
-        step = stop - start if fate in (Fate.PLAIN, Fate.SHUFFLED) else 1
-        yield from ((fate, slice(i, i + step)) for i in range(start, stop, step))
+    for state, run in _runs(corruption.fates[part].tolist(), part.start):
+        fate = Fate(state)
+        step = run.stop - run.start if fate in (Fate.PLAIN, Fate.SHUFFLED) else 1
+        yield from ((fate, slice(i, i + step)) for i in range(run.start, run.stop, step))
+
+
+def _runs(values: Iterable[int], start: int = 0) -> Iterator[tuple[int, slice]]:
+    """Each run of equal values, with its place among them, counted from `start`."""
+    for value, run in itertools.groupby(values):
+        stop = start + len(list(run))
+        yield value, slice(start, stop)
         start = stop
-
-
-def _utf8(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,10 +1,12 @@
-"""Inspection of a task: decoding some examples, counting all."""
+"""Inspection of a task: its examples, decoded and counted."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
+import numpy as np
 import seqio
 
 from plug_jax.data.autotuning import without_autotuning
@@ -16,84 +18,47 @@ from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
 from plug_jax.downstream.record_task import record_tasks
 from plug_jax.errors import PlugError
 from plug_jax.objectives.composition import Objectives, objectives_for, stage_of
-from plug_jax.objectives.examples import Example, Fate
+from plug_jax.objectives.examples import Example
 from plug_jax.objectives.objective import Objective
 from plug_jax.objectives.stages import KNOWN
 from plug_jax.task_reports.counting import count_examples
-from plug_jax.task_reports.decoded_examples import (
-    DecodedExample,
-    decode_example,
-    describe_example,
-    without_padding,
-)
+from plug_jax.task_reports.decoded_examples import DecodedExample, decode_example, describe_example
 from plug_jax.task_reports.statistics import TaskStatistics
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Inspected:
-    """A split of a task, and its objectives."""
+    """A split of a task, and its objectives: none if it has other features.
+
+    Raises:
+        PlugError: there is no such split, files of it are missing or damaged, or the task does not
+          support a named objective.
+    """
 
     provider: seqio.Task | seqio.Mixture
     split: str
     seed: int
-    objectives: Objectives
-    vocabulary: PlugVocabulary | None  # None for a task with other features
-    lengths: dict[str, int] | None  # by feature; None: no limit
+    feature_lengths: str  # as the user gives them
+    named: Sequence[Objective]  # objectives that the task must support
 
-    @classmethod
-    def of(
-        cls,
-        provider: seqio.Task | seqio.Mixture,
-        *,
-        split: str,
-        seed: int,
-        feature_lengths: str,
-        named: Sequence[Objective],
-    ) -> Inspected:
-        """From the user's options; `named`: objectives that the task must support.
+    def __post_init__(self) -> None:
+        task, split = self.provider, self.split
+        if split not in task.splits:
+            splits = ", ".join(task.splits)
+            raise PlugError(f"{task.name!r} has no split {split!r}, only {splits}")
+        for part in seqio.get_subtasks(task):
+            if split in part.splits:
+                check_source(part.source, split, f"the {split} split of {part.name!r}")
+            check_token_files(part, split)
+        features = task.output_features
+        self.objectives = _objectives(task, self.named)
+        self.vocabulary = features["encoder_input_tokens"].vocabulary if self.objectives else None
+        self.lengths = sequence_lengths(self.feature_lengths, features, self.objectives)
 
-        Raises:
-            PlugError: there is no such split, files of it are missing or damaged, or the task does
-              not support a named objective.
-        """
-        if split not in provider.splits:
-            splits = ", ".join(provider.splits)
-            raise PlugError(f"{provider.name!r} has no split {split!r}, only {splits}")
-        for task in seqio.get_subtasks(provider):
-            if split in task.splits:
-                check_source(task.source, split, f"the {split} split of {task.name!r}")
-            check_token_files(task, split)
-        features = provider.output_features
-        objectives = _objectives(provider, named)
-        vocabulary = features["encoder_input_tokens"].vocabulary if objectives else None
-        if not isinstance(vocabulary, PlugVocabulary):
-            vocabulary = None
-        lengths = sequence_lengths(feature_lengths, features, objectives if vocabulary else ())
-        return cls(provider, split, seed, objectives, vocabulary, lengths)
-
-    @property
-    def fates(self) -> set[Fate]:
-        """The possible fates of a token; none for a task with other features."""
-        if self.vocabulary is None:
-            return set()
-        return {fate for one in self.objectives for fate in one.fates}
-
-    def decode(self, example: Example) -> DecodedExample:
-        """An example, ready to be shown."""
-        if self.vocabulary is None:
-            return describe_example(example, self.provider.output_features)
-        return decode_example(example, self.objectives, self.vocabulary)
-
-    def count(
-        self, number: int, *, show: int, to: Callable[[DecodedExample], None]
-    ) -> TaskStatistics:
-        """Count this many examples, and pass the first `show` of them, decoded, to `to`.
-
-        Raises:
-            PlugError: the split has no example.
-        """
+    def examples(self, number: int) -> Iterator[Example]:
+        """At most this many of the first examples, without padding; resets the counts of drops."""
         reset_counts()
-        examples = self.provider.get_dataset(
+        dataset = self.provider.get_dataset(
             sequence_length=self.lengths,
             split=self.split,
             shuffle=False,
@@ -101,20 +66,26 @@ class Inspected:
             num_epochs=1,
             trim_output_features=False,  # the preprocessors set lengths: cut nothing
         )
-        examples = without_autotuning(examples.take(number))
+        examples = without_autotuning(dataset.take(number))
+        return map(_without_padding, examples.as_numpy_iterator())
 
-        def shown(examples: Iterable[Example]) -> Iterator[Example]:
-            for place, example in enumerate(examples):
-                if place < show:
-                    to(self.decode(example))
-                yield example
+    def decode(self, example: Example) -> DecodedExample:
+        """An example, ready to be shown."""
+        if self.vocabulary is None:
+            return describe_example(example, self.provider.output_features)
+        return decode_example(example, self.objectives, self.vocabulary)
 
+    def count(self, examples: Iterable[Example]) -> TaskStatistics:
+        """Statistics of `examples`.
+
+        Raises:
+            PlugError: there is none, or its features of one side differ in length.
+        """
         statistics = count_examples(
-            shown(map(without_padding, examples.as_numpy_iterator())),
+            examples,
             self.objectives,
             self.vocabulary,
             TaskSettings.of(self.provider, self.split),
-            row_lengths=self._row_lengths(),
             bounds=self.lengths,
         )
         if not statistics.examples:
@@ -124,18 +95,11 @@ class Inspected:
             )
         return statistics
 
-    def _row_lengths(self) -> dict[str, int]:
-        """The row length of each side with one."""
-        sides = _sides(self.objectives)
-        return {sides[name]: n for name, n in (self.lengths or {}).items() if name in sides}
-
 
 def registered() -> list[str]:
     """A line for each registered task and mixture: name, kind, and objectives."""
-    kinds = {
-        **dict.fromkeys(seqio.TaskRegistry.names(), "task"),
-        **dict.fromkeys(seqio.MixtureRegistry.names(), "mixture"),
-    }
+    kinds = dict.fromkeys(seqio.TaskRegistry.names(), "task")
+    kinds |= dict.fromkeys(seqio.MixtureRegistry.names(), "mixture")
     width = max(map(len, kinds), default=0)
     stages = {1: "stage 1 (StructBERT)", 2: "stage 2 (PALM)"}
     lines = []
@@ -144,9 +108,6 @@ def registered() -> list[str]:
         names = ", ".join(type(one).__name__ for one in found) or "features of its own"
         lines.append(f"{name:{width}}  {kind:7}  {stages.get(stage_of(found) or 0, names)}")
     return lines or ["no task is registered; name a module that registers one with --module"]
-
-
-_DIGITS = 9  # of a length: more would exceed TensorFlow's 32 bits
 
 
 def sequence_lengths(
@@ -159,7 +120,7 @@ def sequence_lengths(
     >>> sequence_lengths("inputs=512", ["inputs", "targets"])
     {'inputs': 512}
     """
-    sides = _sides(objectives)
+    sides = {feature.name: feature.side for one in objectives for feature in one.features}
     lengths: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         key, _, value = (word.strip() for word in part.partition("="))
@@ -167,16 +128,28 @@ def sequence_lengths(
         if not names:
             keys = sorted({sides.get(name, name) for name in features})
             raise PlugError(f"--feature_lengths has no {key!r} to limit, only {', '.join(keys)}")
-        if not value.isdecimal() or len(value) > _DIGITS or int(value) < 1:
+        if not re.fullmatch("0*[1-9][0-9]{0,8}", value):  # more digits might exceed 32 bits
             raise PlugError(f"--feature_lengths: {part!r} should read {key}=512, or another length")
-        lengths.update(dict.fromkeys(names, int(value)))
+        lengths |= dict.fromkeys(names, int(value))
     return lengths or None
+
+
+def _without_padding(example: Example) -> Example:
+    """An example of several padded texts, without their padding; any other unchanged."""
+    segments = example.get("encoder_segment_ids")
+    if segments is None:
+        return example
+    real = segments > 0
+    return {
+        name: value[real] if np.shape(value) == real.shape else value
+        for name, value in example.items()
+    }
 
 
 def _objectives(provider: seqio.Task | seqio.Mixture, named: Sequence[Objective]) -> Objectives:
     """The named objectives, all of which the task must support, and known ones it supports.
 
-    A task over records has its own.
+    A task over records has its own; one with another vocabulary than ours has none.
     """
     features = provider.output_features
     for one in named:
@@ -186,9 +159,7 @@ def _objectives(provider: seqio.Task | seqio.Mixture, named: Sequence[Objective]
                 f"{type(one).__name__} needs; it has {', '.join(sorted(features))}"
             )
     own = [task.format.make_objective() for task in record_tasks(provider)[:1]]
-    return objectives_for(features, [*named, *own, *KNOWN])
-
-
-def _sides(objectives: Objectives) -> dict[str, str]:
-    """Encoder or decoder, by the feature's name."""
-    return {feature.name: feature.side for one in objectives for feature in one.features}
+    found = objectives_for(features, [*named, *own, *KNOWN])
+    if found and isinstance(features["encoder_input_tokens"].vocabulary, PlugVocabulary):
+        return found
+    return ()

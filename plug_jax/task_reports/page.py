@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import io
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import markupsafe
@@ -16,12 +16,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from plug_jax.atomic_files import write_whole
-from plug_jax.objectives.examples import Fate
 from plug_jax.objectives.shares import CONFIDENCE, Share
 from plug_jax.task_reports.decoded_examples import DecodedExample
 from plug_jax.task_reports.statistics import Lengths, Subject, TaskStatistics
 
-_TEMPLATE = "page.html.j2"
 # Colours of the figures, replaced by those that the page's style sheet defines for light and dark
 # mode.
 _COLORS = {
@@ -31,15 +29,18 @@ _COLORS = {
     "#010004": "var(--band)",
 }
 _TEXT, _BAR, _ASKED, _BAND = _COLORS
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _TEXT),
+}
 _MOST_BARS = 40
-_LENGTH_OF_INTERVAL = 120  # width of an interval's axis, in the page's units
 
 
 def write_report(
-    path: Path,
-    subject: Subject,
-    statistics: TaskStatistics,
-    examples: Sequence[DecodedExample],
+    path: Path, subject: Subject, statistics: TaskStatistics, examples: Sequence[DecodedExample]
 ) -> None:
     """Writes the page, in UTF-8; it needs no other file, no script and no network."""
     write_whole(path, render_report(subject, statistics, examples))
@@ -50,18 +51,19 @@ def render_report(
 ) -> str:
     """The page as text; everything from the task or its text is escaped."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("plug_jax.task_reports", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    source = importlib.resources.files(__package__).joinpath(_TEMPLATE).read_text("utf-8")
-    return environment.from_string(source).render(
+    return environment.get_template("page.html.j2").render(
         subject=subject,
         statistics=statistics,
         examples=examples,
         figures=[(lengths, length_figure(lengths)) for lengths in statistics.lengths],
         interval=interval,
-        Fate=Fate,
         confidence=CONFIDENCE,
-        has_shuffles=any(share.key == "shuffled" for share in statistics.shares),
     )
 
 
@@ -75,8 +77,7 @@ def interval(share: Share) -> dict[str, float] | None:
     low, high = share.bounds
     places = {"low": low, "value": share.value, "high": high, "target": share.target}
     reach = 1.15 * max(abs(place - share.target) for place in places.values())
-    middle = _LENGTH_OF_INTERVAL / 2
-    return {name: middle * (1 + (at - share.target) / reach) for name, at in places.items()}
+    return {name: 60 * (1 + (at - share.target) / reach) for name, at in places.items()}
 
 
 def length_figure(lengths: Lengths) -> markupsafe.Markup:
@@ -85,22 +86,15 @@ def length_figure(lengths: Lengths) -> markupsafe.Markup:
     counts = np.histogram(np.arange(len(lengths.counts)), edges, weights=lengths.counts)[0]
     widths = np.diff(edges)
     title = f"Histogram of the {lengths.name} lengths"
-    # Keep text as text, in the page's font. No pyplot: it would look for a display.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
-        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=(4.6, 2.7), layout="constrained")  # pyplot would need a display
         axes = figure.subplots()
         axes.stairs(counts / widths, edges - 0.5, fill=True, color=_BAR)
         if lengths.mean_asked is not None:
             _draw_uniform_law(axes, lengths, edges)
         elif lengths.longest_asked is not None:
             axes.axvline(lengths.longest_asked, color=_ASKED, linestyle="--", linewidth=1.4)
-        axes.set_xlabel("tokens", color=_TEXT)
-        axes.set_ylabel("examples", color=_TEXT)
-        axes.tick_params(colors=_TEXT)
-        axes.set_ylim(bottom=0)
-        axes.margins(y=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_TEXT)
+        axes.set(xlabel="tokens", ylabel="examples", ylim=(0, None))
         return _inline_svg(figure, title)
 
 
@@ -108,14 +102,13 @@ def _draw_uniform_law(axes: matplotlib.axes.Axes, lengths: Lengths, edges: np.nd
     """Expected numbers of examples of each length, and the range of 95% of the bars."""
     low, high = lengths.shortest_asked, lengths.longest_asked
     assert low is not None and high is not None
-    inside = (edges[:-1] >= low) & (edges[1:] <= high + 1)
+    edges = edges[(edges >= low) & (edges <= high + 1)]
+    widths = np.diff(edges)
+    share = widths / (high - low + 1)
     asked = lengths.total / (high - low + 1)
-    share = np.diff(edges)[inside] / (high - low + 1)
-    spread = 1.96 * np.sqrt(lengths.total * share * (1 - share)) / np.diff(edges)[inside]
-    ends = np.append(edges[:-1][inside], high + 1) - 0.5
-    axes.stairs(
-        asked + spread, ends, baseline=np.maximum(asked - spread, 0), fill=True, color=_BAND
-    )
+    spread = 1.96 * np.sqrt(lengths.total * share * (1 - share)) / widths
+    least = np.maximum(asked - spread, 0)
+    axes.stairs(asked + spread, edges - 0.5, baseline=least, fill=True, color=_BAND)
     axes.hlines(asked, low - 0.5, high + 0.5, color=_ASKED, linestyle="--", linewidth=1.4)
 
 
@@ -126,10 +119,9 @@ def _edges(lengths: Lengths) -> np.ndarray:
     first = shortest if low is None else low
     beyond = (longest if high is None else max(first, high)) + 1
     width = math.ceil((max(beyond, longest + 1) - min(first, shortest)) / _MOST_BARS)
-    edges = {*range(first, beyond, width), beyond}
-    edges |= {*range(beyond, longest + 1 + width, width)} if longest >= beyond else set()
-    edges |= {*range(first, shortest - width, -width)} if shortest < first else set()
-    return np.array(sorted(edges))
+    below = range(first, shortest - width, -width)
+    above = range(beyond, longest + 1 + width, width)
+    return np.array(sorted({*below, *range(first, beyond, width), beyond, *above}))
 
 
 def _inline_svg(figure: Figure, title: str) -> markupsafe.Markup:
@@ -137,16 +129,15 @@ def _inline_svg(figure: Figure, title: str) -> markupsafe.Markup:
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for color, replacement in _COLORS.items():
-        svg = svg.replace(color, replacement)
-    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s(xmlns(:\w+)?|width|height|version)="[^"]*"', "", svg.split(">", 1)[0]) + (
-        ">" + svg.split(">", 1)[1]
-    )
-    svg = re.sub(r"font: [^;\"]*;?", "", svg)
+    _, view_box, svg = re.split(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', file.getvalue(), maxsplit=1)
     prefix = re.sub(r"\W+", "-", title)
-    svg = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{prefix}-", svg)
+    replacements = {
+        r"<style.*?</style>": "",
+        r"font[a-z-]*: [^;\"]*;?": "",
+        r'(\bid="|"#|url\(#)': rf"\g<1>{prefix}-",
+        **_COLORS,
+    }
+    for pattern, replacement in replacements.items():
+        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
     label = markupsafe.escape(title)
-    return markupsafe.Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+    return markupsafe.Markup(f'<svg role="img" aria-label="{label}" {view_box}>{svg}')

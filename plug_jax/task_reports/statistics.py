@@ -13,9 +13,9 @@ from scipy import stats
 from plug_jax.objectives.shares import CONFIDENCE, NO_CHANCE, Share, Verdict, verdict_json
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Lengths:
-    """Actual and requested lengths of the examples on one side, or in one feature."""
+    """Actual and requested lengths, in tokens, of the examples on one side or in one feature."""
 
     name: str
     counts: tuple[int, ...]  # examples by length, from 0
@@ -23,10 +23,27 @@ class Lengths:
     longest_asked: int | None = None
     uniform: bool = False  # whether all requested lengths should be equally frequent
 
-    @property
-    def label(self) -> str:
-        """A description."""
-        return f"{self.name} length"
+    def __post_init__(self) -> None:
+        self.label = f"{self.name} length"
+        lengths = np.repeat(np.arange(len(self.counts)), self.counts)
+        self.total = len(lengths)
+        self.mean = float(lengths.mean())
+        self.extremes = int(lengths[0]), int(lengths[-1])  # shortest and longest
+        # The normal 95% interval of the mean, which a single example does not have.
+        half = stats.norm.isf((1 - CONFIDENCE) / 2) * stats.sem(lengths) if self.total > 1 else None
+        self.mean_bounds = None if half is None else (self.mean - half, self.mean + half)
+        low, high = self.shortest_asked, self.longest_asked
+        # Examples shorter or longer than requested.
+        self.beyond = self.total - sum(self.counts[low or 0 : None if high is None else high + 1])
+        # The requested mean; Kolmogorov's distance to the uniform distribution, which is the
+        # largest cumulative gap, and its 95% bound by Massart's inequality (1990).
+        self.mean_asked = self.distance = self.distance_bound = None
+        if self.uniform and low is not None and high is not None:
+            self.mean_asked = (low + high) / 2
+            drawn = np.cumsum(self.counts) / self.total
+            asked = stats.randint.cdf(np.arange(len(drawn)), low, high + 1)
+            self.distance = float(np.abs(drawn - asked).max())
+            self.distance_bound = math.sqrt(math.log(2 / (1 - CONFIDENCE)) / (2 * self.total))
 
     @property
     def assumes(self) -> str:
@@ -37,65 +54,6 @@ class Lengths:
                 "shorter one is drawn"
             )
         return NO_CHANCE if self.longest_asked is not None else ""
-
-    @property
-    def total(self) -> int:
-        """Number of examples."""
-        return sum(self.counts)
-
-    @property
-    def _values(self) -> np.ndarray:
-        """The length of each example, in order of length."""
-        return np.repeat(np.arange(len(self.counts)), self.counts)
-
-    @property
-    def mean(self) -> float:
-        """Mean length, in tokens."""
-        return float(self._values.mean())
-
-    @property
-    def mean_bounds(self) -> tuple[float, float] | None:
-        """The normal 95% interval of the mean; None for a single example."""
-        if self.total < 2:
-            return None
-        half = stats.norm.isf((1 - CONFIDENCE) / 2) * stats.sem(self._values)
-        return self.mean - half, self.mean + half
-
-    @property
-    def mean_asked(self) -> float | None:
-        """The mean of the uniform distribution."""
-        if not self.uniform or self.shortest_asked is None or self.longest_asked is None:
-            return None
-        return (self.shortest_asked + self.longest_asked) / 2
-
-    @property
-    def extremes(self) -> tuple[int, int]:
-        """The shortest and the longest length that occurs."""
-        return int(self._values[0]), int(self._values[-1])
-
-    @property
-    def beyond(self) -> int:
-        """Number of examples shorter or longer than requested."""
-        longest = math.inf if self.longest_asked is None else self.longest_asked
-        wrong = (self._values < (self.shortest_asked or 0)) | (self._values > longest)
-        return int(wrong.sum())
-
-    @property
-    def distance(self) -> float | None:
-        """Kolmogorov's distance to the uniform distribution: the largest cumulative gap."""
-        low, high = self.shortest_asked, self.longest_asked
-        if not self.uniform or low is None or high is None:
-            return None
-        drawn = np.cumsum(self.counts) / self.total
-        asked = stats.randint.cdf(np.arange(len(drawn)), low, high + 1)
-        return float(np.abs(drawn - asked).max())
-
-    @property
-    def distance_bound(self) -> float | None:
-        """The 95% bound of the distance, by Massart's inequality (1990)."""
-        if self.distance is None:
-            return None
-        return math.sqrt(math.log(2 / (1 - CONFIDENCE)) / (2 * self.total))
 
     @property
     def verdict(self) -> Verdict | None:
@@ -112,27 +70,17 @@ class Lengths:
         """Everything, as JSON; `counts` as pairs of a length and its number of examples."""
         low, high = self.mean_bounds or (None, None)
         shortest, longest = self.extremes
+        found = ("total", "mean", "beyond", "distance", "distance_bound")
+        asked = ("mean_asked", "shortest_asked", "longest_asked", "uniform", "assumes")
         return {
-            "total": self.total,
-            "mean": self.mean,
-            "mean_low": low,
-            "mean_high": high,
-            "mean_asked": self.mean_asked,
-            "shortest": shortest,
-            "longest": longest,
-            "shortest_asked": self.shortest_asked,
-            "longest_asked": self.longest_asked,
-            "uniform": self.uniform,
-            "assumes": self.assumes,
-            "beyond": self.beyond,
-            "distance": self.distance,
-            "distance_bound": self.distance_bound,
+            **{name: getattr(self, name) for name in (*found, *asked)},
+            **{"mean_low": low, "mean_high": high, "shortest": shortest, "longest": longest},
             **verdict_json(self.verdict),
             "counts": [[length, n] for length, n in enumerate(self.counts) if n],
         }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Fill:
     """How full the rows packed by the task's feature converter are."""
 
@@ -141,29 +89,13 @@ class Fill:
     row_lengths: Mapping[str, int]  # by side
     tokens: Mapping[str, int]  # by side, without padding
 
-    @property
-    def pad_fraction(self) -> dict[str, float]:
-        """The fraction of padding in rows, by side."""
-        return {
-            side: 1 - self.tokens[side] / (self.rows * length)
-            for side, length in self.row_lengths.items()
-        }
-
-    @property
-    def examples_a_row(self) -> float:
-        """Mean number of examples in a row."""
-        return self.examples / self.rows
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON."""
-        return {
-            **dataclasses.asdict(self),
-            "pad_fraction": self.pad_fraction,
-            "examples_a_row": self.examples_a_row,
-        }
+    def __post_init__(self) -> None:
+        self.examples_a_row = self.examples / self.rows
+        of_side = self.row_lengths.items()
+        self.pad_fraction = {side: 1 - self.tokens[side] / (self.rows * n) for side, n in of_side}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class VocabularyUse:
     """The regular pieces used in the original texts (the encoder's, and the decoder's targets)."""
 
@@ -172,14 +104,8 @@ class VocabularyUse:
     tokens: int  # regular tokens
     top: tuple[tuple[str, int], ...]  # the most frequent pieces, with their counts
 
-    @property
-    def coverage(self) -> float:
-        """The share of regular pieces that occur."""
-        return self.used / self.size
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON."""
-        return {**dataclasses.asdict(self), "coverage": self.coverage}
+    def __post_init__(self) -> None:
+        self.coverage = self.used / self.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,12 +146,10 @@ class TaskStatistics:
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON."""
         return {
-            "examples": self.examples,
+            **vars(self),
             "confidence": CONFIDENCE,
             "lengths": {item.name: item.to_json() for item in self.lengths},
             "shares": {item.key: item.to_json() for item in self.shares},
-            "fill": self.fill and self.fill.to_json(),
-            "vocabulary_use": self.vocabulary_use and self.vocabulary_use.to_json(),
-            "drops": dict(self.drops),
-            "changes": dict(self.changes),
+            "fill": self.fill and vars(self.fill),
+            "vocabulary_use": self.vocabulary_use and vars(self.vocabulary_use),
         }

@@ -62,10 +62,10 @@ def test_batches_for_other_trainers(name, tuned):
 
 
 def test_inspect(name, tuned):
-    inspected = Inspected.of(
+    inspected = Inspected(
         seqio.get_mixture_or_task(name), split="train", seed=0, feature_lengths="", named=()
     )
-    inspected.count(4, show=0, to=print)
+    inspected.count(inspected.examples(4))
     assert tuned and not any(tuned)
 
 

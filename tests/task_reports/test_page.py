@@ -194,3 +194,4 @@ def test_a_figure_for_any_lengths(values, low, high, uniform):
     assert ("var(--asked)" in figure) == (high is not None)
     assert ("var(--band)" in figure) == uniform
     assert {"tokens", "examples"} <= {*page.texts}
+    assert "font" not in figure  # the page's

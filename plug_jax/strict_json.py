@@ -26,6 +26,13 @@ def integer(digits: str) -> int:
         raise ValueError(f"a number of {len(digits):,} digits is more than can be read") from error
 
 
+def kind_of(value: Any) -> str:
+    """The JSON name of a value's type; Python's for a type that JSON does not have."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    kinds |= {int: "a number", float: "a number", type(None): "null"}
+    return kinds.get(type(value), type(value).__name__)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

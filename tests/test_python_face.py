@@ -151,6 +151,9 @@ def test_a_fine_tuned_model_classifies(labels_of_pairs):
         (lambda: model.generate("怎"), "fine-tuned for 'clue_afqmc'.*neither generates"),
         (lambda: model.fill_mask("[MASK]"), "its masked LM head was not trained with it"),
         (lambda: model.predict([{"n": 1}]), "a row needs `text`"),
+        (lambda: model.predict([{"text": None}]), "field 'text' must hold text, not null"),
+        (lambda: model.predict("怎"), "there must be a list of rows, dicts .*, not str"),
+        (lambda: model.predict([rows[0], "怎"]), r"list of rows.*; number 1 \(from 0\) is str"),
     ):
         with pytest.raises(plug_jax.PlugError, match=message):
             wrong()

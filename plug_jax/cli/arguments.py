@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
         if self._subparsers is None:  # else each of them has its own options, and comes here
             end = args.index("--") if "--" in args else len(args)
             args = [*(self._declared(argument) for argument in args[:end]), *args[end:]]
+            self._refuse_repetition(args[:end])
         return super().parse_known_args(args, namespace)
 
     def _declared(self, argument: str) -> str:
@@ -49,6 +50,22 @@ class Parser(argparse.ArgumentParser):
         if self._passes_on:
             return argument
         raise PlugError(f"unknown argument {shown(name)}; {self._nearest(declared)}")
+
+    def _refuse_repetition(self, arguments: Sequence[str]) -> None:
+        """PlugError for an option given twice, of which argparse would keep only the last value."""
+        seen = set()
+        for name in (argument.partition("=")[0] for argument in arguments):
+            action = self._option_string_actions.get(name)
+            if not isinstance(action, argparse._StoreAction):
+                continue
+            if action in seen:
+                several = (
+                    "write all its values after one"
+                    if action.nargs in ("+", "*")
+                    else "leave one out"
+                )
+                raise PlugError(f"{name} is given twice; {several}")
+            seen.add(action)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         """Like argparse's, which would print all of an invalid value."""

@@ -81,6 +81,5 @@ def infer(job: Job, work: Work[Any, Any]) -> int:
             first = first or row[ERROR]
     if jax.process_index() == 0:
         print(f"{job.output} has {rows:,} rows, {errors:,} with an error", file=sys.stderr)
-        if first:
-            print(f"the first error: {first}", file=sys.stderr)
+        jobs.say_first_error(first)
     return jobs.status(errors)

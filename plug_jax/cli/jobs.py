@@ -107,14 +107,17 @@ def report(
 ) -> int:
     """Print a `line` for each row if `with_rows`, then the summary; returns the exit status.
 
-    As JSON it is one object, {"rows": [...], "total": {...}}, or only the total.
+    As JSON it is one object, {"rows": [...], "total": {...}}, or only the total. Without rows, the
+    first error goes to stderr.
     """
     import jax
 
     prints = jax.process_index() == 0
     kept = []
+    first = None
     for row in rows:
         summary.add(row)
+        first = first or row.get("error")
         if with_rows and as_json:
             kept.append(row)
         elif with_rows and prints:
@@ -127,7 +130,15 @@ def report(
         print(json.dumps(shown, indent=2, ensure_ascii=escaped, allow_nan=False))
     elif prints:
         print("  ".join(f"{name} {_shown(value)}" for name, value in total.items()))
+    if prints and not with_rows:
+        say_first_error(first)
     return status(total["errors"])
+
+
+def say_first_error(error: str | None) -> None:
+    """Say on stderr why the first of the rows without an answer has none, if one has none."""
+    if error:
+        print(f"the first error: {error}", file=sys.stderr)
 
 
 def status(errors: int) -> int:

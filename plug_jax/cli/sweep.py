@@ -102,6 +102,9 @@ def _best_metric(files: list[str], bindings: list[str]) -> str:
 
 def _draw_curves(sweep: Sweep, rows: list[Row], metric: str) -> None:
     """OUTPUT/curves.png: the metric by step, the seeds of a setting together."""
+    from plug_jax.cli.main import import_tensorflow
+
+    import_tensorflow()
     from plug_jax.finetuning.sweeps import SEED
     from plug_jax.plots import plot_curves
     from plug_jax.training.writers import read_metrics

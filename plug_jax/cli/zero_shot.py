@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         if status:
             count = f"{len(wrong):,} of {len(rows):,} records"
             print(f"{count} have no answer, and {output} is not written", file=sys.stderr)
-            print(f"the first error: {wrong[0]}", file=sys.stderr)
+            jobs.say_first_error(wrong[0])
             return status
         _finish(config, rows, output, as_json=args.json)
     return status

@@ -99,6 +99,12 @@ def why_nothing_is_left(drops: Mapping[str, int]) -> str:
     return text
 
 
+def what_was_dropped(drops: Mapping[str, int]) -> str | None:
+    """A line that says how much was dropped, by reason; None if nothing was."""
+    shown = ", ".join(f"{reason} {count:,}" for reason, count in sorted(drops.items()))
+    return f"dropped while reading: {shown}" if shown else None
+
+
 def change_counts() -> dict[str, int]:
     """A copy of this process's change counts so far, by step."""
     with _lock:

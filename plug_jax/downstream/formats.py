@@ -17,6 +17,7 @@ from plug_jax.downstream.records import AnyRecord
 from plug_jax.errors import PlugError, shortened
 from plug_jax.field_types import check_fields
 from plug_jax.objectives.task_heads import TaskObjective
+from plug_jax.strict_json import kind_of
 
 R = TypeVar("R", bound=AnyRecord)
 Outputs = Mapping[str, np.ndarray]  # by name, [n, ...] for n examples
@@ -151,6 +152,8 @@ class Format(abc.ABC, Generic[R]):
 def field(fields: Mapping[str, Any], name: str) -> str:
     """A text field of a row. PlugError if it is missing or not a text."""
     value = fields.get(name)
+    if name in fields and not isinstance(value, str):
+        raise PlugError(f"field {name!r} must hold text, not {kind_of(value)}")
     if not isinstance(value, str):
         raise PlugError(
             f"a row needs the text {name!r}; it has "

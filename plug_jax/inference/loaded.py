@@ -269,9 +269,11 @@ class Model:
         Labels, choices, answers, entities or numbers: docs/inference.md has the fields of a row and
         of an answer.
         """
-        listed = _items(rows)
-        if not all(isinstance(row, Mapping) for row in listed):
-            raise PlugError('rows are a list of dicts such as {"text": "..."}')
+        wanted = 'a list of rows, dicts such as {"text": "..."}'
+        listed = _items(rows, wanted)
+        for number, row in enumerate(listed):
+            if not isinstance(row, Mapping):
+                raise PlugError(f"there must be {wanted}; number {number} (from 0) is {_kind(row)}")
         return self._answers(self._answerer(), Prediction(), [Row(dict(row)) for row in listed])
 
     @overload
@@ -428,10 +430,10 @@ def _listed(texts: str | Sequence[str]) -> list[str]:
     return listed
 
 
-def _items(values: Any) -> list[Any]:
-    """A list of items. PlugError for anything else."""
+def _items(values: Any, wanted: str = "a text or a list of them") -> list[Any]:
+    """A list of items. PlugError for anything else than what is `wanted`."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise PlugError(f"there must be a text or a list of them, not {_kind(values)}")
+        raise PlugError(f"there must be {wanted}, not {_kind(values)}")
     return list(values)
 
 

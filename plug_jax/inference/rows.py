@@ -25,7 +25,7 @@ from plug_jax.errors import PlugError, shortened, shown
 from plug_jax.field_types import check_fields
 from plug_jax.objectives.composition import objectives_for
 from plug_jax.objectives.continuation import Continuation, prompt_and_target
-from plug_jax.strict_json import integer
+from plug_jax.strict_json import integer, kind_of
 
 if TYPE_CHECKING:
     from plug_jax.inference.model import InferenceModel
@@ -52,7 +52,7 @@ class Row:
         """The text of the first present of these fields. PlugError without any."""
         name, value = self.first(names)
         if not isinstance(value, str):
-            raise PlugError(f"field {name!r} must hold text, not {_kind_of(value)}")
+            raise PlugError(f"field {name!r} must hold text, not {kind_of(value)}")
         return checked_text(value, name)
 
     def first(self, names: Sequence[str]) -> tuple[str, Any]:
@@ -245,7 +245,7 @@ def _json_row(line: bytes, where: str) -> Row:
     except (ValueError, RecursionError) as error:
         return Row(raw, f"{where} is not JSON: {error}")
     if not isinstance(fields, dict):
-        return Row(raw, f"{where} holds no JSON object but {_kind_of(fields)}")
+        return Row(raw, f"{where} holds no JSON object but {kind_of(fields)}")
     return Row(fields)
 
 
@@ -296,9 +296,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _kind_of(value: Any) -> str:
-    """The JSON name of a value's type."""
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
-    return "null" if value is None else kinds.get(type(value), "a number")

@@ -36,7 +36,7 @@ from plug_jax.checkpoints.saved_model import lora_of, vocabulary_fingerprint
 from plug_jax.checkpoints.saving import Saver
 from plug_jax.config import PlugConfig
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary, save_vocabulary
-from plug_jax.errors import PlugError
+from plug_jax.errors import PlugError, shortened
 from plug_jax.field_types import check_fields
 from plug_jax.techniques.lora import Lora
 from plug_jax.training.safety import SafetyState
@@ -318,8 +318,8 @@ class Checkpoints:
                     raise
                 raise PlugError(
                     f"{path} does not fit this run's parameters or optimizer; continue with the "
-                    f"optimizer that it was trained with, or start a new MODEL_DIR with "
-                    f"INITIAL_CHECKPOINT. ({error})"
+                    f"optimizer that it was trained with (MODEL_DIR/config.gin), or start a new "
+                    f"MODEL_DIR with INITIAL_CHECKPOINT.{_what_differs(str(error))}"
                 ) from error
         optimizer = restored.optimizer
         safety = optimizer.get("safety")
@@ -355,3 +355,11 @@ class Checkpoints:
     def _save_vocabulary(self, directory: epath.Path) -> None:
         if jax.process_index() == 0:
             save_vocabulary(self._vocabulary, directory)
+
+
+def _what_differs(message: str) -> str:
+    """The arrays that orbax's message names, if it does: it prints their whole trees too."""
+    names = re.findall(r"^(\S+):$", message, re.MULTILINE)
+    if not names:
+        return f" ({shortened(message)})"
+    return f" Arrays that differ: {shortened(', '.join(names))}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,9 @@ from plug_jax.checkpoints.parameters import abstract_params, with_shardings
 from plug_jax.checkpoints.saved_model import open_checkpoint, vocabulary_fingerprint
 from plug_jax.compilation import Compilation, CompiledProgram, use_compilation_cache
 from plug_jax.config import PlugConfig
+from plug_jax.data.drops import what_was_dropped
 from plug_jax.data.pipeline import pipeline
+from plug_jax.data.pipeline.batches import Counts, add_counts
 from plug_jax.data.pipeline.file_checks import check_files
 from plug_jax.data.pipeline.pipeline import DatasetConfig
 from plug_jax.data.vocabularies.vocabulary import PlugVocabulary
@@ -26,6 +28,7 @@ from plug_jax.downstream.record_task import RecordTask, check_task, read_as, rec
 from plug_jax.errors import PlugError
 from plug_jax.field_types import check_fields
 from plug_jax.hosts.activity import doing
+from plug_jax.hosts.processes import of_all_processes
 from plug_jax.metrics import Metrics, add
 from plug_jax.models.plug import PlugModel
 from plug_jax.objectives.composition import (
@@ -37,6 +40,7 @@ from plug_jax.objectives.composition import (
     summarize_metrics,
 )
 from plug_jax.partitioning import Partitioner, put_batch
+from plug_jax.standard_error import say
 from plug_jax.training.feed import Feed
 from plug_jax.training.program import abstract_batch
 from plug_jax.training.step import StepConfig, make_eval_step
@@ -87,6 +91,9 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
     boxed = abstract_params(PlugModel(saved.config), objectives)
     shardings = config.partitioner.param_shardings(boxed)
     scores = evaluator(saved.params(shardings, "float32", verify=config.verify_checkpoint))
+    left_out = what_was_dropped(evaluator.dropped())
+    if left_out and jax.process_index() == 0:
+        say(left_out)
     if of_records and not any(f"{one.name}_loss" in scores for one in objectives):
         raise PlugError(
             f"the split {config.data.split!r} of {task!r} has no gold answers to score by; "
@@ -120,6 +127,7 @@ class Evaluator:
         self._compilation = Compilation(lambda: self._lowered, partitioner.context)
         self._told = False  # whether its compilation was reported
         self._opened: Feed | None = None
+        self._counts: Counts = {}  # of this process, from the last reading
         self._keep = keep_batches
         self._kept: list[dict[str, np.ndarray]] | None = None  # all batches, once read
         provider = pipeline.find_task(data.mixture_or_task_name)
@@ -205,6 +213,10 @@ class Evaluator:
         """The outputs for predictions on a split, by name: [n, ...] for its n examples."""
         return self._run(params)[1]
 
+    def dropped(self) -> Mapping[str, int]:
+        """What the last reading of the split dropped, by reason; all processes must call it."""
+        return add_counts(of_all_processes(self._counts)).get("dropped", {})
+
     def _run(self, params: Any) -> tuple[list[Metrics], Outputs]:
         doing("compiling", watched=False)
         step = self._compilation.result().call
@@ -243,7 +255,7 @@ class Evaluator:
                 if size > _MOST_KEPT:
                     kept = None
             yield rows
-        self._kept = kept
+        self._kept, self._counts = kept, feed.counts_so_far()
 
 
 def _of_examples(batches: Sequence[Outputs]) -> Outputs:

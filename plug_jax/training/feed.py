@@ -126,6 +126,10 @@ class Feed(Iterator[dict[str, jax.Array]]):
         """
         return add_counts(of_all_processes(self._batches.counts() if self._share.leader else {}))
 
+    def counts_so_far(self) -> Counts:
+        """What this process "dropped" and "changed" so far; nothing if another reads the same."""
+        return self._batches.counts_so_far() if self._share.leader else {}
+
 
 @dataclasses.dataclass(frozen=True)
 class DataShare:

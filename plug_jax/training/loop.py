@@ -14,6 +14,7 @@ from plug_jax.atomic_files import write_whole
 from plug_jax.checkpoints.format import PlainPath
 from plug_jax.checkpoints.saving import writing
 from plug_jax.compilation import CompiledProgram
+from plug_jax.data.drops import what_was_dropped
 from plug_jax.data.vocabularies.vocabulary import save_vocabulary
 from plug_jax.downstream.formats import Outputs
 from plug_jax.hosts.activity import doing
@@ -136,7 +137,11 @@ class _Trainer:
 
     def _already_done(self) -> dict[str, float]:
         """The metrics of a finished run; makes up for a missing summary."""
-        self._progress.say(f"nothing to do: {self._config.model_dir} is at step {self._start}")
+        end = f"this run ends at step {self._config.steps}"
+        if self._start < self._config.steps:
+            end = "it ended there, without improvement in the last PATIENCE evaluations"
+        where = f"{self._config.model_dir} is at step {self._start}"
+        self._progress.say(f"nothing to do: {where}; {end}")
         summary = read_summary(self._model_dir)
         if summary is not None and summary["step"] == self._start:
             return summary["metrics"]
@@ -342,9 +347,8 @@ class _Trainer:
 
     def _finish(self, step: int, values: dict[str, float]) -> None:
         counts = self._feed.counts()
-        if drops := counts.get("dropped"):
-            shown = ", ".join(f"{reason} {count:,}" for reason, count in drops.items())
-            self._progress.say(f"dropped while reading: {shown}")
+        if line := what_was_dropped(counts.get("dropped", {})):
+            self._progress.say(line)
         if self._writes:
             kinds = {kind: counts.get(kind, {}) for kind in ("dropped", "changed")}
             best = {}

@@ -51,6 +51,22 @@ def test_an_option_that_is_not_there_is_named_with_the_nearest(parser, typed, me
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--max_new_tokens", "3", "--max-new-tokens=3"], "--max_new_tokens is given twice; leave"),
+        (["--input", "a", "--input", "b", "c"], "--input is given twice; write all its values aft"),
+    ],
+)
+def test_an_option_given_twice_is_refused_unless_it_is_repeatable(parser, typed, message):
+    parser.add_argument("--input", nargs="+")
+    parser.add_argument("--grid", action="append")
+    parser.add_argument("--json", action="store_true")
+    assert parser.parse_args(["--grid", "a", "--grid", "b", "--json", "--json"]).grid == ["a", "b"]
+    with pytest.raises(PlugError, match=message):
+        parser.parse_args(typed)
+
+
 def test_gin_overrides_are_left_to_the_command(parser):
     typed = ["--gin.a-b.C='d-e'", "--max-new-tokens=1"]
     assert parser.parse_known_args(typed) == (

@@ -50,7 +50,9 @@ def test_lines_of_text_become_a_numpy_file(stage1, model, tmp_path, capsys):
     source.write_bytes(gzip.compress(f"天地\n\n{'人' * 60}\n马\n".encode()))
     embed = ["embed", "--checkpoint", str(stage1), "--input", str(source), "--pooling", "cls"]
     assert main([*embed, "--output", str(output)]) == 3
-    assert "rows 3  errors 1" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "rows 3  errors 1" in said.out
+    assert "the first error: the text has 60 tokens" in said.err
     vectors = np.load(output)
     assert (vectors.shape, vectors.dtype) == ((3, 32), np.float32)
     np.testing.assert_allclose(

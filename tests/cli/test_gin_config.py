@@ -11,6 +11,7 @@ import pytest
 from plug_jax.cli import gin_config, plan
 from plug_jax.cli.cache import CacheConfig
 from plug_jax.cli.generate import GenerateConfig
+from plug_jax.cli.gin_statements import read_files
 from plug_jax.cli.train import configure
 from plug_jax.errors import PlugError
 from plug_jax.objectives.stages import PALM, STRUCTBERT
@@ -173,6 +174,18 @@ def test_mesh_files_of_training_go_with_evaluation(run: list[str]) -> None:
     config = gin_config.configured(EvaluateConfig, files=files, bindings=bindings)
     assert config.partitioner.fsdp == 16
     assert config.step.loss_chunk == 128
+
+
+@pytest.mark.parametrize("name", ["palm_pretrain", "cache", "evaluate", "score", "infer"])
+def test_text_is_cleaned_wherever_it_is_read(name: str) -> None:
+    """A file of cleaning/ has an effect on every command over text files, not only on training."""
+    pieces = read_files([f"runs/{name}.gin"], gin_config.search_paths())
+    statements = [statement for piece in pieces for statement in piece.statements]
+    macros = [one.value for one in statements if one.setting == "CLEANING"]
+    assert macros == [()]  # none by default
+    read = {one.selector for one in statements if one.parameter == "text_key"}
+    assert read
+    assert read == {one.selector for one in statements if one.parameter == "cleaning"}
 
 
 def test_plug_27b_is_the_released_shape(run: list[str]) -> None:

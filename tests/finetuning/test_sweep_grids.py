@@ -106,6 +106,8 @@ def test_the_command_writes_a_table_and_curves(
     monkeypatch.setattr(
         plots, "plot_curves", lambda groups, *rest: (drawn.update(groups), plot(groups, *rest))
     )
+    quietly = []
+    monkeypatch.setattr("plug_jax.cli.main.import_tensorflow", lambda: quietly.append(True))
     command = ["sweep", "--gin_file=a.gin", "--output=~/out", "--metric=accuracy"]
     command += ["--grid", "LEARNING_RATE=0.01,0.02", "--grid", "RANDOM_SEED=0,2", "--json"]
     assert main(command) == 0
@@ -117,6 +119,7 @@ def test_the_command_writes_a_table_and_curves(
     assert json.loads(kept.read_text(encoding="utf-8"))["table"] == printed
     table = (tmp_path / "out" / "sweep.md").read_text(encoding="utf-8")
     assert "| LEARNING_RATE 0.02 | 21.000 | 1.414 | 2 of 2 |" in table
+    assert quietly == [True]
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert {
         name: [[record["accuracy"] for record in run] for run in runs]

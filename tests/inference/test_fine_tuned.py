@@ -223,6 +223,7 @@ def test_a_row_that_is_none_of_the_task_has_an_error_in_its_place(run_of):
         ("c3", {"passage": "", "question": "", "choices": ["一"]}, "a list of 2 to 4 texts"),
         ("chid", {"left": "", "right": "", "candidates": ["一"]}, "a list of 10 texts"),
         ("cluener", {}, "a row needs the text 'text'; it has nothing"),
+        ("cluener", {"text": ["今天"]}, "field 'text' must hold text, not a list"),
     ):
         [answer] = answers_of(run_of(name), [row])
         assert message in answer["error"]

@@ -223,7 +223,9 @@ def test_a_finished_run_is_left_as_it_is(
     assert train(config) == metrics
     assert train(dataclasses.replace(config, train_steps=6, log_every=5)) == metrics
     assert files_of(whole_run) == before
-    assert f"nothing to do: {whole_run} is at step 8" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"nothing to do: {whole_run} is at step 8; this run ends at step 8\n" in said
+    assert f"nothing to do: {whole_run} is at step 8; this run ends at step 6\n" in said
     # Killed between the last checkpoint and the summary.
     (whole_run / "summary.json").unlink()
     assert train(config) == metrics
@@ -300,6 +302,37 @@ def test_evaluate_needs_only_the_checkpoint(corpus: Path, whole_run: Path) -> No
     logged = read_metrics(whole_run)[-1]
     for name, value in values.items():
         assert value == pytest.approx(logged[name], rel=1e-4, abs=1e-6), name
+
+
+def test_evaluate_says_what_was_dropped(
+    corpus: Path, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = (corpus / "validation.txt").read_text(encoding="utf-8").splitlines()
+    lines = [json.dumps({"text": text}) for text in texts] + ['{"title": "天"}', "天"]
+    source = tmp_path / "validation.jsonl"
+    source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    name = pretrain.palm_text(
+        train_files=str(source),
+        validation_files=str(source),
+        vocabulary=str(corpus / "vocab.txt"),
+        file_format="jsonl",
+        min_length=6,
+        max_length=24,
+        name="loop_of_lines",
+    )
+    config = run_config(corpus, whole_run)
+    assert config.eval_data is not None
+    evaluate_checkpoint(
+        EvaluateConfig(
+            checkpoint=str(whole_run),
+            data=dataclasses.replace(config.eval_data, mixture_or_task_name=name),
+            partitioner=config.partitioner,
+            objectives=config.objectives,
+            step=config.step,
+        )
+    )
+    [line] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("dropped")]
+    assert "invalid_json 1, missing_text_key 1" in line
 
 
 def test_stored_steps_have_the_losses_of_the_run(whole_run: Path) -> None:
@@ -608,8 +641,9 @@ def test_model_dir_of_another_model(corpus: Path, whole_run: Path, tmp_path: Pat
     with pytest.raises(PlugError, match="of another model: the vocabulary is another one"):
         train(dataclasses.replace(config, train_data=permuted, eval_data=None))
     adafactor = OptimizerConfig(name="adafactor")
-    with pytest.raises(PlugError, match="does not fit this run's parameters or optimizer"):
+    with pytest.raises(PlugError, match="does not fit this run's parameters or optim") as caught:
         train(dataclasses.replace(config, optimizer=adafactor))
+    assert str(caught.value).endswith("Arrays that differ: slots.")  # not their whole trees
 
 
 def test_a_converted_checkpoint_is_no_run_to_go_on_with(corpus: Path, tmp_path: Path) -> None:

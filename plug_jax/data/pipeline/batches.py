@@ -187,6 +187,10 @@ class BatchIterator:
         """
         return add_counts(stream.placed for stream in self._opened if stream.is_ours)
 
+    def counts_so_far(self) -> Counts:
+        """What its streams "dropped" and "changed" so far, wherever the position is."""
+        return add_counts(stream.counts.read() for stream in self._opened if stream.is_ours)
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the positions of the process's streams to `directory`/stream_<i>-of-<streams>.*.
 

@@ -138,8 +138,8 @@ def test_laws():
     assert law.hours(100) == pytest.approx((10 + 1100) / 3600)
 
 
-def command(directory, *more):
-    sizes = ["--start", "0.0003", "--sizes", "0.0008", "--file_megabytes", "0.3"]
+def command(directory, *more, start="0.0003"):
+    sizes = ["--start", start, "--sizes", "0.0008", "--file_megabytes", "0.3"]
     return ["bench", "scale", "--directory", str(directory), *sizes, *more]
 
 
@@ -159,17 +159,17 @@ def test_other_results_in_the_directory(tmp_path, capsys, content):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("start", "options", "message"),
     [
-        (["--start", "0.001"], "--sizes must be above --start, 0.001 GB"),
-        (["--workers", "0"], "--workers must be above 0, not 0"),
-        (["--seed", "7"], "was measured with {'seed': 6}, not {'seed': 7, "),
+        ("0.001", [], "--sizes must be above --start, 0.001 GB"),
+        ("0.0003", ["--workers", "0"], "--workers must be above 0, not 0"),
+        ("0.0003", ["--seed", "7"], "was measured with {'seed': 6}, not {'seed': 7, "),
     ],
 )
-def test_settings_that_do_not_go_together(tmp_path, capsys, options, message):
+def test_settings_that_do_not_go_together(tmp_path, capsys, start, options, message):
     results = {"settings": {"seed": 6}, "sizes": {}}
     (tmp_path / bench_scale.RESULTS).write_text(json.dumps(results))
-    assert main([*command(tmp_path), *options]) == PlugError.status
+    assert main(command(tmp_path, *options, start=start)) == PlugError.status
     assert message in capsys.readouterr().err
 
 

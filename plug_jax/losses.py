@@ -120,11 +120,12 @@ def score_predictions(
         return x.reshape(order.size, *x.shape[2:])[places]
 
     scores = scores_of(taken(hidden, first), taken(labels, first))
+    nothing = jnp.zeros(rest.shape, jnp.float32)
     others = lax.cond(
         jnp.any(taken(weights, rest) != 0),
         # What it needs for gradients is computed again: else it would be kept in either case.
         jax.checkpoint(scores_of),
-        lambda *_: Scores(*2 * (jnp.zeros(rest.shape, jnp.float32),)),
+        lambda *_: Scores(nothing, nothing),
         taken(hidden, rest),
         taken(labels, rest),
     )

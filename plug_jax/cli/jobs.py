@@ -112,12 +112,14 @@ def report(
     """
     import jax
 
+    from plug_jax.inference.jobs import ERROR
+
     prints = jax.process_index() == 0
     kept = []
     first = None
     for row in rows:
         summary.add(row)
-        first = first or row.get("error")
+        first = first or row.get(ERROR)
         if with_rows and as_json:
             kept.append(row)
         elif with_rows and prints:
